@@ -1,0 +1,2 @@
+"""Mediffusion for diffusers."""
+from .version import __version__
