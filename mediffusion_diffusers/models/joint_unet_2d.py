@@ -1,0 +1,435 @@
+"""One U-Net, two outputs: the diffusion model's prediction and, from its encoder, class logits (paper Sec. 3.2)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.utils import BaseOutput, logging
+from torch import nn
+
+
+logger = logging.get_logger(__name__)
+
+PROBLEM_TYPES = ("multi_label_classification", "single_label_classification")
+
+
+@dataclass
+class JointUNet2DOutput(BaseOutput):
+    """Output of [`JointUNet2DModel`]; a field that was not asked for is `None` and vanishes.
+
+    Args:
+        sample: prediction of the diffusion model, shape `(batch, out_channels, height, width)`.
+        logits: class scores before sigmoid or softmax, shape `(batch, num_labels)`.
+    """
+
+    sample: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class EncoderOutput(NamedTuple):
+    """What the encoder half hands to the classifier and to the decoder half.
+
+    Args:
+        sample: output of the middle block (of the last down block, if there is none).
+        skips: every encoder output, `conv_in` first: the decoder's skip connections, last first.
+        emb: timestep (and conditioning) embedding, shape `(batch, time_embed_dim)`.
+        timesteps: one timestep per image, shape `(batch,)`.
+    """
+
+    sample: torch.Tensor
+    skips: tuple[torch.Tensor, ...]
+    emb: torch.Tensor
+    timesteps: torch.Tensor
+
+
+class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
+    r"""[`~diffusers.UNet2DModel`] whose encoder also classifies: `p(y | z_t)` and `eps(z_t)` share their weights.
+
+    The encoder's feature maps (every skip connection and the middle block) are average pooled, concatenated and
+    classified by a two-layer MLP with LeakyReLU(0.2) (paper Sec. 3.2 and App. B; the dropout is its authors').
+    `sample` equals the parent's output bit for bit.
+
+    Args:
+        sample_size: see [`~diffusers.UNet2DModel`], like all arguments up to `num_train_timesteps`.
+        num_labels: number of classes or findings; taken from `id2label` when that is given.
+        problem_type: `"multi_label_classification"` (independent findings, sigmoid) or
+            `"single_label_classification"` (one class per image, softmax), as in transformers.
+        id2label: names of the labels; `LABEL_0`, ... when absent.
+        label2id: the inverse of `id2label`, derived when absent.
+        classifier_pool_size: each feature map is pooled to this many bins per side; 1 is global average pooling.
+        max_classifier_features: upper bound of the concatenated features (paper Sec. 4: 10,000).
+        classifier_hidden_size: width of the MLP's hidden layer.
+        classifier_dropout: dropout before each of the MLP's linear layers, in [0, 1).
+        label_thresholds: probability from which a label counts as present, one per label in (0, 1); written by
+            training from the validation split.
+        guidance_defaults: defaults of the counterfactual pipeline for this checkpoint, any of `strength`,
+            `guidance_scale`, `num_inference_steps`, `start`, `guidance_mode`. Scales and strengths belong to a
+            checkpoint and its autoencoder; they do not transfer.
+
+    Raises:
+        ValueError: for label settings that contradict each other or more features than `max_classifier_features`.
+    """
+
+    _no_split_modules = ("ResnetBlock2D", "Attention")
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        center_input_sample: bool = False,
+        time_embedding_type: str = "positional",
+        time_embedding_dim: int | None = None,
+        freq_shift: int = 0,
+        flip_sin_to_cos: bool = True,
+        down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        mid_block_type: str | None = "UNetMidBlock2D",
+        up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels: tuple[int, ...] = (224, 448, 672, 896),
+        layers_per_block: int = 2,
+        mid_block_scale_factor: float = 1,
+        downsample_padding: int = 1,
+        downsample_type: str = "conv",
+        upsample_type: str = "conv",
+        dropout: float = 0.0,
+        act_fn: str = "silu",
+        attention_head_dim: int | None = 8,
+        norm_num_groups: int = 32,
+        attn_norm_num_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        resnet_time_scale_shift: str = "default",
+        add_attention: bool = True,
+        class_embed_type: str | None = None,
+        num_class_embeds: int | None = None,
+        num_train_timesteps: int | None = None,
+        num_labels: int = 2,
+        problem_type: str = "multi_label_classification",
+        id2label: dict[int, str] | None = None,
+        label2id: dict[str, int] | None = None,
+        classifier_pool_size: int = 1,
+        max_classifier_features: int = 10000,
+        classifier_hidden_size: int = 1024,
+        classifier_dropout: float = 0.3,
+        label_thresholds: list[float] | None = None,
+        guidance_defaults: dict[str, Any] | None = None,
+    ):
+        super().__init__(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            center_input_sample=center_input_sample,
+            time_embedding_type=time_embedding_type,
+            time_embedding_dim=time_embedding_dim,
+            freq_shift=freq_shift,
+            flip_sin_to_cos=flip_sin_to_cos,
+            down_block_types=tuple(down_block_types),
+            mid_block_type=mid_block_type,
+            up_block_types=tuple(up_block_types),
+            block_out_channels=tuple(block_out_channels),
+            layers_per_block=layers_per_block,
+            mid_block_scale_factor=mid_block_scale_factor,
+            downsample_padding=downsample_padding,
+            downsample_type=downsample_type,
+            upsample_type=upsample_type,
+            dropout=dropout,
+            act_fn=act_fn,
+            attention_head_dim=attention_head_dim,
+            norm_num_groups=norm_num_groups,
+            attn_norm_num_groups=attn_norm_num_groups,
+            norm_eps=norm_eps,
+            resnet_time_scale_shift=resnet_time_scale_shift,
+            add_attention=add_attention,
+            class_embed_type=class_embed_type,
+            num_class_embeds=num_class_embeds,
+            num_train_timesteps=num_train_timesteps,
+        )
+        labels = _label_config(num_labels, problem_type, id2label, label2id, label_thresholds)
+        self.register_to_config(**labels)
+
+        num_features = self.num_classifier_features
+        if num_features > max_classifier_features:
+            raise ValueError(
+                f"`classifier_pool_size={classifier_pool_size}` gives {num_features} classifier features, more than "
+                f"`max_classifier_features={max_classifier_features}`. Lower the former or raise the latter."
+            )
+        # Paper Sec. 3.2; the two dropouts are in its authors' code only.
+        self.classifier = nn.Sequential(
+            nn.Dropout(classifier_dropout),
+            nn.Linear(num_features, classifier_hidden_size),
+            nn.LeakyReLU(0.2),
+            nn.Dropout(classifier_dropout),
+            nn.Linear(classifier_hidden_size, labels["num_labels"]),
+        )
+
+    @property
+    def num_classifier_features(self) -> int:
+        """Length of the concatenated, pooled feature vector (5,632 at the paper's shape)."""
+        config = self.config
+        channels = [config.block_out_channels[0]]
+        for index, width in enumerate(config.block_out_channels):
+            is_last = index == len(config.block_out_channels) - 1
+            channels += [width] * (config.layers_per_block + (not is_last))
+        if self.mid_block is not None:
+            channels.append(config.block_out_channels[-1])
+        return sum(channels) * config.classifier_pool_size**2
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Label names by index (JSON turns the keys into strings; this turns them back)."""
+        return {int(index): name for index, name in self.config.id2label.items()}
+
+    @property
+    def label_names(self) -> list[str]:
+        """Label names in the order of the logits."""
+        return [self.id2label[index] for index in range(self.config.num_labels)]
+
+    def encode(
+        self, sample: torch.Tensor, timestep: torch.Tensor | float | int, class_labels: torch.Tensor | None = None
+    ) -> EncoderOutput:
+        """Run the encoder half: `conv_in`, the down blocks and the middle block.
+
+        Args:
+            sample: noisy latents, shape `(batch, in_channels, height, width)`.
+            timestep: one number for all images, or shape `(1,)` or `(batch,)`.
+            class_labels: *conditioning* of a class-conditional U-Net (not targets), shape `(batch,)`.
+
+        Returns:
+            The features for `classify` and `decode`.
+
+        Raises:
+            ValueError: if `class_labels` is given without, or missing with, class conditioning.
+        """
+        if self.config.center_input_sample:
+            sample = 2 * sample - 1.0
+
+        if not torch.is_tensor(timestep):
+            timesteps = torch.tensor([timestep], dtype=torch.long, device=sample.device)
+        else:
+            timesteps = timestep.reshape(-1).to(sample.device)
+        timesteps = timesteps * torch.ones(sample.shape[0], dtype=timesteps.dtype, device=timesteps.device)
+        emb = self.time_embedding(self.time_proj(timesteps).to(dtype=self.dtype))
+
+        if self.class_embedding is None and class_labels is not None:
+            raise ValueError(
+                "`class_labels` condition the U-Net and need `num_class_embeds` or `class_embed_type` in its config, "
+                "but there is neither. The labels to guide towards are arguments of the pipelines, not of the U-Net."
+            )
+        if self.class_embedding is not None:
+            if class_labels is None:
+                raise ValueError("`class_labels` must be given, because this U-Net is conditioned on classes.")
+            if self.config.class_embed_type == "timestep":
+                class_labels = self.time_proj(class_labels)
+            emb = emb + self.class_embedding(class_labels).to(dtype=self.dtype)
+
+        skip_sample = sample
+        sample = self.conv_in(sample)
+        skips: tuple[torch.Tensor, ...] = (sample,)
+        for block in self.down_blocks:
+            if hasattr(block, "skip_conv"):
+                sample, outputs, skip_sample = block(hidden_states=sample, temb=emb, skip_sample=skip_sample)
+            else:
+                sample, outputs = block(hidden_states=sample, temb=emb)
+            skips += outputs
+        if self.mid_block is not None:
+            sample = self.mid_block(sample, emb)
+        return EncoderOutput(sample, skips, emb, timesteps)
+
+    def pool_features(self, encoded: EncoderOutput) -> torch.Tensor:
+        """Average-pool every encoder map and concatenate: shape `(batch, num_classifier_features)`."""
+        maps = encoded.skips if self.mid_block is None else (*encoded.skips, encoded.sample)
+        size = self.config.classifier_pool_size
+        if size == 1:
+            return torch.cat([features.mean(dim=(2, 3)) for features in maps], dim=1)
+        return torch.cat([F.adaptive_avg_pool2d(features, size).flatten(1) for features in maps], dim=1)
+
+    def classify(self, encoded: EncoderOutput) -> torch.Tensor:
+        """Run the classifier head on encoder features: logits of shape `(batch, num_labels)`."""
+        return self.classifier(self.pool_features(encoded))
+
+    def decode(self, encoded: EncoderOutput) -> torch.Tensor:
+        """Run the decoder half: the diffusion model's prediction, shape `(batch, out_channels, height, width)`."""
+        sample, skips, emb, timesteps = encoded
+        skip_sample = None
+        for block in self.up_blocks:
+            count = len(block.resnets)
+            skips, block_skips = skips[:-count], skips[-count:]
+            if hasattr(block, "skip_conv"):
+                sample, skip_sample = block(sample, block_skips, emb, skip_sample)
+            else:
+                sample = block(sample, block_skips, emb)
+
+        sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
+        if skip_sample is not None:
+            sample = sample + skip_sample
+        if self.config.time_embedding_type == "fourier":
+            sample = sample / timesteps.reshape(-1, *([1] * (sample.ndim - 1)))
+        return sample
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        return_sample: bool = True,
+        return_logits: bool = True,
+        return_dict: bool = True,
+        detach_decoder: bool = False,
+    ) -> JointUNet2DOutput | tuple[torch.Tensor, ...]:
+        """Predict the noise, the class logits, or both from one encoder pass.
+
+        Args:
+            sample: noisy latents, shape `(batch, in_channels, height, width)`.
+            timestep: one number for all images, or shape `(1,)` or `(batch,)`.
+            class_labels: conditioning of a class-conditional U-Net, shape `(batch,)`; not the classifier's targets.
+            return_sample: run the decoder half.
+            return_logits: run the classifier head.
+            return_dict: return a [`JointUNet2DOutput`] rather than a tuple without the missing fields.
+            detach_decoder: run the decoder half without a graph, on detached features. Guidance needs the gradient
+                of the logits alone, and this saves the decoder's activations.
+
+        Returns:
+            `sample` and `logits`, as asked for.
+
+        Raises:
+            ValueError: if neither output is asked for, or as in `encode`.
+        """
+        if not (return_sample or return_logits):
+            raise ValueError("At least one of `return_sample` and `return_logits` must be True.")
+        encoded = self.encode(sample, timestep, class_labels)
+        logits = self.classify(encoded) if return_logits else None
+        prediction = None
+        if return_sample and detach_decoder:
+            with torch.no_grad():
+                skips = tuple(skip.detach() for skip in encoded.skips)
+                prediction = self.decode(encoded._replace(sample=encoded.sample.detach(), skips=skips))
+        elif return_sample:
+            prediction = self.decode(encoded)
+        if not return_dict:
+            return tuple(value for value in (prediction, logits) if value is not None)
+        return JointUNet2DOutput(sample=prediction, logits=logits)
+
+    @classmethod
+    def from_unet(cls, unet: UNet2DModel, **classifier_kwargs: Any) -> JointUNet2DModel:
+        """Build a joint model from any [`~diffusers.UNet2DModel`], copying its weights; the head starts fresh.
+
+        Args:
+            unet: the diffusion model to extend. If it is a joint model, its head is copied too, unless the new head
+                has another shape.
+            classifier_kwargs: any of this class's own arguments (`num_labels`, `id2label`, `problem_type`, ...).
+
+        Returns:
+            A new model with the dtype and device of `unet`.
+        """
+        config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+        if {"num_labels", "id2label"} & classifier_kwargs.keys():  # new labels: the old names and thresholds are void
+            for name in ("num_labels", "id2label", "label2id", "label_thresholds"):
+                config.pop(name, None)
+        model = cls(**{**config, **classifier_kwargs})
+        own = model.state_dict()
+        weights = {name: value for name, value in unet.state_dict().items() if own[name].shape == value.shape}
+        model.load_state_dict(weights, strict=False)
+        return model.to(device=unet.device, dtype=unet.dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any
+    ) -> JointUNet2DModel | tuple[JointUNet2DModel, dict[str, Any]]:
+        """Load a joint model; see [`~diffusers.ModelMixin.from_pretrained`].
+
+        A head that the checkpoint lacks, or holds for another number of labels, would be left as uninitialised
+        memory by the parent; here it is refused, unless the caller asks for a fresh one.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub repository.
+            kwargs: as for the parent, and config overrides such as `num_labels`. `ignore_mismatched_sizes=True`
+                (transformers' argument) initialises a missing or mismatched head afresh, with a warning.
+
+        Raises:
+            ValueError: if the head's weights are missing or of another shape.
+        """
+        fresh_head = kwargs.pop("ignore_mismatched_sizes", False)
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        if "id2label" in kwargs:
+            kwargs.setdefault("label2id", None)
+            kwargs.setdefault("num_labels", len(kwargs["id2label"]))
+        elif "num_labels" in kwargs:
+            kwargs.setdefault("id2label", None)
+            kwargs.setdefault("label2id", None)
+        if {"id2label", "num_labels"} & kwargs.keys():
+            kwargs.setdefault("label_thresholds", None)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        mismatched = [key for key, *_ in info["mismatched_keys"]]
+        wrong = [*info["missing_keys"], *mismatched]
+        foreign = [key for key in wrong if not key.startswith("classifier.")]
+        if foreign:
+            raise ValueError(
+                f"Checkpoint {str(pretrained_model_name_or_path)!r} does not fit the U-Net's config: weights "
+                f"{foreign[:4]} are missing or of another shape."
+            )
+        if wrong:
+            if not fresh_head:
+                raise ValueError(
+                    f"Checkpoint {str(pretrained_model_name_or_path)!r} has no classifier head for this model (missing "
+                    f"or of another shape: {', '.join(sorted(wrong))}). Pass `ignore_mismatched_sizes=True` to start a "
+                    "fresh head that has yet to be trained, or build the model with "
+                    "`JointUNet2DModel.from_unet(UNet2DModel.from_pretrained(...), num_labels=...)`."
+                )
+            logger.warning("The classifier head is newly initialised and has yet to be trained.")
+            model._initialise_classifier()
+        return (model, info) if output_loading_info else model
+
+    def _initialise_classifier(self) -> None:
+        """Give the head PyTorch's default initial weights, also where loading left it on the meta device."""
+        for name, layer in self.classifier.named_children():
+            if isinstance(layer, nn.Linear):
+                fresh = nn.Linear(layer.in_features, layer.out_features)
+                self.classifier[int(name)] = fresh.to(self.conv_in.weight)
+
+
+def _label_config(
+    num_labels: int,
+    problem_type: str,
+    id2label: dict[int, str] | None,
+    label2id: dict[str, int] | None,
+    label_thresholds: list[float] | None,
+) -> dict[str, Any]:
+    """Check the label settings against each other and fill in what was left out.
+
+    Returns:
+        `num_labels`, `id2label` with integer keys in order, `label2id`.
+    """
+    if problem_type not in PROBLEM_TYPES:
+        raise ValueError(f"`problem_type` must be one of {PROBLEM_TYPES}, but got {problem_type!r}.")
+    if id2label is None and label2id is not None:
+        id2label = {index: name for name, index in label2id.items()}
+    if id2label is not None:
+        id2label = {int(index): str(name) for index, name in id2label.items()}
+        num_labels = len(id2label)
+        if sorted(id2label) != list(range(num_labels)) or len(set(id2label.values())) != num_labels:
+            raise ValueError(
+                f"`id2label` must name every index from 0 to {num_labels - 1} once, with distinct names, but got "
+                f"{id2label}."
+            )
+    if num_labels < 1:
+        raise ValueError(f"`num_labels` must be at least 1, but got {num_labels}.")
+    id2label = {index: id2label[index] if id2label else f"LABEL_{index}" for index in range(num_labels)}
+    names = {name: index for index, name in id2label.items()}
+    if label2id is not None and {str(name): int(index) for name, index in label2id.items()} != names:
+        raise ValueError(f"`label2id` must be the inverse of `id2label`, but got {label2id} for {id2label}.")
+    if label_thresholds is not None and (
+        len(label_thresholds) != num_labels or not all(0 < threshold < 1 for threshold in label_thresholds)
+    ):
+        raise ValueError(
+            f"`label_thresholds` must hold {num_labels} numbers in (0, 1), one per label, but got {label_thresholds}."
+        )
+    return {"num_labels": num_labels, "id2label": id2label, "label2id": names}
