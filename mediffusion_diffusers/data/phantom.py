@@ -1,0 +1,197 @@
+"""Chest phantoms: procedural chest-X-ray-like pictures with findings, their boxes and true counterfactuals.
+
+The same patient can be rendered with and without each finding, noise included, so that the change a counterfactual
+*should* make is known. Phantoms are made up: nothing about them was measured on people.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from .phantom_anatomy import PHANTOM_LABELS, PhantomPatients, draw_patient, paint
+
+
+PHANTOM_VERSION = 1  # changes whenever the same (seed, index) would be drawn differently
+PREVALENCE = 0.25  # of each finding, independently of the others
+BOX_SHARE = 0.15  # a box bounds what changes by more than this share of the finding's largest change
+MIN_CANVAS = 64  # the smallest size that is painted directly; smaller pictures are averages of it
+_MIN_VISIBLE = 1 / 255  # a finding that changes no pixel by one grey level of 8 bits has no box
+_CHUNK = 64  # patients painted at once: small enough for the processor's cache
+
+__all__ = [
+    "PHANTOM_LABELS",
+    "PhantomPatients",
+    "finding_boxes",
+    "render",
+    "sample_patients",
+    "true_counterfactual",
+]
+
+
+def sample_patients(num: int, seed: int, start: int = 0) -> tuple[PhantomPatients, torch.Tensor]:
+    """Draw the patients `start` ... `start + num - 1` of a population, and their findings.
+
+    Every patient depends on `(seed, index)` alone, not on `num` or `start`.
+
+    Args:
+        num: number of patients, at least 1.
+        seed: the population, at least 0.
+        start: population index of the first patient.
+
+    Returns:
+        The patients, and their labels of shape `(num, 5)`: 1.0 or 0.0, each finding with probability `PREVALENCE`.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+    if num < 1:
+        raise ValueError(f"`num` must be at least 1 patient, but got {num}.")
+    return load_patients(seed, range(start, start + num))
+
+
+def load_patients(seed: int, index: Sequence[int] | np.ndarray) -> tuple[PhantomPatients, torch.Tensor]:
+    """Draw the patients with the given population indices, and their findings: see `sample_patients`."""
+    if seed < 0 or min(index) < 0:
+        raise ValueError(f"`seed` and patient indices must be at least 0, but got seed {seed} and {min(index)}.")
+    parameters, textures, chances = zip(*(draw_patient(seed, int(i)) for i in index), strict=True)
+    patients = PhantomPatients(
+        seed=seed,
+        index=np.asarray(index, dtype=np.int64),
+        parameters=torch.from_numpy(np.stack(parameters)),
+        textures={name: torch.from_numpy(np.stack([grid[name] for grid in textures])) for name in textures[0]},
+    )
+    return patients, (torch.from_numpy(np.stack(chances)) < PREVALENCE).float()
+
+
+def render(
+    patients: PhantomPatients, labels: torch.Tensor, image_size: int, show_progress: bool = False
+) -> torch.Tensor:
+    """Render patients with the given findings.
+
+    Pictures below 64 pixels are area averages of a larger painting, as a coarser detector would see the same body.
+    Noise belongs to the patient: two renderings that differ in one finding differ in that finding only.
+
+    Args:
+        patients: `num` patients.
+        labels: 1 (present) or 0, shape `(num, 5)`, in the order of `PHANTOM_LABELS`.
+        image_size: side of the picture in pixels, at least 8.
+        show_progress: show a progress bar.
+
+    Returns:
+        Shape `(num, 1, image_size, image_size)`, float32 in [0, 1].
+
+    Raises:
+        ValueError: if `labels` has another shape or other values, or if `image_size` is too small.
+    """
+    labels = torch.as_tensor(labels, dtype=torch.float32)
+    if labels.shape != (len(patients), len(PHANTOM_LABELS)):
+        raise ValueError(
+            f"`labels` must have shape ({len(patients)}, {len(PHANTOM_LABELS)}), one column for each of "
+            f"{', '.join(PHANTOM_LABELS)}, but got {tuple(labels.shape)}."
+        )
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError("`labels` must hold 0 or 1 only: a phantom cannot be drawn with an unknown finding.")
+    if image_size < 8:
+        raise ValueError(f"`image_size` must be at least 8 pixels, but got {image_size}.")
+    pooling = math.ceil(MIN_CANVAS / image_size)
+    chunk = max(1, _CHUNK * MIN_CANVAS**2 // (image_size * pooling) ** 2)
+    images = []
+    with tqdm(total=len(patients), desc="Rendering phantoms", unit="image", disable=not show_progress) as progress:
+        for first in range(0, len(patients), chunk):
+            rows = slice(first, first + chunk)
+            picture = paint(patients.select(rows), labels[rows], image_size * pooling).clamp(0, 1)
+            images.append(F.avg_pool2d(picture[:, None], pooling))
+            progress.update(len(picture))
+    return torch.cat(images)
+
+
+def finding_effects(patients: PhantomPatients, labels: torch.Tensor, label: int, image_size: int) -> torch.Tensor:
+    """What one finding changes in each picture: with it minus without it, the other findings as in `labels`.
+
+    Args:
+        patients: `num` patients.
+        labels: shape `(num, 5)`; the column `label` is not used.
+        label: column of the finding.
+        image_size: side of the picture in pixels.
+
+    Returns:
+        Signed differences, shape `(num, 1, image_size, image_size)`, in [-1, 1].
+    """
+    present, absent = labels.clone(), labels.clone()
+    present[:, label], absent[:, label] = 1, 0
+    return render(patients, present, image_size) - render(patients, absent, image_size)
+
+
+def finding_boxes(
+    patients: PhantomPatients, labels: torch.Tensor, image_size: int, show_progress: bool = False
+) -> list[list[dict[str, float]]]:
+    """Ground-truth boxes of the findings that are present.
+
+    A box bounds the pixels that the finding changes by more than `BOX_SHARE` of its largest change.
+
+    Args:
+        patients: `num` patients.
+        labels: shape `(num, 5)`.
+        image_size: side of the picture in pixels.
+        show_progress: show a progress bar.
+
+    Returns:
+        For each patient a list of `{"label", "x", "y", "width", "height"}`: the column of the finding, and the box in
+        relative units (0 to 1, from the top left corner).
+    """
+    boxes: list[list[dict[str, float]]] = [[] for _ in range(len(patients))]
+    for label in tqdm(range(len(PHANTOM_LABELS)), desc="Boxes", unit="finding", disable=not show_progress):
+        rows = np.flatnonzero(np.asarray(labels)[:, label] == 1)
+        if len(rows) == 0:
+            continue
+        effects = finding_effects(patients.select(rows), labels[rows], label, image_size)[:, 0].abs().numpy()
+        for row, effect in zip(rows, effects, strict=True):
+            if effect.max() < _MIN_VISIBLE:
+                continue
+            box = {key: value / image_size for key, value in _bounding_box(effect > BOX_SHARE * effect.max()).items()}
+            boxes[row].append({"label": label, **box})
+    return boxes
+
+
+def _bounding_box(mask: np.ndarray) -> dict[str, int]:
+    """The smallest box around the true pixels of a mask, in pixels."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left = int(rows[0]), int(columns[0])
+    return {"x": left, "y": top, "width": int(columns[-1]) - left + 1, "height": int(rows[-1]) - top + 1}
+
+
+def true_counterfactual(row: Mapping[str, Any], label: str, image_size: int | None = None) -> torch.Tensor:
+    """Render the patient of a prepared phantom row with one finding toggled: the answer a counterfactual should give.
+
+    Args:
+        row: a row of a prepared phantom dataset, with `labels` and `metadata` (and `image`, if `image_size` is None).
+        label: the finding to remove if the row has it, or to add if not.
+        image_size: side of the picture in pixels; None takes the size of the row's image.
+
+    Returns:
+        Shape `(1, image_size, image_size)`, float32 in [0, 1].
+
+    Raises:
+        ValueError: if the label is unknown or the row is not a phantom of this version.
+    """
+    if label not in PHANTOM_LABELS:
+        raise ValueError(f"`label` must be one of {', '.join(PHANTOM_LABELS)}, but got {label!r}.")
+    metadata = json.loads(row["metadata"])
+    if metadata.get("phantom_version") != PHANTOM_VERSION:
+        raise ValueError(
+            f"`row` must be a phantom of version {PHANTOM_VERSION}, but its metadata says "
+            f"{metadata.get('phantom_version')!r}. Prepare the phantoms again with this version of the package."
+        )
+    patients, _ = load_patients(metadata["phantom_seed"], [metadata["phantom_index"]])
+    labels = torch.as_tensor(row["labels"], dtype=torch.float32)[None].clone()
+    column = PHANTOM_LABELS.index(label)
+    labels[:, column] = 1 - labels[:, column]
+    return render(patients, labels, image_size or row["image"].size[0])[0]
