@@ -8,6 +8,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 
@@ -64,6 +65,7 @@ class SpaceToDepthAutoencoder(ModelMixin, ConfigMixin):
         # `dtype` and `device` of a model are those of its parameters, and a checkpoint must hold at least one.
         self.marker = nn.Parameter(torch.zeros(1), requires_grad=False)
 
+    @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[PointDistribution]:
         """Encode images of shape `(batch, in_channels, height, width)` in [-1, 1].
 
@@ -76,6 +78,7 @@ class SpaceToDepthAutoencoder(ModelMixin, ConfigMixin):
         posterior = PointDistribution(F.pixel_unshuffle(x, block))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @apply_forward_hook
     def decode(
         self, z: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple[torch.Tensor]:

@@ -379,9 +379,9 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         if wrong:
             if not fresh_head:
                 raise ValueError(
-                    f"Checkpoint {str(pretrained_model_name_or_path)!r} has no classifier head for this model (missing "
-                    f"or of another shape: {', '.join(sorted(wrong))}). Pass `ignore_mismatched_sizes=True` to start a "
-                    "fresh head that has yet to be trained, or build the model with "
+                    f"Checkpoint {str(pretrained_model_name_or_path)!r} has no classifier head for this model "
+                    f"(missing or of another shape: {', '.join(sorted(wrong))}). Pass `ignore_mismatched_sizes=True` "
+                    "to start a fresh head that has yet to be trained, or build the model with "
                     "`JointUNet2DModel.from_unet(UNet2DModel.from_pretrained(...), num_labels=...)`."
                 )
             logger.warning("The classifier head is newly initialised and has yet to be trained.")
