@@ -1,0 +1,247 @@
+"""Writing a prepared dataset: parquet shards and `dataset_info.json`, aside first, then renamed into place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .schema import INFO_FILE, SPLITS, DatasetInfo, features, write_json
+from .summary import demographics
+
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+REPORT_FILE = "conversion_report.json"
+_ROWS_PER_GROUP = 1000
+_BYTES_PER_GROUP = 32 * 2**20
+
+
+@dataclass
+class ConversionReport:
+    """What a conversion left out or repaired; saved as `conversion_report.json` beside the data.
+
+    The report names files: read it before you publish the folder, if file names say who the patients are.
+
+    Args:
+        missing: names of listed images whose file was not found.
+        skipped: `{"file": ..., "reason": ...}` of files that could not be converted.
+        notes: anything else, in sentences.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def skip(self, file: str, reason: object) -> None:
+        """Record a file that was left out."""
+        self.skipped.append({"file": file, "reason": str(reason)})
+
+    def sentences(self) -> list[str]:
+        """The report in a few sentences, with counts instead of names."""
+        counts = []
+        if self.missing:
+            counts.append(f"{len(self.missing):,} listed images were not found.")
+        if self.skipped:
+            counts.append(f"{len(self.skipped):,} files were skipped because they could not be converted.")
+        return [*self.notes, *counts]
+
+
+def write_prepared(
+    folder: str | os.PathLike[str],
+    rows_by_split: Mapping[str, Iterable[dict[str, Any]]],
+    info: DatasetInfo,
+    *,
+    num_rows: Mapping[str, int] | None = None,
+    report: ConversionReport | None = None,
+    overwrite: bool = False,
+    shard_size: int = 500 * 2**20,
+    show_progress: bool = True,
+) -> DatasetInfo:
+    """Write a prepared dataset folder.
+
+    Everything is written into a temporary folder beside `folder`, which takes its name at the very end: a broken
+    conversion leaves nothing behind, and never damages what was there before.
+
+    Args:
+        folder: where to write.
+        rows_by_split: rows from `make_row`, read one after the other; keys are `"train"`, `"validation"`, `"test"`.
+            A split without any row is left out.
+        info: the dataset; `num_rows`, `demographics` and the notes of `report` are filled in.
+        num_rows: rows per split that are expected, for the progress bar.
+        report: what the conversion left out; may still grow while the rows are read.
+        overwrite: replace a prepared dataset that is already there.
+        shard_size: bytes of images per parquet file, about.
+        show_progress: show a progress bar.
+
+    Returns:
+        The `DatasetInfo` as saved.
+
+    Raises:
+        ValueError: if `folder` is taken, a split is unknown, no row remains, an `image_id` is there twice, or a
+            patient is in two splits.
+    """
+    folder = Path(folder)
+    check_output_folder(folder, overwrite)
+    unknown = [split for split in rows_by_split if split not in SPLITS]
+    if unknown:
+        raise ValueError(f"The splits of `rows_by_split` must be among {list(SPLITS)}, but got {unknown}.")
+    report = report if report is not None else ConversionReport()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.writing-"))
+    try:
+        saved = _write_splits(temporary, rows_by_split, info, dict(num_rows or {}), shard_size, show_progress)
+        if not saved.num_rows:
+            first = f" The first reason: {report.skipped[0]['reason']}" if report.skipped else ""
+            raise ValueError(
+                f"No image of {info.name} could be converted ({len(report.missing):,} missing, "
+                f"{len(report.skipped):,} skipped), so there is nothing to write.{first}"
+            )
+        saved.notes = [*info.notes, *report.sentences()]
+        saved.save(temporary)
+        write_json(temporary / REPORT_FILE, asdict(report))
+        temporary.chmod(0o755)
+        _move_into_place(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return saved
+
+
+def check_output_folder(folder: str | os.PathLike[str], overwrite: bool) -> None:
+    """Refuse to write over anything but an empty folder or, with `overwrite`, a prepared dataset.
+
+    Raises:
+        ValueError: if `folder` is taken.
+    """
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / INFO_FILE).is_file():
+        raise ValueError(
+            f"`output_dir` must be new, empty or a prepared dataset, but {str(folder)!r} holds other files."
+        )
+    if not overwrite:
+        raise ValueError(
+            f"`output_dir` {str(folder)!r} already holds a prepared dataset. Choose another folder or pass `overwrite`."
+        )
+
+
+def _write_splits(
+    folder: Path,
+    rows_by_split: Mapping[str, Iterable[dict[str, Any]]],
+    info: DatasetInfo,
+    expected: dict[str, int],
+    shard_size: int,
+    show_progress: bool,
+) -> DatasetInfo:
+    """Write all splits into `folder/data` and return the info with its counts."""
+    from tqdm.auto import tqdm
+
+    (folder / "data").mkdir()
+    checks = _RowChecks()
+    counts: dict[str, int] = {}
+    people: dict[str, Any] = {}
+    for split, rows in rows_by_split.items():
+        stream = tqdm(
+            checks.stream(split, rows),
+            desc=f"{info.name} {split}",
+            total=expected.get(split),
+            unit=" images",
+            disable=not show_progress,
+        )
+        count = _write_shards(folder / "data", split, stream, info, shard_size)
+        if count:
+            counts[split] = count
+            people[split] = demographics(checks.metadata, checks.patient_ids)
+    return replace(info, num_rows=counts, demographics=people)
+
+
+class _RowChecks:
+    """What only shows across rows: unique images, and patients that stay in one split."""
+
+    def __init__(self) -> None:
+        self.image_ids: set[str] = set()
+        self.split_of_patient: dict[str, str] = {}
+        self.metadata: list[str] = []
+        self.patient_ids: list[str] = []
+
+    def stream(self, split: str, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Pass the rows of one split on, keeping their metadata and patients."""
+        self.metadata, self.patient_ids = [], []
+        for row in rows:
+            if row["image_id"] in self.image_ids:
+                raise ValueError(f"Every `image_id` must be unique, but {row['image_id']!r} is there twice.")
+            self.image_ids.add(row["image_id"])
+            other = self.split_of_patient.setdefault(row["patient_id"], split)
+            if other != split:
+                raise ValueError(
+                    f"No patient may be in two splits, but {row['patient_id']!r} is in {other!r} and {split!r}. "
+                    "Split the data by patient."
+                )
+            self.metadata.append(row["metadata"])
+            self.patient_ids.append(row["patient_id"])
+            yield row
+
+
+def _write_shards(folder: Path, split: str, rows: Iterable[dict[str, Any]], info: DatasetInfo, shard_size: int) -> int:
+    """Write one split as parquet files of about `shard_size` bytes and return its number of rows."""
+    import pyarrow.parquet as pq
+
+    schema = features(info.problem_type, info.num_labels).arrow_schema
+    shards: list[Path] = []
+    count, shard_bytes = 0, 0
+    writer: pq.ParquetWriter | None = None
+    for table, num_bytes in _tables(rows, schema):
+        if writer is None:
+            shards.append(folder / f"{split}-{len(shards)}.writing")
+            writer = pq.ParquetWriter(shards[-1], schema)
+        writer.write_table(table)
+        count += table.num_rows
+        shard_bytes += num_bytes
+        if shard_bytes >= shard_size:
+            writer.close()
+            writer, shard_bytes = None, 0
+    if writer is not None:
+        writer.close()
+    for index, shard in enumerate(shards):
+        shard.rename(folder / f"{split}-{index:05d}-of-{len(shards):05d}.parquet")
+    return count
+
+
+def _tables(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Iterator[tuple[pa.Table, int]]:
+    """Group rows into tables of a bounded size, each with its bytes of images."""
+    import pyarrow as pa
+
+    group: list[dict[str, Any]] = []
+    num_bytes = 0
+    for row in rows:
+        group.append(row)
+        num_bytes += len(row["image"]["bytes"]) if row["image"] is not None else 0
+        if len(group) >= _ROWS_PER_GROUP or num_bytes >= _BYTES_PER_GROUP:
+            yield pa.Table.from_pylist(group, schema=schema), num_bytes
+            group, num_bytes = [], 0
+    if group:
+        yield pa.Table.from_pylist(group, schema=schema), num_bytes
+
+
+def _move_into_place(temporary: Path, folder: Path) -> None:
+    """Give `temporary` the name `folder`, putting an older dataset out of the way until that worked."""
+    if not folder.exists():
+        os.replace(temporary, folder)
+        return
+    previous = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.previous-"))
+    os.replace(folder, previous / "data")
+    try:
+        os.replace(temporary, folder)
+    except BaseException:
+        os.replace(previous / "data", folder)
+        raise
+    finally:
+        shutil.rmtree(previous, ignore_errors=True)
