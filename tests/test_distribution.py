@@ -1,0 +1,49 @@
+"""What a user gets from `pip install`: the package, and nothing of the repository around it."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of a copy of the checkout, built offline by the setuptools at hand."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("mediffusion_diffusers", "pipelines", "tests", "training"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    built = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (path,) = (source / "dist").glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    folders = {name.split("/")[0] for name in wheel.namelist()}
+    (dist_info,) = folders - {"mediffusion_diffusers"}
+    assert dist_info.startswith("mediffusion_diffusers-") and dist_info.endswith(".dist-info")
+
+
+def test_the_wheel_holds_every_module_and_data_file_of_the_package(wheel):
+    package = ROOT / "mediffusion_diffusers"
+    wanted = {path for path in package.rglob("*") if path.suffix in (".py", ".md") or path.name == "py.typed"}
+    assert {path.relative_to(ROOT).as_posix() for path in wanted} <= set(wheel.namelist())
+
+
+def test_the_wheel_carries_the_licence_and_no_torchvision(wheel):
+    (licence,) = (name for name in wheel.namelist() if name.endswith("/LICENSE"))
+    assert "Apache License" in wheel.read(licence).decode()
+    (metadata,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
+    requirements = wheel.read(metadata).decode()
+    assert "Requires-Dist: diffusers" in requirements and "Provides-Extra: training" in requirements
+    assert "torchvision" not in requirements
