@@ -181,8 +181,8 @@ def guide_model_output(
     scale = torch.as_tensor(guidance_scale, dtype=model_output.dtype, device=model_output.device)
     if (scale < 0).any():
         raise ValueError(
-            f"`guidance_scale` must be at least 0, but got {guidance_scale}. To lower a label's probability name it in "
-            "`away`."
+            f"`guidance_scale` must be at least 0, but got {guidance_scale}. To lower a label's probability name it "
+            "in `away`."
         )
     alpha_prod_t = alpha_prod_t.to(model_output)
     shift = -scale.reshape(-1, 1, 1, 1) * (1 - alpha_prod_t).sqrt() * log_prob_grad

@@ -45,6 +45,7 @@ class SpaceToDepthAutoencoder(ModelMixin, ConfigMixin):
         in_channels: channels of the images.
         out_channels: the same, kept for the interface of `AutoencoderKL`.
         block_size: side of the blocks; the image's sides must be multiples of it.
+        latent_channels: channels of the latents, `in_channels * block_size**2`; may be left out.
         sample_size: side of the images in pixels, if fixed.
         scaling_factor: the U-Net sees latents times this factor.
     """
@@ -55,12 +56,18 @@ class SpaceToDepthAutoencoder(ModelMixin, ConfigMixin):
         in_channels: int = 1,
         out_channels: int = 1,
         block_size: int = 2,
+        latent_channels: int | None = None,
         sample_size: int | None = None,
         scaling_factor: float = 1.0,
     ):
         super().__init__()
         if in_channels != out_channels:
             raise ValueError(f"`in_channels` ({in_channels}) and `out_channels` ({out_channels}) must be equal.")
+        if latent_channels not in (None, in_channels * block_size**2):
+            raise ValueError(
+                f"`latent_channels` follows from the others and must be {in_channels * block_size**2}, but got "
+                f"{latent_channels}. Leave it out."
+            )
         self.register_to_config(latent_channels=in_channels * block_size**2)
         # `dtype` and `device` of a model are those of its parameters, and a checkpoint must hold at least one.
         self.marker = nn.Parameter(torch.zeros(1), requires_grad=False)

@@ -97,9 +97,7 @@ class MultistepDDIMScheduler(DDIMScheduler):
         alpha_prod_t = self.alphas_cumprod[int(timestep)].to(sample)
         alpha_prod_next = self.alphas_cumprod[following].to(sample)
 
-        pred_original_sample = predict_original_sample(
-            model_output, sample, alpha_prod_t, self.config.prediction_type
-        )
+        pred_original_sample = predict_original_sample(model_output, sample, alpha_prod_t, self.config.prediction_type)
         if self.config.prediction_type == "epsilon":
             epsilon = model_output
         else:

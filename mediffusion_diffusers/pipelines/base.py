@@ -1,0 +1,172 @@
+"""What the three pipelines share: components, images to latents and back, and the classifier."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
+from diffusers.utils import logging
+
+from ..image_processor import ImageInput, MediffusionImageProcessor
+from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
+
+
+logger = logging.get_logger(__name__)
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class MediffusionPipelineMixin:
+    """Shared parts of the Mediffusion pipelines; mixed into `DiffusionPipeline`."""
+
+    model_cpu_offload_seq = "vae->unet->vae"
+
+    vae: AutoencoderKL | SpaceToDepthAutoencoder
+    unet: JointUNet2DModel
+    scheduler: DDIMScheduler | DDPMScheduler
+
+    def _register(self: Any, vae: Any, unet: Any, scheduler: Any) -> None:
+        """Check that the components fit one another and register them."""
+        if unet is not None and not isinstance(getattr(unet, "_orig_mod", unet), JointUNet2DModel):
+            raise ValueError(
+                f"`unet` must be a JointUNet2DModel, but got {type(unet).__name__}, which has no classifier head. "
+                "Extend it with `JointUNet2DModel.from_unet(unet, num_labels=...)` and train the head."
+            )
+        if vae is not None and unet is not None and vae.config.latent_channels != unet.config.in_channels:
+            raise ValueError(
+                f"`unet` takes {unet.config.in_channels} latent channels, but `vae` makes "
+                f"{vae.config.latent_channels}. Use the autoencoder that the U-Net was trained with."
+            )
+        if vae is not None and vae.config.in_channels not in (1, 3):
+            raise ValueError(f"`vae` must take 1 (grey) or 3 (RGB) channels, but takes {vae.config.in_channels}.")
+        if scheduler is not None and not hasattr(scheduler, "alphas_cumprod"):
+            raise ValueError(f"`scheduler` must have `alphas_cumprod`, but {type(scheduler).__name__} has none.")
+        self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
+        self.image_processor = MediffusionImageProcessor(channels=vae.config.in_channels if vae is not None else 1)
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent position, along a side."""
+        block_size = getattr(self.vae.config, "block_size", None)
+        return block_size or 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        size = self.unet.config.sample_size
+        if size is None:
+            raise ValueError("The U-Net's config must state `sample_size`, the height and width of the latents.")
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        height, width = self.latent_size
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    @property
+    def label_names(self) -> list[str]:
+        """The model's labels in the order of its logits."""
+        return self.unet.label_names
+
+    @property
+    def guidance_scale(self) -> Any:
+        """Guidance scale of the running or last call."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of denoising steps of the running or last call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` in a callback to skip the remaining steps."""
+        return self._interrupt
+
+    def encode_images(self: Any, images: ImageInput) -> torch.Tensor:
+        """Encode images deterministically (the posterior's mode) into the U-Net's scaled latents.
+
+        Args:
+            images: as for [`MediffusionImageProcessor`].
+
+        Returns:
+            Shape `(batch, latent_channels, *latent_size)`.
+        """
+        return self.encode_pixels(self.image_processor.preprocess(images, *self.image_size))
+
+    def encode_pixels(self: Any, pixels: torch.Tensor) -> torch.Tensor:
+        """As `encode_images`, from a tensor `(batch, channels, *image_size)` in [-1, 1]."""
+        pixels = pixels.to(device=self._execution_device, dtype=self.vae.dtype)
+        latents = self.vae.encode(pixels).latent_dist.mode()
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return ((latents - shift) * self.vae.config.scaling_factor).to(self.unet.dtype)
+
+    def decode_latents(self: Any, latents: torch.Tensor) -> torch.Tensor:
+        """Decode the U-Net's latents into pixels, shape `(batch, channels, *image_size)`, clamped to [-1, 1]."""
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + shift
+        return self.vae.decode(latents, return_dict=False)[0].clamp(-1.0, 1.0)
+
+    def logits_to_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Sigmoid or softmax, by the model's `problem_type`."""
+        logits = logits.float()
+        if self.unet.config.problem_type == "single_label_classification":
+            return logits.softmax(dim=-1)
+        return logits.sigmoid()
+
+    def classify_latents(self, latents: torch.Tensor, timestep: int = 0) -> torch.Tensor:
+        """Logits of latents at a timestep, shape `(batch, num_labels)`."""
+        return self.unet(latents, timestep, return_sample=False).logits.float()
+
+    def clone_scheduler(self) -> Any:
+        """A fresh scheduler of the same kind and config, so that calls never change the registered one."""
+        return type(self.scheduler).from_config(self.scheduler.config)
+
+    def check_generator(self, generator: Generators, batch_size: int) -> None:
+        """Refuse a list of generators that does not match the batch."""
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` as a list must hold one generator per image, {batch_size}, but holds {len(generator)}."
+            )
+
+    def check_callback_inputs(self: Any, names: Sequence[str]) -> None:
+        """Refuse callback inputs that the pipeline does not offer."""
+        unknown = [name for name in names if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, but got "
+                f"{unknown}."
+            )
+
+
+def check_output_type(output_type: str, known: Sequence[str] = ("pil", "np", "pt", "latent")) -> None:
+    """Refuse an unknown `output_type`."""
+    if output_type not in known:
+        raise ValueError(f"`output_type` must be one of {tuple(known)}, but got {output_type!r}.")
+
+
+def scheduler_step_kwargs(scheduler: Any, **kwargs: Any) -> dict[str, Any]:
+    """Those of `kwargs` that the scheduler's `step` takes (DDPM knows no `eta`)."""
+    parameters = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in kwargs.items() if name in parameters}
+
+
+def clone_generator(generator: Generators) -> Generators:
+    """Generators that will draw the same numbers as these, independently of them."""
+    if generator is None:
+        return None
+    if isinstance(generator, list):
+        return [clone_generator(item) for item in generator]  # type: ignore[misc]
+    clone = torch.Generator(generator.device)
+    clone.set_state(generator.get_state())
+    return clone
+
+
+def scores_to_output(scores: torch.Tensor, output_type: str) -> Any:
+    """Scores as a tensor on the CPU for `"pt"` and `"latent"`, as an array otherwise."""
+    scores = scores.detach().float().cpu()
+    return scores if output_type in ("pt", "latent") else scores.numpy()

@@ -1,0 +1,228 @@
+"""Generate images of wanted findings with the joint model (paper Sec. 4.3, App. G)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiffusionPipeline
+from diffusers.utils import replace_example_docstring
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..guidance import GUIDANCE_MODES, Labels, build_target, predict_guided, sampling_mode
+from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
+from .base import (
+    Generators,
+    MediffusionPipelineMixin,
+    check_output_type,
+    clone_generator,
+    scheduler_step_kwargs,
+    scores_to_output,
+)
+from .outputs import MediffusionGuidedPipelineOutput
+
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> import torch
+        >>> from mediffusion_diffusers import MediffusionGuidedPipeline
+
+        >>> pipe = MediffusionGuidedPipeline.from_pretrained("org/mediffusion-cxr")
+        >>> output = pipe(towards="Cardiomegaly", guidance_scale=20.0, generator=torch.manual_seed(0))
+        >>> output.images[0].save("cardiomegaly.png")
+        ```
+"""
+
+
+class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
+    r"""Images from noise, steered towards or away from labels by the model's own classifier.
+
+    Args:
+        vae: autoencoder of the checkpoint.
+        unet: joint model.
+        scheduler: DDPM or DDIM.
+    """
+
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | SpaceToDepthAutoencoder,
+        unet: JointUNet2DModel,
+        scheduler: DDIMScheduler | DDPMScheduler,
+    ):
+        super().__init__()
+        self._register(vae, unet, scheduler)
+
+    def check_inputs(
+        self,
+        has_target: bool,
+        guidance_scales: Sequence[float],
+        num_inference_steps: int,
+        num_images: int,
+        generator: Generators,
+        latents: torch.Tensor | None,
+        guidance_mode: str,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> None:
+        """Refuse arguments that cannot work, before any work is done."""
+        if num_images < 1:
+            raise ValueError(f"`num_images` must be at least 1, but got {num_images}.")
+        if not guidance_scales or any(not scale >= 0 for scale in guidance_scales):
+            raise ValueError(f"`guidance_scale` must be at least 0, but got {list(guidance_scales)}.")
+        if not has_target and any(scale > 0 for scale in guidance_scales):
+            raise ValueError(
+                "`guidance_scale` above 0 needs a label in `towards` or `away`. Known labels: "
+                f"{', '.join(self.label_names)}."
+            )
+        num_train_timesteps = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= num_train_timesteps:
+            raise ValueError(
+                f"`num_inference_steps` must lie in [1, {num_train_timesteps}], but got {num_inference_steps}."
+            )
+        if guidance_mode not in GUIDANCE_MODES:
+            raise ValueError(f"`guidance_mode` must be one of {GUIDANCE_MODES}, but got {guidance_mode!r}.")
+        expected = (num_images, self.unet.config.in_channels, *self.latent_size)
+        if latents is not None and tuple(latents.shape) != expected:
+            raise ValueError(f"`latents` must have shape {expected}, but got {tuple(latents.shape)}.")
+        self.check_generator(generator, num_images)
+        check_output_type(output_type)
+        self.check_callback_inputs(callback_on_step_end_tensor_inputs)
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        towards: Labels | Sequence[Labels] | None = None,
+        away: Labels | Sequence[Labels] | None = None,
+        num_images: int = 1,
+        num_inference_steps: int = 50,
+        guidance_scale: float | Sequence[float] | None = None,
+        guidance_mode: str = "zt",
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> MediffusionGuidedPipelineOutput | tuple[Any, ...]:
+        r"""Generate images.
+
+        Args:
+            towards: labels to show: a name or index, several of them (for all images), or a list of lists, one per
+                image. Without any label in `towards` and `away` generation is unguided.
+            away: labels to avoid, likewise.
+            num_images: how many images to generate at once.
+            num_inference_steps: denoising steps over the whole schedule.
+            guidance_scale: scale s of Eq. 2, at least 0; 0 is the plain scheduler loop. A list generates the same
+                noise at each scale (Fig. 7). By default the checkpoint's, else 10; scales belong to a checkpoint
+                (the paper's 300 to its own).
+            guidance_mode: where the classifier is asked: `"zt"`, `"x0_detached"` or `"x0"` (the paper's authors);
+                see [`~mediffusion_diffusers.guidance.predict_guided`].
+            eta: share of fresh noise of DDIM in [0, 1]; ignored by DDPM.
+            generator: one, or one per image.
+            latents: starting noise of shape `(num_images, latent_channels, *latent_size)`.
+            output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict: return an output object rather than a tuple of its fields.
+            callback_on_step_end: called after each step as `callback(pipe, step, timestep, kwargs)`.
+            callback_on_step_end_tensor_inputs: what it gets in `kwargs`: `"latents"`.
+
+        Examples:
+
+        Returns:
+            [`MediffusionGuidedPipelineOutput`].
+
+        Raises:
+            ValueError: for arguments that cannot be used.
+        """
+        # 1. Check arguments
+        has_target = towards is not None or away is not None
+        is_sweep = isinstance(guidance_scale, Sequence)
+        if guidance_scale is None:
+            defaults = self.unet.config.guidance_defaults or {}
+            guidance_scale = float(defaults.get("guidance_scale", 10.0)) if has_target else 0.0
+        scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale]
+        self.check_inputs(
+            has_target,
+            scales,
+            num_inference_steps,
+            num_images,
+            generator,
+            latents,
+            guidance_mode,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        target = None
+        device = self._execution_device
+        if has_target:
+            target = build_target(towards, away, num_images, self.label_names, self.unet.config.problem_type)
+        self._guidance_scale = guidance_scale
+        self._interrupt = False
+
+        # 2. Prepare the starting noise, the same for every scale
+        shape = (num_images, self.unet.config.in_channels, *self.latent_size)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+        noise = latents.to(device=device, dtype=self.unet.dtype)
+
+        images, probabilities = [], []
+        for index, scale in enumerate(scales):
+            scheduler = self.clone_scheduler()
+            scheduler.set_timesteps(num_inference_steps, device=device)
+            self._num_timesteps = len(scheduler.timesteps)
+            # Every scale gets the same step noise; the last one advances the caller's generator.
+            step_generator = generator if index == len(scales) - 1 else clone_generator(generator)
+            step_kwargs = scheduler_step_kwargs(scheduler, eta=eta, generator=step_generator)
+            latents = noise * scheduler.init_noise_sigma
+
+            # 3. Denoise
+            with sampling_mode(self.vae, self.unet):
+                for step, t in enumerate(self.progress_bar(scheduler.timesteps)):
+                    if self.interrupt:
+                        continue
+                    model_input = scheduler.scale_model_input(latents, t)
+                    if target is None or scale == 0:
+                        model_output = self.unet(model_input, t, return_logits=False).sample
+                    else:
+                        model_output = predict_guided(
+                            self.unet,
+                            model_input,
+                            t,
+                            target,
+                            scale,
+                            scheduler.alphas_cumprod[t],
+                            scheduler.config.prediction_type,
+                            guidance_mode,
+                        ).model_output
+                    latents = scheduler.step(model_output, t, latents, **step_kwargs).prev_sample
+                    if callback_on_step_end is not None:
+                        kwargs = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
+                        latents = callback_on_step_end(self, step, int(t), kwargs).pop("latents", latents)
+
+                # 4. Decode, and classify what the user gets
+                if output_type == "latent":
+                    images.append(latents)
+                else:
+                    pixels = self.decode_latents(latents)
+                    images.append(self.image_processor.postprocess(pixels, output_type))
+                    latents = self.encode_pixels(pixels)
+                probabilities.append(self.logits_to_probabilities(self.classify_latents(latents)))
+        self.maybe_free_model_hooks()
+
+        scores = scores_to_output(torch.stack(probabilities), output_type)
+        if is_sweep:
+            stack = {"pil": list, "np": np.stack}.get(output_type, torch.stack)
+            images = stack(images)  # type: ignore[operator]
+        output = MediffusionGuidedPipelineOutput(
+            images=images if is_sweep else images[0],
+            probabilities=scores if is_sweep else scores[0],
+            label_names=self.label_names,
+            timesteps=scheduler.timesteps.tolist(),
+        )
+        return output if return_dict else output.to_tuple()
