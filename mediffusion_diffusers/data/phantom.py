@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,30 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from ..image_processor import numpy_to_pil
 from .phantom_anatomy import PHANTOM_LABELS, PhantomPatients, draw_patient, paint
+from .pictures import encode_png
+from .schema import MULTI_LABEL, DatasetInfo, make_row
+from .writer import check_output_folder, write_prepared
 
 
 PHANTOM_VERSION = 1  # changes whenever the same (seed, index) would be drawn differently
 PREVALENCE = 0.25  # of each finding, independently of the others
 BOX_SHARE = 0.15  # a box bounds what changes by more than this share of the finding's largest change
 MIN_CANVAS = 64  # the smallest size that is painted directly; smaller pictures are averages of it
+# Population index of the first patient of each split: the test patients stay the same however many are trained on.
+SPLIT_START = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
 _MIN_VISIBLE = 1 / 255  # a finding that changes no pixel by one grey level of 8 bits has no box
 _CHUNK = 64  # patients painted at once: small enough for the processor's cache
+_ROWS = 250  # patients in memory at once while a dataset is written
 
 __all__ = [
     "PHANTOM_LABELS",
     "PhantomPatients",
     "finding_boxes",
+    "finding_effects",
+    "load_patients",
+    "prepare_phantoms",
     "render",
     "sample_patients",
     "true_counterfactual",
@@ -166,6 +177,83 @@ def _bounding_box(mask: np.ndarray) -> dict[str, int]:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = int(rows[0]), int(columns[0])
     return {"x": left, "y": top, "width": int(columns[-1]) - left + 1, "height": int(rows[-1]) - top + 1}
+
+
+def prepare_phantoms(
+    output_dir: str | os.PathLike[str],
+    num_train: int,
+    num_validation: int,
+    num_test: int,
+    image_size: int = 32,
+    seed: int = 0,
+    overwrite: bool = False,
+    show_progress: bool = True,
+) -> DatasetInfo:
+    """Write phantoms as a prepared dataset: pictures, labels, boxes, and in `metadata` what renders a patient again.
+
+    Args:
+        output_dir: folder to write.
+        num_train: training patients; one picture each.
+        num_validation: validation patients, 0 for no such split.
+        num_test: test patients, 0 for no such split.
+        image_size: side of the pictures in pixels.
+        seed: the population: two seeds share no patient.
+        overwrite: replace a prepared dataset that is already there.
+        show_progress: show a progress bar.
+
+    Returns:
+        The dataset's info as written.
+
+    Raises:
+        ValueError: if a number is negative, all are 0, or `output_dir` is taken.
+    """
+    num_patients = {"train": num_train, "validation": num_validation, "test": num_test}
+    if min(num_patients.values()) < 0 or sum(num_patients.values()) == 0:
+        raise ValueError(f"The numbers of patients must be at least 0, and one above 0, but got {num_patients}.")
+    check_output_folder(output_dir, overwrite)
+    info = DatasetInfo(
+        name="phantom",
+        source="mediffusion_diffusers.data.phantom (procedural; no person was imaged)",
+        licence="Apache-2.0",
+        attribution="The mediffusion-diffusers authors",
+        problem_type=MULTI_LABEL,
+        label_names=list(PHANTOM_LABELS),
+        channels=1,
+        image_size=image_size,
+        notes=[
+            f"Population seed {seed}, phantom version {PHANTOM_VERSION}; each finding has a prevalence of {PREVALENCE}.",
+            "Findings are independent of one another. Boxes bound what a finding changes in its picture.",
+        ],
+    )
+    wanted = {split: num for split, num in num_patients.items() if num}
+    return write_prepared(
+        output_dir,
+        {split: _rows(info, SPLIT_START[split], num, seed) for split, num in wanted.items()},
+        info,
+        num_rows=wanted,
+        overwrite=overwrite,
+        show_progress=show_progress,
+    )
+
+
+def _rows(info: DatasetInfo, start: int, num: int, seed: int) -> Iterator[dict[str, Any]]:
+    """The rows of one split, a few hundred patients at a time."""
+    assert info.image_size is not None
+    for first in range(start, start + num, _ROWS):
+        patients, labels = sample_patients(min(_ROWS, start + num - first), seed, first)
+        pictures = numpy_to_pil(render(patients, labels, info.image_size).permute(0, 2, 3, 1).numpy())
+        boxes = finding_boxes(patients, labels, info.image_size)
+        for index, picture, found, findings in zip(
+            patients.index.tolist(), pictures, boxes, labels.tolist(), strict=True
+        ):
+            yield make_row(
+                info,
+                encode_png(picture),
+                image_id=f"phantom-{seed}-{index}",
+                labels=findings,
+                boxes=found,
+                metadata={"phantom_version": PHANTOM_VERSION, "phantom_seed": seed, "phantom_index": index},
+            )
 
 
 def true_counterfactual(row: Mapping[str, Any], label: str, image_size: int | None = None) -> torch.Tensor:

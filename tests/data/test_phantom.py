@@ -10,10 +10,12 @@ from mediffusion_diffusers.data.phantom import (
     finding_boxes,
     finding_effects,
     load_patients,
+    prepare_phantoms,
     render,
     sample_patients,
     true_counterfactual,
 )
+from mediffusion_diffusers.data.schema import load_info, load_prepared
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +127,48 @@ def test_true_counterfactual_toggles_one_finding(population):
 def test_errors_name_the_parameter(population, call, message):
     with pytest.raises(ValueError, match=message):
         call(*population)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms") / "dataset"
+    prepare_phantoms(folder, num_train=6, num_validation=3, num_test=4, image_size=32, seed=3, show_progress=False)
+    return folder
+
+
+def test_prepared_folder_holds_the_same_patients(prepared, population):
+    info = load_info(prepared)
+    assert info.label_names == list(PHANTOM_LABELS)
+    assert info.num_rows == {"train": 6, "validation": 3, "test": 4}
+    patients, labels = population
+    images, boxes = render(patients, labels, 32), finding_boxes(patients, labels, 32)
+    for position, row in enumerate(load_prepared(prepared, "train")):
+        assert row["labels"] == labels[position].tolist()
+        assert len(row["boxes"]) == len(boxes[position])
+        picture = np.asarray(row["image"], dtype=np.float32) / 255
+        assert np.abs(picture - images[position, 0].numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_test_split_does_not_depend_on_the_others(prepared, tmp_path):
+    prepare_phantoms(tmp_path / "alone", 0, 0, num_test=2, image_size=32, seed=3, show_progress=False)
+    alone, among = load_prepared(tmp_path / "alone", "test"), load_prepared(prepared, "test")
+    assert alone["image_id"][:] == among["image_id"][:2]
+    assert np.array_equal(np.asarray(alone[1]["image"]), np.asarray(among[1]["image"]))
+
+
+def test_true_counterfactual_of_a_prepared_row_differs_in_the_box_only(prepared):
+    row = next(row for split in ("train", "test") for row in load_prepared(prepared, split) if row["boxes"])
+    box = row["boxes"][0]
+    without = true_counterfactual(row, PHANTOM_LABELS[box["label"]])
+    change = np.abs(without[0].numpy() - np.asarray(row["image"], dtype=np.float32) / 255)
+    left, top = round(box["x"] * 32), round(box["y"] * 32)
+    inside = change[top : top + round(box["height"] * 32), left : left + round(box["width"] * 32)]
+    assert inside.sum() > 0.5 * change.sum()
+    assert inside.max() == change.max()
+
+
+def test_preparing_refuses_nothing_and_a_taken_folder(prepared, tmp_path):
+    with pytest.raises(ValueError, match="one above 0"):
+        prepare_phantoms(tmp_path / "none", 0, 0, 0)
+    with pytest.raises(ValueError, match="already holds a prepared dataset"):
+        prepare_phantoms(prepared, 1, 0, 0)
