@@ -58,18 +58,18 @@ def pil_to_float_array(image: Image.Image, channels: int) -> np.ndarray:
         )
     try:
         image.load()
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         name = getattr(image, "filename", "") or "the image"
         raise ValueError(f"Cannot decode {name}: the file is corrupt or truncated ({error}).") from error
 
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
-        array = np.asarray(image).astype(np.int64)
-        if array.min() < 0 or array.max() > 65535:
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
             raise ValueError(
                 f"A picture of mode {image.mode!r} must hold values in [0, 65535], but got "
-                f"[{array.min()}, {array.max()}]. Rescale it first."
+                f"[{levels.min()}, {levels.max()}]. Rescale it first."
             )
-        floats = (array / 65535.0).astype(np.float32)[..., None]
+        floats = (levels / 65535.0).astype(np.float32)[..., None]
     elif image.mode == "F":
         floats = np.asarray(image, dtype=np.float32)[..., None]
         if not np.isfinite(floats).all() or floats.min() < 0 or floats.max() > 1:
@@ -80,8 +80,8 @@ def pil_to_float_array(image: Image.Image, channels: int) -> np.ndarray:
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
         elif image.mode != "L":
             image = image.convert("RGB")
-        array = np.asarray(image, dtype=np.float32) / 255.0
-        floats = array[..., None] if array.ndim == 2 else array
+        floats = (np.asarray(image) / 255.0).astype(np.float32)
+        floats = floats[..., None] if floats.ndim == 2 else floats
     return _match_channels(floats, channels)
 
 
@@ -164,8 +164,8 @@ class MediffusionImageProcessor(ConfigMixin):
         if isinstance(image, Image.Image):
             return pil_to_float_array(image, channels)
         if isinstance(image, torch.Tensor):
-            array = image.detach().cpu()
-            array = array.float().numpy() if array.is_floating_point() else array.numpy()
+            tensor = image.detach().cpu()
+            array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
             array = array.transpose(1, 2, 0) if array.ndim == 3 else array
             layout = "(channels, height, width)"
         elif isinstance(image, np.ndarray):

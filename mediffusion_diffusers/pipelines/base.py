@@ -27,6 +27,9 @@ class MediffusionPipelineMixin:
     vae: AutoencoderKL | SpaceToDepthAutoencoder
     unet: JointUNet2DModel
     scheduler: DDIMScheduler | DDPMScheduler
+    _guidance_scale: float | Sequence[float] = 0.0
+    _num_timesteps: int = 0
+    _interrupt: bool = False
 
     def _register(self: Any, vae: Any, unet: Any, scheduler: Any) -> None:
         """Check that the components fit one another and register them."""
@@ -73,7 +76,7 @@ class MediffusionPipelineMixin:
         return self.unet.label_names
 
     @property
-    def guidance_scale(self) -> Any:
+    def guidance_scale(self) -> float | Sequence[float]:
         """Guidance scale of the running or last call."""
         return self._guidance_scale
 
