@@ -142,7 +142,7 @@ def finding_effects(patients: PhantomPatients, labels: torch.Tensor, label: int,
 
 
 def finding_boxes(
-    patients: PhantomPatients, labels: torch.Tensor, image_size: int, show_progress: bool = False
+    patients: PhantomPatients, labels: torch.Tensor, images: torch.Tensor
 ) -> list[list[dict[str, float]]]:
     """Ground-truth boxes of the findings that are present.
 
@@ -151,19 +151,21 @@ def finding_boxes(
     Args:
         patients: `num` patients.
         labels: shape `(num, 5)`.
-        image_size: side of the picture in pixels.
-        show_progress: show a progress bar.
+        images: `render(patients, labels, image_size)`.
 
     Returns:
         For each patient a list of `{"label", "x", "y", "width", "height"}`: the column of the finding, and the box in
         relative units (0 to 1, from the top left corner).
     """
+    image_size = images.shape[-1]
     boxes: list[list[dict[str, float]]] = [[] for _ in range(len(patients))]
-    for label in tqdm(range(len(PHANTOM_LABELS)), desc="Boxes", unit="finding", disable=not show_progress):
+    for label in range(len(PHANTOM_LABELS)):
         rows = np.flatnonzero(np.asarray(labels)[:, label] == 1)
         if len(rows) == 0:
             continue
-        effects = finding_effects(patients.select(rows), labels[rows], label, image_size)[:, 0].abs().numpy()
+        without = labels[rows].clone()
+        without[:, label] = 0
+        effects = (images[rows] - render(patients.select(rows), without, image_size))[:, 0].abs().numpy()
         for row, effect in zip(rows, effects, strict=True):
             if effect.max() < _MIN_VISIBLE:
                 continue
@@ -221,7 +223,7 @@ def prepare_phantoms(
         channels=1,
         image_size=image_size,
         notes=[
-            f"Population seed {seed}, phantom version {PHANTOM_VERSION}; each finding has a prevalence of {PREVALENCE}.",
+            f"Population seed {seed}, phantom version {PHANTOM_VERSION}; prevalence {PREVALENCE} of each finding.",
             "Findings are independent of one another. Boxes bound what a finding changes in its picture.",
         ],
     )
@@ -241,8 +243,9 @@ def _rows(info: DatasetInfo, start: int, num: int, seed: int) -> Iterator[dict[s
     assert info.image_size is not None
     for first in range(start, start + num, _ROWS):
         patients, labels = sample_patients(min(_ROWS, start + num - first), seed, first)
-        pictures = numpy_to_pil(render(patients, labels, info.image_size).permute(0, 2, 3, 1).numpy())
-        boxes = finding_boxes(patients, labels, info.image_size)
+        images = render(patients, labels, info.image_size)
+        pictures = numpy_to_pil(images.permute(0, 2, 3, 1).numpy())
+        boxes = finding_boxes(patients, labels, images)
         for index, picture, found, findings in zip(
             patients.index.tolist(), pictures, boxes, labels.tolist(), strict=True
         ):

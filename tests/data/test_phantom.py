@@ -76,7 +76,7 @@ def test_a_finding_changes_its_own_region_only(population, label):
 
 def test_boxes_hold_the_change_of_their_finding(population):
     patients, labels = population
-    boxes = finding_boxes(patients, labels, 32)
+    boxes = finding_boxes(patients, labels, render(patients, labels, 32))
     assert {(row, box["label"]) for row, found in enumerate(boxes) for box in found} == {
         tuple(pair) for pair in np.argwhere(labels.numpy() == 1).tolist()
     }
@@ -141,7 +141,8 @@ def test_prepared_folder_holds_the_same_patients(prepared, population):
     assert info.label_names == list(PHANTOM_LABELS)
     assert info.num_rows == {"train": 6, "validation": 3, "test": 4}
     patients, labels = population
-    images, boxes = render(patients, labels, 32), finding_boxes(patients, labels, 32)
+    images = render(patients, labels, 32)
+    boxes = finding_boxes(patients, labels, images)
     for position, row in enumerate(load_prepared(prepared, "train")):
         assert row["labels"] == labels[position].tolist()
         assert len(row["boxes"]) == len(boxes[position])
