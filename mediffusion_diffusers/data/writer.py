@@ -129,7 +129,7 @@ def check_output_folder(folder: str | os.PathLike[str], overwrite: bool) -> None
         )
     if not overwrite:
         raise ValueError(
-            f"`output_dir` {str(folder)!r} already holds a prepared dataset. Choose another folder or pass `overwrite`."
+            f"`output_dir` {str(folder)!r} already holds a prepared dataset. Choose another one or pass `overwrite`."
         )
 
 
