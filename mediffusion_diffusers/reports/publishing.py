@@ -1,0 +1,117 @@
+"""Upload a saved pipeline folder, with its own model card, to the Hugging Face Hub."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import filter_repo_objects
+
+
+# Patterns of `fnmatch`, whose `*` also crosses folders. What resumes a run, what names places on the training
+# machine (the card repeats the arguments without them) and what belongs to the user's account stays at home.
+IGNORE_PATTERNS = (
+    *("checkpoint-*", "*/checkpoint-*", "optimizer*", "*/optimizer*", "scheduler.bin", "scaler.pt", "random_states*"),
+    *("logs/*", "runs/*", "wandb/*", "*.log", "*.out", "*events.out.tfevents.*", "training_config.json"),
+    *("__pycache__/*", "*/__pycache__/*", "*.tmp", "*.partial", "*.lock", "*.pkl"),
+    *("token", "*/token", "*.token", "stored_tokens", "*/stored_tokens"),
+    *(".*", "*/.*"),
+)
+_TEXT_SUFFIXES = (".csv", ".html", ".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ".yml")
+_TOKEN_PATTERN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
+
+
+def publish_pipeline_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    token: str | None = None,
+    private: bool = False,
+    commit_message: str = "Upload a Mediffusion pipeline",
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Upload a folder written by a pipeline's `save_pretrained`, together with the `README.md` in it, as one commit.
+
+    The repository and the branch are created when they do not exist. Left out are `checkpoint-*`, logs, caches,
+    optimizer states, credentials and `training_config.json`, which may name local paths.
+
+    Args:
+        folder: holds `model_index.json`, the components and the model card as `README.md`.
+        repo_id: `"organisation/name"`, or `"name"` for a repository of the user who is logged in.
+        token: a token that may write to the repository; by default that of `hf auth login` or `HF_TOKEN`.
+        private: whether the repository is hidden from the public.
+        commit_message: title of the commit.
+        revision: branch to commit to; `main` by default.
+        create_pr: open a pull request against `revision` instead of committing to it.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        ValueError: if the folder is no pipeline folder, has no card or holds a token, or if `private=True` is asked
+            for a repository that is public.
+        PermissionError: if nobody is logged in or the token may not write to the repository.
+    """
+    folder = Path(folder)
+    _check_folder(folder, token)
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.model_info(repo_id).private:
+            raise ValueError(
+                f"`private=True` was asked for, but {repo_id} exists and is public. Nothing was uploaded. "
+                "Make it private in its settings on the Hub, or choose another `repo_id`."
+            )
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            ignore_patterns=list(IGNORE_PATTERNS),
+        )
+    except HfHubHTTPError as error:
+        if error.response.status_code == 401:
+            raise PermissionError(
+                f"Publishing to {repo_id} needs a login, and there is none or its token is not valid. "
+                "Run `hf auth login`, set HF_TOKEN or pass `token=`."
+            ) from error
+        if error.response.status_code == 403:
+            raise PermissionError(
+                f"The token may not write to {repo_id}. Use one with the role 'write' of a user who belongs to "
+                "that organisation, or choose another `repo_id`."
+            ) from error
+        raise
+    return commit.commit_url
+
+
+def _check_folder(folder: Path, token: str | None) -> None:
+    """Raise `ValueError` unless the folder is a pipeline with a card and without credentials."""
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(
+            "`folder` must be a pipeline folder, which has a model_index.json, but "
+            f"{folder.name!r} has none. Save the pipeline there with `pipeline.save_pretrained(folder)` first."
+        )
+    if not (folder / "README.md").is_file():
+        raise ValueError(
+            f"`folder` must hold its model card as README.md, but {folder.name!r} has none. "
+            "Write it first: `render_model_card(...).save(folder / 'README.md')`."
+        )
+    for path in _published_text_files(folder):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if _TOKEN_PATTERN.search(text) or (token and token in text):
+            raise ValueError(
+                f"{path.relative_to(folder)} in `folder` holds an access token, and nothing was uploaded. "
+                "Remove it from the file, and revoke it if the file was ever shared."
+            )
+
+
+def _published_text_files(folder: Path) -> Iterator[Path]:
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in _TEXT_SUFFIXES]
+    for path in filter_repo_objects(paths, ignore_patterns=list(IGNORE_PATTERNS)):
+        if (folder / path).is_file():
+            yield folder / path

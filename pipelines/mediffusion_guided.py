@@ -1,0 +1,9 @@
+"""Generate images that show wanted findings; a community pipeline (`custom_pipeline=`) for diffusers.
+
+Needs `mediffusion_diffusers`, whose class this file hands to the loader. Research use only.
+"""
+
+from mediffusion_diffusers import MediffusionGuidedPipeline
+
+
+__all__ = ["MediffusionGuidedPipeline"]

@@ -1,0 +1,122 @@
+"""A pipeline folder goes to the Hub with its own card, and comes back as any of the three pipelines."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mediffusion_diffusers.reports.publishing import publish_pipeline_folder
+
+
+PUBLISH = """
+import json, sys
+from mediffusion_diffusers.reports.publishing import publish_pipeline_folder
+
+for arguments in json.loads(sys.argv[2]):
+    try:
+        print(publish_pipeline_folder(sys.argv[1], **arguments))
+    except (PermissionError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+
+EXPLAIN = """
+import sys
+import numpy as np
+from mediffusion_diffusers import (
+    MediffusionClassifyPipeline, MediffusionCounterfactualPipeline, MediffusionGuidedPipeline
+)
+
+expected = np.load(sys.argv[1])
+image, repo_id = expected["image"], "org/mediffusion-phantom"
+explained = MediffusionCounterfactualPipeline.from_pretrained(repo_id)(image, away="Mass", output_type="np")
+np.testing.assert_allclose(explained.images, expected["counterfactual"], atol=1e-5)
+assert explained.settings["strength"] == 0.2 and explained.settings["guidance_scale"] == 5.0
+classified = MediffusionClassifyPipeline.from_pretrained(repo_id)(image)
+np.testing.assert_allclose(classified.probabilities, explained.probabilities_before, atol=1e-6)
+assert classified.label_names == ["Cardiomegaly", "Effusion", "Mass"]
+generated = MediffusionGuidedPipeline.from_pretrained(repo_id)("Effusion", num_inference_steps=2, output_type="np")
+assert generated.images.shape == (1, 16, 16, 1)
+"""
+
+
+def publish(hub, folder, *calls: dict, token: str | None = None) -> list[str]:
+    """Publish the folder once per call, in one fresh process; return the URLs or errors."""
+    completed = hub.run_python(PUBLISH, folder, json.dumps(calls), token=token)
+    for secret in (hub.token, hub.read_token):
+        assert secret not in completed.stdout + completed.stderr
+    return completed.stdout.splitlines()
+
+
+def test_a_published_pipeline_explains_an_image_in_a_fresh_process(hub, pipeline, pipeline_folder, tmp_path):
+    (url,) = publish(hub, pipeline_folder, {"repo_id": "org/mediffusion-phantom"}, token=hub.token)
+
+    repository = hub.repository("org/mediffusion-phantom")
+    assert url == f"{hub.endpoint}/org/mediffusion-phantom/commit/{repository.branches['main']}"
+    assert repository.paths() == [
+        ".gitattributes",
+        "README.md",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    assert hub.read("org/mediffusion-phantom", "README.md") == (pipeline_folder / "README.md").read_bytes()
+
+    image = np.random.default_rng(0).random((1, 16, 16, 1), dtype=np.float32)
+    counterfactual = pipeline(image, away="Mass", output_type="np").images
+    np.savez(tmp_path / "expected.npz", image=image, counterfactual=counterfactual)
+    hub.run_python(EXPLAIN, tmp_path / "expected.npz")
+
+
+def test_branches_pull_requests_and_private_repositories(hub, pipeline_folder):
+    urls = publish(
+        hub,
+        pipeline_folder,
+        {"repo_id": "org/model", "private": True},
+        {"repo_id": "org/model", "private": True},
+        {"repo_id": "org/fork", "revision": "try-out"},
+        {"repo_id": "org/fork", "create_pr": True, "commit_message": "Propose weights"},
+        {"repo_id": "org/fork", "private": True},
+        {"repo_id": "model"},
+        token=hub.token,
+    )
+
+    assert hub.repository("org/model").private
+    assert urls[0] == urls[1] == urls[5]
+    fork = hub.repository("org/fork")
+    assert fork.paths("main") == [".gitattributes"]
+    assert "model_index.json" in fork.paths("try-out") and "model_index.json" in fork.paths("refs/pr/1")
+    assert fork.resolve("refs/pr/1").title == "Propose weights"
+    assert urls[4].startswith("ValueError: `private=True` was asked for, but org/fork exists and is public.")
+
+
+def test_without_permission_nothing_is_published_and_the_error_says_what_to_do(hub, pipeline_folder):
+    nobody, reader = publish(
+        hub, pipeline_folder, {"repo_id": "org/model"}, {"repo_id": "org/model", "token": hub.read_token}
+    )
+
+    assert nobody.startswith("PermissionError: Publishing to org/model needs a login")
+    assert reader.startswith("PermissionError: The token may not write to org/model.")
+    assert hub.state.repositories == {}
+
+
+def test_a_folder_without_card_or_pipeline_is_refused(pipeline_folder, tmp_path):
+    with pytest.raises(ValueError, match="model_index"):
+        publish_pipeline_folder(tmp_path, "org/model")
+    (pipeline_folder / "README.md").unlink()
+    with pytest.raises(ValueError, match=r"README\.md"):
+        publish_pipeline_folder(pipeline_folder, "org/model")
+
+
+def test_a_folder_that_holds_a_token_is_refused_without_repeating_it(pipeline_folder):
+    token = "hf_" + 17 * "aZ"
+    (pipeline_folder / "notes.txt").write_text(f"logged in with {token}")
+    with pytest.raises(ValueError, match=r"notes\.txt.*holds an access token") as error:
+        publish_pipeline_folder(pipeline_folder, "org/model")
+    assert token not in str(error.value)
+
+    (pipeline_folder / "notes.txt").write_text("my own words")
+    with pytest.raises(ValueError, match="holds an access token"):
+        publish_pipeline_folder(pipeline_folder, "org/model", token="my own words")
