@@ -22,6 +22,7 @@ DIAGNOSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 # The ninth column of the label file: "none of the others", which no training image carries.
 _NONE_OF_THE_OTHERS = "UNK"
 _PREFIX = "ISIC_2019_Training"
+_MISSING = ("", "nan", "unknown")
 
 
 def convert_isic2019(
@@ -180,7 +181,7 @@ def _read_metadata(path: Path, report: ConversionReport) -> dict[str, dict[str, 
     for line, row in rows:
         if len(row) <= max(image, *where.values()):
             raise ValueError(f"{path.name}, line {line}: {len(columns)} columns are expected, but got {row}.")
-        values: dict[str, Any] = {key: row[index] for key, index in where.items() if row[index] not in ("", "nan")}
+        values: dict[str, Any] = {key: row[index] for key, index in where.items() if row[index] not in _MISSING}
         if "age" in values:
             try:
                 values["age"] = float(values["age"])

@@ -47,9 +47,9 @@ class ConversionReport:
         """The report in a few sentences, with counts instead of names."""
         counts = []
         if self.missing:
-            counts.append(f"{len(self.missing):,} listed images were not found.")
+            counts.append(f"Listed images that were not found: {len(self.missing):,}.")
         if self.skipped:
-            counts.append(f"{len(self.skipped):,} files were skipped because they could not be converted.")
+            counts.append(f"Files that could not be converted and were skipped: {len(self.skipped):,}.")
         return [*self.notes, *counts]
 
 

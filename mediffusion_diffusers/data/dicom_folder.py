@@ -1,0 +1,236 @@
+"""A folder of DICOM files, with or without a label file, as a prepared dataset without patient tags."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import secrets
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from .conversion import SourceImage, write_sources
+from .dicom import read_dicom, read_header
+from .label_table import LabelTable, read_label_table
+from .schema import MULTI_LABEL, DatasetInfo
+from .splits import patient_validation_split
+from .writer import ConversionReport, check_output_folder
+
+
+_SUFFIXES = (".dcm", ".dicom", ".ima")
+# Tags that describe the picture and not the person.
+_KEPT_TAGS = {"modality": "Modality", "view": "ViewPosition", "body_part": "BodyPartExamined"}
+
+
+@dataclass(frozen=True)
+class _File:
+    """A DICOM file and what its header says; never written anywhere as it is."""
+
+    path: Path
+    name: str
+    patient: str
+    instance: str
+    metadata: dict[str, str]
+
+
+def convert_dicom(
+    source_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    labels_file: str | os.PathLike[str] | None = None,
+    label_columns: Sequence[str] | None = None,
+    name: str = "dicom",
+    image_size: int | None = None,
+    validation_share: float = 5.0,
+    test_share: float = 20.0,
+    seed: int = 0,
+    salt: str | None = None,
+    key_file: str | os.PathLike[str] | None = None,
+    licence: str = "unknown",
+    attribution: str = "unknown",
+    strict: bool = False,
+    num_workers: int | None = None,
+    overwrite: bool = False,
+) -> DatasetInfo:
+    """Convert every grey single-frame DICOM file below a folder, as 16-bit PNG.
+
+    No name, date, identifier or UID is kept. `patient_id` and `image_id` are pseudonyms: the first 16 hexadecimal
+    digits of SHA-256 over salt and PatientID, or salt and path. Without the salt they cannot be turned back by trying
+    all identifiers; with the same salt they are the same again. Of the tags only Modality, ViewPosition and
+    BodyPartExamined remain. Two things stay that you should look at before you share the folder: text burnt into the
+    pixels, and the names of skipped files in `conversion_report.json`.
+
+    Args:
+        source_dir: folder to search, with its sub-folders.
+        output_dir: prepared dataset to write.
+        labels_file: CSV file for `read_label_table`; its identifier is the path below `source_dir`, the file name
+            with or without suffix, the SOPInstanceUID or the PatientID. Without it every label is unknown.
+        label_columns: see `read_label_table`.
+        name: name of the dataset.
+        image_size: reduce images to this shorter side, in pixels.
+        validation_share: percent of the patients that are left for training, in [0, 100).
+        test_share: percent of the patients, in [0, 100).
+        seed: seed of both draws.
+        salt: secret text for the pseudonyms; None draws a fresh one that is kept nowhere.
+        key_file: CSV file to write with file, image_id and patient_id, to find an image again. Keep it to yourself;
+            it must not lie in `output_dir`.
+        licence: under which terms the images may be used.
+        attribution: whom to credit.
+        strict: raise at the first file that cannot be converted, instead of recording it.
+        num_workers: threads that read images.
+        overwrite: replace a prepared dataset at `output_dir`.
+
+    Raises:
+        ValueError: if there is no DICOM file, none can be converted, or the label file does not fit.
+        ImportError: if pydicom is not installed.
+    """
+    source, output = Path(source_dir), Path(output_dir)
+    check_output_folder(output, overwrite)
+    if key_file is not None and output.resolve() in Path(key_file).resolve().parents:
+        raise ValueError(f"`key_file` must not lie in `output_dir`, which may be shared, but got {str(key_file)!r}.")
+    report = ConversionReport()
+    files = _read_headers(source, report, strict)
+    table = None if labels_file is None else read_label_table(labels_file, label_columns)
+    if table is None:
+        report.notes.append("No label file: every label is unknown.")
+    labels = _match_labels(files, table, report)
+    salt = secrets.token_hex(16) if salt is None else salt
+    patients = {file.name: "patient-" + _pseudonym(file.patient, salt) for file in files}
+    images = {file.name: "image-" + _pseudonym(file.name, salt) for file in files}
+
+    rest, test = patient_validation_split([file.patient for file in files], test_share, seed)
+    kept, validation = patient_validation_split([files[row].patient for row in rest], validation_share, seed)
+    splits = {
+        "train": [files[rest[row]] for row in kept],
+        "validation": [files[rest[row]] for row in validation],
+        "test": [files[row] for row in test],
+    }
+    info = DatasetInfo(
+        name=name,
+        source="DICOM files",
+        licence=licence,
+        attribution=attribution,
+        problem_type=MULTI_LABEL if table is None else table.problem_type,
+        label_names=["unspecified"] if table is None else table.label_names,
+        channels=1,
+        image_size=image_size,
+        notes=[
+            f"Test: {test_share:g} % of the patients; validation: {validation_share:g} % of the others; seed {seed}.",
+            "Identifiers are salted pseudonyms; no DICOM tag but modality, view and body part was kept.",
+        ],
+    )
+    sources = {
+        split: [
+            SourceImage(
+                images[file.name],
+                partial(read_dicom, file.path, file.name),
+                {
+                    **labels.get(file.name, {}),
+                    "patient_id": patients[file.name],
+                    "metadata": {**file.metadata, **labels.get(file.name, {}).get("metadata", {})},
+                },
+                file=file.name,
+            )
+            for file in members
+        ]
+        for split, members in splits.items()
+    }
+    saved = write_sources(output, sources, info, report, strict=strict, num_workers=num_workers, overwrite=overwrite)
+    if key_file is not None:
+        _write_key(Path(key_file), [(file.name, images[file.name], patients[file.name]) for file in files])
+    return saved
+
+
+def _read_headers(source: Path, report: ConversionReport, strict: bool) -> list[_File]:
+    """Find the DICOM files below a folder and read their headers, sorted by path."""
+    if not source.is_dir():
+        raise ValueError(f"`source_dir` must be a folder with DICOM files, but {str(source)!r} is none.")
+    paths = sorted(path for path in source.rglob("*") if path.is_file() and _may_be_dicom(path))
+    if not paths:
+        raise ValueError(f"`source_dir` must hold DICOM files, but none was found below {str(source)!r}.")
+    files = []
+    for path in tqdm(paths, desc="DICOM headers", unit=" files"):
+        name = path.relative_to(source).as_posix()
+        try:
+            header = read_header(path, name)
+        except ValueError as error:
+            if strict:
+                raise
+            report.skip(name, error)
+            continue
+        patient = str(header.get("PatientID") or "").strip()
+        tags = {key: str(header.get(tag) or "") for key, tag in _KEPT_TAGS.items()}
+        files.append(
+            _File(
+                path,
+                name,
+                patient or name,
+                str(header.get("SOPInstanceUID") or ""),
+                {key: value for key, value in tags.items() if value},
+            )
+        )
+    return files
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """By suffix, or by the mark after the preamble; the index file DICOMDIR is no image."""
+    if path.name.upper() == "DICOMDIR":
+        return False
+    if path.suffix.lower() in _SUFFIXES:
+        return True
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _match_labels(
+    files: Sequence[_File], table: LabelTable | None, report: ConversionReport
+) -> dict[str, dict[str, Any]]:
+    """Find the label row of every file by path, file name, stem, SOPInstanceUID or PatientID."""
+    if table is None:
+        return {}
+    names = Counter(name for file in files for name in {file.path.name, file.path.stem})
+    matched: dict[str, dict[str, Any]] = {}
+    used: set[str] = set()
+    for file in files:
+        for key in (file.name, file.path.name, file.path.stem, file.instance, file.patient):
+            if key not in table.rows:
+                continue
+            if key in (file.path.name, file.path.stem) and key != file.name and names[key] > 1:
+                raise ValueError(
+                    f"`labels_file` must tell the files apart, but {key!r} is the name of {names[key]} files. Use "
+                    "paths below `source_dir`."
+                )
+            matched[file.name] = table.rows[key]
+            used.add(key)
+            break
+    if not matched:
+        raise ValueError(
+            f"`labels_file` must name the DICOM files, but none of its {len(table.rows):,} identifiers fits (the "
+            f"first: {next(iter(table.rows), None)!r}; a file: {files[0].name if files else None!r})."
+        )
+    report.missing.extend(key for key in table.rows if key not in used)
+    if len(matched) < len(files):
+        report.notes.append(f"{len(files) - len(matched):,} files have no label row: their labels are unknown.")
+    return matched
+
+
+def _pseudonym(identifier: str, salt: str) -> str:
+    """The first 64 bits of SHA-256 over salt and identifier, in hexadecimal."""
+    return hashlib.sha256(f"{salt}\0{identifier}".encode()).hexdigest()[:16]
+
+
+def _write_key(path: Path, rows: Sequence[tuple[str, str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "image_id", "patient_id"])
+        writer.writerows(rows)
+    os.replace(temporary, path)
