@@ -1,0 +1,200 @@
+"""Checkpoints of a running training: safetensors and JSON only, complete or not there at all.
+
+A checkpoint is a folder `checkpoint-{step}` with one `.safetensors` file per group of tensors (`unet`, `ema`,
+`optimizer`, ...), `state.json`, and `manifest.json`, which is written last and lists every file's size. The folder is
+filled under another name and renamed when complete; a folder that lost a file or a part of one is refused by name.
+No generator's state is saved, because random numbers are keyed by the step (see `randomness.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import Optimizer
+
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+FORMAT_VERSION = 1
+_FOLDER = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint folder holds.
+
+    Args:
+        path: the folder.
+        step: optimizer steps done.
+        tensors: tensors by group and name, on the CPU.
+        state: what was not a tensor.
+    """
+
+    path: Path
+    step: int
+    tensors: dict[str, dict[str, torch.Tensor]]
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    output_dir: Path,
+    step: int,
+    tensors: dict[str, dict[str, torch.Tensor]],
+    state: dict[str, Any],
+    total_limit: int | None = None,
+) -> Path:
+    """Write `output_dir/checkpoint-{step}`, then delete the oldest ones beyond the limit.
+
+    Args:
+        output_dir: folder of the run.
+        step: optimizer steps done.
+        tensors: tensors by group and name; each group becomes one file.
+        state: what is not a tensor; must be JSON.
+        total_limit: number of checkpoints to keep; `None` keeps all.
+
+    Returns:
+        The new folder.
+    """
+    path = output_dir / f"checkpoint-{step}"
+    partial = output_dir / f".checkpoint-{step}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for group, named in tensors.items():
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+        save_file(contiguous, partial / f"{group}.safetensors")
+    (partial / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
+    sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+    (partial / MANIFEST).write_text(json.dumps({"format_version": FORMAT_VERSION, "step": step, "files": sizes}))
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(partial, path)
+    # Pruned last: a disk that runs full must not cost the last good checkpoint.
+    if total_limit is not None:
+        for old in list_checkpoints(output_dir)[:-total_limit]:
+            shutil.rmtree(old)
+    return path
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """All `checkpoint-{step}` folders, by step; complete or not."""
+    if not output_dir.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in output_dir.iterdir() if (match := _FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def incomplete_reason(path: Path) -> str | None:
+    """Why a checkpoint folder cannot be used; `None` if it is whole."""
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        return f"{MANIFEST} is missing, so it was never finished"
+    try:
+        files = json.loads(manifest.read_text())["files"]
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is damaged"
+    for name, size in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def find_checkpoint(output_dir: Path, resume_from: str) -> tuple[Path | None, list[str]]:
+    """Find the checkpoint to resume from.
+
+    Args:
+        output_dir: folder of the run.
+        resume_from: `"latest"`, or the path of a checkpoint folder (also relative to `output_dir`).
+
+    Returns:
+        The folder, or `None` if `"latest"` finds no usable one, and a sentence about each folder that was passed over.
+
+    Raises:
+        ValueError: if a named checkpoint does not exist or is incomplete.
+    """
+    if resume_from != "latest":
+        path = Path(resume_from)
+        path = path if path.is_dir() else output_dir / resume_from
+        if not path.is_dir():
+            raise ValueError(
+                f"`resume_from_checkpoint` must be 'latest' or a checkpoint folder, but there is no {resume_from!r}."
+            )
+        if reason := incomplete_reason(path):
+            raise ValueError(f"Checkpoint {path} cannot be used: {reason}. Resume from another one or from 'latest'.")
+        return path, []
+    passed_over: list[str] = []
+    for path in reversed(list_checkpoints(output_dir)):
+        reason = incomplete_reason(path)
+        if reason is None:
+            return path, passed_over
+        passed_over.append(f"Checkpoint {path} is not used: {reason}.")
+    return None, passed_over
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a complete checkpoint folder.
+
+    Raises:
+        ValueError: if it is incomplete.
+    """
+    if reason := incomplete_reason(path):
+        raise ValueError(f"Checkpoint {path} cannot be used: {reason}.")
+    state = json.loads((path / STATE).read_text())
+    tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    return Checkpoint(path, int(state["step"]), tensors, state)
+
+
+def module_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers of a module by name."""
+    return dict(module.state_dict())
+
+
+def restore_module(module: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    """Copy tensors into a module, keeping its memory layout.
+
+    Raises:
+        ValueError: if names or shapes differ from the module's.
+    """
+    own = module.state_dict()
+    wrong = sorted(own.keys() ^ tensors.keys())
+    wrong += [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+    if wrong:
+        raise ValueError(
+            f"Checkpoint {source} belongs to another model: {wrong[:4]} are missing or of another shape. Resume with "
+            "the arguments of the first run, or start in a new `output_dir`."
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, torch.Tensor]:
+    """The optimizer's state by `{parameter name}:{state name}`; empty before the first step of a parameter."""
+    tensors = {}
+    for name, parameter in module.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}:{key}"] = torch.as_tensor(value)
+    return tensors
+
+
+def restore_optimizer(optimizer: Optimizer, module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Restore what `optimizer_tensors` gave, in each parameter's own memory layout."""
+    parameters = dict(module.named_parameters())
+    optimizer.state.clear()
+    for full_name, tensor in tensors.items():
+        name, key = full_name.rsplit(":", 1)
+        parameter = parameters[name]
+        if tensor.shape == parameter.shape:
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+        optimizer.state[parameter][key] = tensor

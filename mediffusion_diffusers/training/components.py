@@ -1,0 +1,152 @@
+"""The models that a joint training starts from: autoencoder, U-Net and noise schedule."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DModel
+
+from ..data.schema import DatasetInfo
+from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
+from ..models.presets import PAPER_UNET
+from .latents import vae_scale_factor
+
+
+# Shape of the U-Net that can be given on the command line, by name of the config.
+_SHAPE_ARGUMENTS = (
+    *("block_out_channels", "layers_per_block", "down_block_types", "up_block_types", "attention_head_dim"),
+    *("norm_num_groups", "dropout", "classifier_pool_size", "classifier_hidden_size", "classifier_dropout"),
+)
+_GUIDANCE_ARGUMENTS = {
+    "strength": "counterfactual_strength",
+    "guidance_scale": "counterfactual_guidance_scale",
+    "num_inference_steps": "counterfactual_num_inference_steps",
+}
+
+
+def load_vae(args: argparse.Namespace, info: DatasetInfo) -> Any:
+    """Load or make the autoencoder and check that it fits the images.
+
+    Returns:
+        The frozen autoencoder in evaluation mode.
+
+    Raises:
+        ValueError: if its channels are not the dataset's, or the resolution is no multiple of its factor.
+    """
+    if args.vae is not None:
+        vae: Any = SpaceToDepthAutoencoder(
+            info.channels, info.channels, block_size=args.vae_block_size, sample_size=args.resolution
+        )
+    else:
+        subfolder = _subfolder(args.vae_path, args.vae_subfolder, "vae")
+        config = AutoencoderKL.load_config(args.vae_path, subfolder=subfolder)
+        known = {"AutoencoderKL": AutoencoderKL, "SpaceToDepthAutoencoder": SpaceToDepthAutoencoder}
+        if config.get("_class_name") not in known:
+            raise ValueError(
+                f"`vae_path` must hold an AutoencoderKL or SpaceToDepthAutoencoder, but {args.vae_path!r} holds "
+                f"{config.get('_class_name')!r}. If it is a pipeline folder, name the part with `vae_subfolder`."
+            )
+        vae = known[config["_class_name"]].from_pretrained(args.vae_path, subfolder=subfolder)
+    if vae.config.in_channels != info.channels:
+        raise ValueError(
+            f"The autoencoder reads images of {vae.config.in_channels} channels, but dataset {info.name!r} has "
+            f"{info.channels}. Train an autoencoder on this dataset or choose another `vae_path`."
+        )
+    factor = vae_scale_factor(vae)
+    if args.resolution % factor:
+        raise ValueError(
+            f"`resolution` must be a multiple of the autoencoder's factor {factor}, but got {args.resolution}."
+        )
+    return vae.requires_grad_(False).eval()
+
+
+def build_unet(args: argparse.Namespace, info: DatasetInfo, vae: Any) -> JointUNet2DModel:
+    """Build the joint U-Net from a checkpoint, a config or explicit arguments, for the dataset's labels.
+
+    Raises:
+        ValueError: if a checkpoint does not fit the latents, or the shape arguments contradict each other.
+    """
+    head: dict[str, Any] = {"id2label": info.id2label, "problem_type": info.problem_type}
+    defaults = {name: getattr(args, argument) for name, argument in _GUIDANCE_ARGUMENTS.items()}
+    head["guidance_defaults"] = {name: value for name, value in defaults.items() if value is not None} or None
+    shape = {name: getattr(args, name) for name in _SHAPE_ARGUMENTS if getattr(args, name) is not None}
+    sample_size = args.resolution // vae_scale_factor(vae)
+    channels = vae.config.latent_channels
+
+    if args.unet_path is not None:
+        foreign = [name for name in shape if not name.startswith("classifier_")]
+        if foreign:
+            raise ValueError(f"`unet_path` fixes the U-Net's shape; leave out {foreign}.")
+        unet = JointUNet2DModel.from_unet(_load_unet(args), **head, **shape)
+        if unet.config.in_channels != channels:
+            raise ValueError(
+                f"The U-Net of `unet_path` reads {unet.config.in_channels} latent channels, but the autoencoder gives "
+                f"{channels}."
+            )
+        unet.register_to_config(sample_size=sample_size)
+        return unet
+
+    config: dict[str, Any] = {}
+    if args.unet_config == "paper":
+        config = dict(PAPER_UNET)
+    elif args.unet_config is not None:
+        if not Path(args.unet_config).is_file():
+            raise ValueError(f"`unet_config` must be a JSON file or 'paper', but {args.unet_config!r} does not exist.")
+        config = json.loads(Path(args.unet_config).read_text())
+        config = {name: value for name, value in config.items() if not name.startswith("_")}
+    elif args.block_out_channels is None:
+        raise ValueError("The U-Net has no shape: give `unet_path`, `unet_config` or `block_out_channels`.")
+    if "down_block_types" in shape and "up_block_types" not in shape:
+        shape["up_block_types"] = mirrored_blocks(shape["down_block_types"])
+    config.update(shape)
+    config.update(sample_size=sample_size, in_channels=channels, out_channels=channels)
+    if len(config["block_out_channels"]) != len(config.get("down_block_types", config["block_out_channels"])):
+        raise ValueError(
+            f"`down_block_types` must have one entry per entry of `block_out_channels` "
+            f"({len(config['block_out_channels'])}), but has {len(config['down_block_types'])}."
+        )
+    return JointUNet2DModel(**{**config, **head})
+
+
+def mirrored_blocks(down_block_types: list[str]) -> list[str]:
+    """Up blocks that mirror the down blocks: `"AttnDownBlock2D"` last becomes `"AttnUpBlock2D"` first."""
+    return [name.replace("Down", "Up") for name in reversed(down_block_types)]
+
+
+def build_noise_scheduler(args: argparse.Namespace) -> DDPMScheduler:
+    """The noise schedule of training: by default the paper's, 0.0015 to 0.0195 in square-root space."""
+    return DDPMScheduler(
+        num_train_timesteps=args.num_train_timesteps,
+        beta_start=args.beta_start,
+        beta_end=args.beta_end,
+        beta_schedule=args.beta_schedule,
+        prediction_type=args.prediction_type,
+        clip_sample=False,
+    )
+
+
+def sampling_scheduler(noise_scheduler: Any) -> DDIMScheduler:
+    """The scheduler that is saved with the model: DDIM on the same noise schedule, `set_alpha_to_one=False`."""
+    return DDIMScheduler.from_config(noise_scheduler.config, set_alpha_to_one=False, clip_sample=False)
+
+
+def _load_unet(args: argparse.Namespace) -> UNet2DModel:
+    subfolder = _subfolder(args.unet_path, args.unet_subfolder, "unet")
+    config = UNet2DModel.load_config(args.unet_path, subfolder=subfolder)
+    known: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "JointUNet2DModel": JointUNet2DModel}
+    if config.get("_class_name") not in known:
+        raise ValueError(
+            f"`unet_path` must hold a UNet2DModel or JointUNet2DModel, but {args.unet_path!r} holds "
+            f"{config.get('_class_name')!r}. If it is a pipeline folder, name the part with `unet_subfolder`."
+        )
+    return known[config["_class_name"]].from_pretrained(args.unet_path, subfolder=subfolder).float()
+
+
+def _subfolder(path: str, subfolder: str | None, part: str) -> str | None:
+    """The subfolder asked for; or the part's own, if `path` is a local pipeline folder."""
+    if subfolder is None and (Path(path) / part / "config.json").is_file():
+        return part
+    return subfolder

@@ -1,0 +1,59 @@
+"""Learning-rate schedules as pure functions of the step, so that a resumed run needs no scheduler state."""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+
+
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine")
+
+
+def lr_factor(
+    step: int,
+    name: str = "constant",
+    num_warmup_steps: int = 0,
+    num_training_steps: int = 1,
+    restart_step: int | None = None,
+) -> float:
+    """Factor on the learning rate at a step, as [`~diffusers.optimization.get_scheduler`] defines it.
+
+    Args:
+        step: optimizer step, from 0.
+        name: one of `LR_SCHEDULERS`.
+        num_warmup_steps: length of the linear warm-up (not used by `"constant"`).
+        num_training_steps: steps of the whole run.
+        restart_step: where the schedule, warm-up included, begins anew. Diffusion alone, then joint training with
+            its own cosine, is such a run; both halves then have their own length.
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        ValueError: for an unknown `name`.
+    """
+    if name not in LR_SCHEDULERS:
+        raise ValueError(f"`lr_scheduler` must be one of {LR_SCHEDULERS}, but got {name!r}.")
+    if restart_step is not None and 0 < restart_step < num_training_steps:
+        if step < restart_step:
+            num_training_steps = restart_step
+        else:
+            step, num_training_steps = step - restart_step, num_training_steps - restart_step
+    if name == "constant":
+        return 1.0
+    if step < num_warmup_steps:
+        return step / max(1, num_warmup_steps)
+    if name == "constant_with_warmup":
+        return 1.0
+    remaining = max(1, num_training_steps - num_warmup_steps)
+    progress = (step - num_warmup_steps) / remaining
+    if name == "linear":
+        return max(0.0, 1.0 - progress)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
+    """Set every parameter group's rate to `factor` times the group's `initial_lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor

@@ -1,0 +1,213 @@
+"""The losses of joint training, L = L_diff + w * L_class (paper Sec. 3.3; its printed minus sign is a slip)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..models import JointUNet2DModel
+
+
+@dataclass
+class DiffusionBatch:
+    """One slice of the diffusion stream.
+
+    Args:
+        latents: clean, scaled latents z_0, shape `(batch, channels, height, width)`.
+        noise: standard normal noise, same shape.
+        timesteps: one uniform random t per image, shape `(batch,)`, int64.
+        num_images: images of the *global* batch, over which the loss is the mean.
+    """
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    num_images: int
+
+
+@dataclass
+class LabelledBatch:
+    """One slice of the labelled stream.
+
+    Args:
+        latents: what the classifier is asked about: z_0, or z_t where `timesteps` is above zero; shape
+            `(batch, channels, height, width)`.
+        timesteps: shape `(batch,)`, int64; 0 for clean latents.
+        labels: targets, shape `(batch, num_labels)`, NaN = unknown (see `classification_loss`).
+        num_known: number of terms of the *global* batch's loss; `None` counts this slice's.
+    """
+
+    latents: torch.Tensor
+    timesteps: torch.Tensor
+    labels: torch.Tensor
+    num_known: int | None = None
+
+
+def diffusion_target(
+    latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, noise_scheduler: Any
+) -> torch.Tensor:
+    """What the U-Net is to predict, by the scheduler's `prediction_type`.
+
+    Args:
+        latents: z_0, shape `(batch, channels, height, width)`.
+        noise: eps, same shape.
+        timesteps: shape `(batch,)`.
+        noise_scheduler: a diffusers scheduler.
+
+    Returns:
+        The noise, the latents or the velocity, same shape.
+
+    Raises:
+        ValueError: for an unknown prediction type.
+    """
+    prediction_type = noise_scheduler.config.prediction_type
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return latents
+    if prediction_type == "v_prediction":
+        return noise_scheduler.get_velocity(latents, noise, timesteps)
+    raise ValueError(
+        f"`prediction_type` must be 'epsilon', 'sample' or 'v_prediction', but the scheduler has {prediction_type!r}."
+    )
+
+
+def diffusion_loss(model_output: torch.Tensor, target: torch.Tensor, num_images: int | None = None) -> torch.Tensor:
+    """Mean squared error of the U-Net's prediction, L_diff.
+
+    Args:
+        model_output: shape `(batch, channels, height, width)`.
+        target: see `diffusion_target`, same shape.
+        num_images: divisor of the sum over images; the global batch's size when this is a slice of it.
+
+    Returns:
+        A scalar.
+    """
+    per_image = (model_output.float() - target.float()).square().flatten(1).mean(dim=1)
+    return per_image.sum() / (len(per_image) if num_images is None else num_images)
+
+
+def count_known(labels: torch.Tensor, problem_type: str) -> int:
+    """Number of terms in the classification loss: known entries (multi-label) or known rows (single-label)."""
+    known = ~torch.isnan(labels)
+    return int(known.sum() if problem_type == "multi_label_classification" else known.all(dim=1).sum())
+
+
+def classification_loss(
+    logits: torch.Tensor, labels: torch.Tensor, problem_type: str, num_known: int | None = None
+) -> torch.Tensor:
+    """Classification loss L_class over what is known; the one place that masks missing labels.
+
+    Multi-label: binary cross-entropy, mean over the known entries. Single-label: cross-entropy, mean over the rows
+    whose class is known.
+
+    Args:
+        logits: shape `(batch, num_labels)`.
+        labels: shape `(batch, num_labels)`: 1 present, 0 absent, NaN unknown; for single-label one-hot rows, or a row
+            of NaN.
+        problem_type: `"multi_label_classification"` or `"single_label_classification"`.
+        num_known: divisor of the sum; the global batch's `count_known` when this is a slice of it.
+
+    Returns:
+        A scalar; zero, with a graph, if nothing is known.
+
+    Raises:
+        ValueError: for an unknown `problem_type` or other shapes.
+    """
+    if logits.shape != labels.shape:
+        raise ValueError(
+            f"`labels` must have the logits' shape {tuple(logits.shape)}, but got {tuple(labels.shape)}. Give unknown "
+            "labels as NaN and classes as one-hot rows."
+        )
+    logits = logits.float()
+    known = ~torch.isnan(labels)
+    targets = torch.nan_to_num(labels).to(logits)
+    if problem_type == "multi_label_classification":
+        terms = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    elif problem_type == "single_label_classification":
+        known = known.all(dim=1)
+        terms = F.cross_entropy(logits, targets.argmax(dim=1), reduction="none")
+    else:
+        raise ValueError(
+            "`problem_type` must be 'multi_label_classification' or 'single_label_classification', but got "
+            f"{problem_type!r}."
+        )
+    divisor = int(known.sum()) if num_known is None else num_known
+    return torch.where(known, terms, torch.zeros_like(terms)).sum() / max(1, divisor)
+
+
+class JointObjective(nn.Module):
+    """Both losses behind one `forward`, so that distributed wrappers see a single call per micro step.
+
+    The diffusion pass leaves the head out: it computes no logits and gives the head no gradient. Without a labelled
+    batch the head is so not touched by a step at all, not even by weight decay.
+
+    Args:
+        unet: the joint model.
+        noise_scheduler: diffusers scheduler that adds the noise and names the prediction type.
+        classification_loss_weight: w in L_diff + w * L_class.
+        diffusion_loss_weight: weight of L_diff; 0 is the ablation of Table 3 and skips the pass.
+    """
+
+    def __init__(
+        self,
+        unet: JointUNet2DModel,
+        noise_scheduler: Any,
+        classification_loss_weight: float = 1.0,
+        diffusion_loss_weight: float = 1.0,
+    ):
+        super().__init__()
+        self.unet = unet
+        self.noise_scheduler = noise_scheduler
+        self.classification_loss_weight = classification_loss_weight
+        self.diffusion_loss_weight = diffusion_loss_weight
+
+    def forward(
+        self, diffusion: DiffusionBatch | None = None, labelled: LabelledBatch | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Compute the losses of one slice.
+
+        Args:
+            diffusion: slice of the diffusion stream, if L_diff is wanted.
+            labelled: slice of the labelled stream, if L_class is wanted.
+
+        Returns:
+            `loss` (weighted sum, to be differentiated) and, detached and unweighted, `diffusion_loss` and
+            `classification_loss` where computed.
+
+        Raises:
+            ValueError: if neither slice is given.
+        """
+        if diffusion is None and labelled is None:
+            raise ValueError("At least one of `diffusion` and `labelled` must be given.")
+        terms: list[torch.Tensor] = []
+        losses: dict[str, torch.Tensor] = {}
+        if diffusion is not None:
+            noisy_latents = self.noise_scheduler.add_noise(diffusion.latents, diffusion.noise, diffusion.timesteps)
+            output = self.unet(noisy_latents, diffusion.timesteps, return_logits=False).sample
+            target = diffusion_target(diffusion.latents, diffusion.noise, diffusion.timesteps, self.noise_scheduler)
+            loss = diffusion_loss(output, target, diffusion.num_images)
+            terms.append(self.diffusion_loss_weight * loss)
+            losses["diffusion_loss"] = loss.detach()
+        if labelled is not None:
+            logits = self.unet(labelled.latents, labelled.timesteps, return_sample=False).logits
+            problem_type = self.unet.config.problem_type
+            loss = classification_loss(logits, labelled.labels, problem_type, labelled.num_known)
+            terms.append(self.classification_loss_weight * loss)
+            losses["classification_loss"] = loss.detach()
+        losses["loss"] = torch.stack(terms).sum()
+        return losses
+
+
+def classification_is_due(step: int, start_step: int, every: int, weight: float) -> bool:
+    """Whether a step has a classification loss: from `start_step` on, every n-th step, if its weight is not zero."""
+    return weight > 0 and step >= start_step and (step - start_step) % every == 0
+
+
+def classification_steps_before(step: int, start_step: int, every: int) -> int:
+    """How many steps before `step` had a classification loss: where the labelled stream stands."""
+    return max(0, -(-(step - start_step) // every))

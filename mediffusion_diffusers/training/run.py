@@ -1,0 +1,262 @@
+"""The frame of a training run: its folder, its processes, its records and its checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
+from diffusers.utils import logging
+from tqdm.auto import tqdm
+
+from ..version import __version__
+from .arguments import public_arguments
+from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from .metrics_log import LossWindow, MetricsLog
+
+
+logger = logging.get_logger(__name__)
+
+CONFIG_FILE = "training_config.json"
+METRICS_FILE = "metrics.jsonl"
+# Arguments that may differ between the first run and the one that resumes it without a word.
+_FREE_ARGUMENTS = frozenset(
+    (
+        *("resume_from_checkpoint", "overwrite_output_dir", "dry_run", "output_dir", "report_to", "hub_model_id"),
+        *("push_to_hub", "hub_private_repo", "tracker_project_name", "checkpoints_total_limit", "cache_images"),
+        *("dataloader_num_workers", "validation_batch_size"),
+    )
+)
+
+
+class TrainingRun:
+    """Everything around the training loop.
+
+    Creating it prepares the folder and finds the checkpoint to resume from; `steps` then walks through the steps that
+    are left, with a progress bar.
+
+    Args:
+        args: the parsed command line.
+        facts: what else describes the run (data, split hash, parameter counts), for `training_config.json`.
+
+    Raises:
+        ValueError: if the folder holds another run and is neither to be resumed nor overwritten.
+    """
+
+    def __init__(self, args: argparse.Namespace, facts: dict[str, Any]):
+        self.args = args
+        self.output_dir = Path(args.output_dir)
+        self.accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            log_with=args.report_to,
+            project_config=ProjectConfiguration(
+                project_dir=args.output_dir, logging_dir=str(self.output_dir / "logs")
+            ),
+            # A step without class loss leaves the head out, and Table 3's ablation the decoder.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self.is_main = self.accelerator.is_main_process
+        if self.is_main:
+            self._prepare_folder()
+        self.accelerator.wait_for_everyone()
+        self.checkpoint = self._find_checkpoint()
+        self.first_step = 0 if self.checkpoint is None else self.checkpoint.step
+        self.window = LossWindow(None if self.checkpoint is None else self.checkpoint.state["loss_window"])
+        self._begin_window()
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            self._write_config(facts)
+            self.metrics = MetricsLog(self.output_dir / METRICS_FILE, self.first_step)
+        if args.report_to is not None:
+            config = {key: str(value) for key, value in public_arguments(args).items()}
+            self.accelerator.init_trackers(args.tracker_project_name, config)
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that share every batch."""
+        return self.accelerator.num_processes
+
+    @property
+    def num_parts(self) -> int:
+        """Accumulation parts per step."""
+        return int(self.args.gradient_accumulation_steps)
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left, from 0; the progress bar shows the mean losses."""
+        total = self.args.max_train_steps
+        self.bar = tqdm(
+            total=total, initial=min(self.first_step, total), desc="Training", disable=not self.is_main, unit="step"
+        )
+        self._begin_window()
+        for step in range(self.first_step, total):
+            yield step
+            self.bar.update()
+        self.bar.close()
+
+    def record_losses(self, losses: dict[str, float], step: int, num_images: int, extra: dict[str, float]) -> None:
+        """Add a step's losses; every `logging_steps` a line goes to metrics.jsonl.
+
+        Args:
+            losses: this step's losses, already over the global batch.
+            step: the step, from 0.
+            num_images: images that the step used, over all processes.
+            extra: values of this step to record as they are, such as learning rates.
+
+        Raises:
+            FloatingPointError: if a loss is not finite.
+        """
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"`{name}` became {value} at step {step + 1}. Lower the learning rate, or resume from an earlier "
+                    "checkpoint with another one."
+                )
+        self.window.add(losses)
+        self._num_images += num_images
+        done = step + 1
+        if done % self.args.logging_steps == 0 or done == self.args.max_train_steps:
+            means = self.window.means()
+            seconds = max(time.perf_counter() - self._window_started, 1e-9)
+            speed = {
+                "seconds": round(seconds, 4),
+                "images_per_second": round(self._num_images / seconds, 2),
+                "data_wait_share": round(min(1.0, self._data_seconds / seconds), 4),
+            }
+            self.log({"kind": "train", "step": done, **means, **extra, **speed})
+            self.bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
+            self.window.clear()
+            self._begin_window()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Write a record to metrics.jsonl and to the tracker, if there is one."""
+        if not self.is_main:
+            return
+        self.metrics.append(record)
+        if self.args.report_to is not None:
+            numbers = {name: value for name, value in record.items() if isinstance(value, (int, float))}
+            step = numbers.pop("step")
+            self.accelerator.log({f"{record['kind']}/{name}": value for name, value in numbers.items()}, step=step)
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        started = time.perf_counter()
+        yield
+        self._data_seconds += time.perf_counter() - started
+
+    @contextmanager
+    def outside_training(self) -> Iterator[None]:
+        """Do not count the time inside (validation, saving) as training time."""
+        started = time.perf_counter()
+        yield
+        self._window_started += time.perf_counter() - started
+
+    def is_due(self, done: int, every: int | None) -> bool:
+        """Whether something is due after `done` steps: every n-th and the last."""
+        return every is not None and (done % every == 0 or done == self.args.max_train_steps)
+
+    def sum_over_processes(self, losses: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Sum scalars over all processes."""
+        if not losses:
+            return {}
+        stacked = torch.stack([value.detach().float() for value in losses.values()])
+        summed = self.accelerator.reduce(stacked, reduction="sum")
+        return dict(zip(losses, summed.tolist(), strict=True))
+
+    def gather_chunks(self, chunks: list[Any]) -> list[Any]:
+        """Collect lists of `(number, value)` from all processes, in order of their numbers."""
+        gathered = gather_object(chunks)
+        return [value for _, value in sorted(gathered, key=lambda pair: pair[0])]
+
+    def save(self, done: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
+        """Write `checkpoint-{done}` on the main process."""
+        if self.is_main:
+            state = {**state, "loss_window": self.window.state(), "num_processes": self.num_processes}
+            scaler = self.accelerator.scaler
+            if scaler is not None:
+                state["grad_scaler"] = scaler.state_dict()
+            save_checkpoint(self.output_dir, done, tensors, state, self.args.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _begin_window(self) -> None:
+        self._window_started = time.perf_counter()
+        self._data_seconds = 0.0
+        self._num_images = 0
+
+    def finish(self) -> None:
+        """Close the trackers."""
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        if self.args.resume_from_checkpoint is None:
+            return None
+        path, passed_over = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
+        if self.is_main:
+            for sentence in passed_over:
+                logger.warning(sentence)
+            logger.warning("Starting afresh: there is no checkpoint." if path is None else f"Resuming from {path}.")
+        return None if path is None else load_checkpoint(path)
+
+    def _prepare_folder(self) -> None:
+        """Refuse or delete another run's files, and what a killed run left half written."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        holds_run = bool(list_checkpoints(self.output_dir)) or (self.output_dir / METRICS_FILE).exists()
+        if holds_run and self.args.overwrite_output_dir:
+            for path in list_checkpoints(self.output_dir):
+                shutil.rmtree(path)
+            for name in (METRICS_FILE, CONFIG_FILE, "model_index.json", "README.md"):
+                (self.output_dir / name).unlink(missing_ok=True)
+            for name in ("samples", "logs"):
+                shutil.rmtree(self.output_dir / name, ignore_errors=True)
+        elif holds_run and self.args.resume_from_checkpoint is None:
+            raise ValueError(
+                f"`output_dir` {str(self.output_dir)!r} holds another run. Continue it with "
+                "`--resume_from_checkpoint latest`, delete it with `--overwrite_output_dir`, or choose another folder."
+            )
+        for partial in self.output_dir.glob(".*.partial"):
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+
+    def _write_config(self, facts: dict[str, Any]) -> None:
+        path = self.output_dir / CONFIG_FILE
+        arguments = public_arguments(self.args)
+        if self.checkpoint is not None and path.is_file():
+            before = json.loads(path.read_text())["arguments"]
+            now = json.loads(json.dumps(arguments))
+            changed = [name for name in now if name in before and before[name] != now[name]]
+            for name in sorted(set(changed) - _FREE_ARGUMENTS):
+                logger.warning(f"Resuming with `{name}` = {now[name]}, but the run began with {before[name]}.")
+        packages = ("torch", "diffusers", "accelerate", "datasets")
+        versions = {name: importlib.metadata.version(name) for name in packages}
+        versions["mediffusion_diffusers"] = __version__
+        config = {"arguments": arguments, **facts, "num_processes": self.num_processes, "versions": versions}
+        write_text(path, json.dumps(config, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file aside, then rename it into place."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def publish_folder(source: Path, destination: Path) -> None:
+    """Move the entries of a folder that was written aside into `destination`, replacing what is there."""
+    for entry in sorted(source.iterdir()):
+        target = destination / entry.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(entry, target)
+    source.rmdir()

@@ -1,0 +1,80 @@
+"""Sample grids: what the diffusion model draws from the same noise as training goes on."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..image_processor import denormalize, numpy_to_pil
+from ..models import JointUNet2DModel
+from .components import sampling_scheduler
+from .latents import decode_latents
+from .randomness import keyed_generator
+
+
+@torch.no_grad()
+def sample_images(
+    unet: JointUNet2DModel,
+    vae: Any,
+    noise_scheduler: Any,
+    num_images: int,
+    num_inference_steps: int,
+    seed: int,
+    batch_size: int = 16,
+) -> torch.Tensor:
+    """Draw images with DDIM, without guidance, always from the same noise.
+
+    Args:
+        unet: the joint model in evaluation mode.
+        vae: the autoencoder.
+        noise_scheduler: the noise schedule of training.
+        num_images: how many.
+        num_inference_steps: DDIM steps.
+        seed: seed of the noise.
+        batch_size: images drawn at once.
+
+    Returns:
+        Shape `(num_images, channels, height, width)` in [-1, 1], on the CPU.
+    """
+    scheduler = sampling_scheduler(noise_scheduler)
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (num_images, unet.config.in_channels, height, width)
+    noise = torch.randn(shape, generator=keyed_generator(seed, "sample grid"))
+    images = []
+    for latents in noise.split(batch_size):
+        latents = latents.to(unet.device)
+        scheduler.set_timesteps(num_inference_steps, device=unet.device)
+        for timestep in scheduler.timesteps:
+            noise_pred = unet(latents, timestep, return_logits=False).sample
+            latents = scheduler.step(noise_pred, timestep, latents).prev_sample
+        images.append(decode_latents(vae, latents).float().cpu())
+    return torch.cat(images).clamp(-1, 1)
+
+
+def save_image_grid(images: torch.Tensor, path: Path, num_columns: int | None = None, gap: int = 1) -> None:
+    """Write images side by side into one PNG.
+
+    Args:
+        images: shape `(batch, channels, height, width)` in [-1, 1].
+        path: the PNG file.
+        num_columns: images per row; by default a square.
+        gap: white pixels between images.
+    """
+    num_columns = num_columns or math.ceil(math.sqrt(len(images)))
+    tiles = numpy_to_pil(denormalize(images).permute(0, 2, 3, 1).numpy())
+    width, height = tiles[0].width + gap, tiles[0].height + gap
+    grid = Image.new(
+        tiles[0].mode, (width * num_columns - gap, height * math.ceil(len(tiles) / num_columns) - gap), "white"
+    )
+    for place, tile in enumerate(tiles):
+        grid.paste(tile, (place % num_columns * width, place // num_columns * height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    grid.save(partial, format="PNG")
+    os.replace(partial, path)
