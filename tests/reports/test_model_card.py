@@ -1,0 +1,163 @@
+"""The card says what the run's files say, calls the rest unmeasured, and gives nothing private away."""
+
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+from tiny_pipeline import tiny_pipeline
+
+from mediffusion_diffusers.data.schema import DatasetInfo
+from mediffusion_diffusers.data.splits import LabelledSplit
+from mediffusion_diffusers.reports.model_card import DISCLAIMER, render_model_card
+
+
+LABELS = ["Cardiomegaly", "Effusion", "Mass"]
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return tiny_pipeline()
+
+
+@pytest.fixture
+def run(pipeline, tmp_path):
+    """Everything `render_model_card` takes, as a training run leaves it."""
+    info = DatasetInfo(
+        name="phantom",
+        source="procedural; no person was imaged",
+        licence="CC BY-NC 4.0 (non-commercial)",
+        attribution="Jane Doe et al. (2020)",
+        problem_type="multi_label_classification",
+        label_names=LABELS,
+        channels=1,
+        num_rows={"train": 1200, "test": 300},
+        notes=["Findings are independent of one another."],
+        demographics={
+            "train": {
+                "images": 1200,
+                "patients": 900,
+                "sex": {"F": 500, "M": 700},
+                "age": {"known": 1200, "median": 54.0, "lower_quartile": 40.0, "upper_quartile": 63.0},
+            }
+        },
+    )
+    (tmp_path / "vae").mkdir()
+    arguments = {
+        "seed": 7,
+        "learning_rate": 3e-4,
+        "use_ema": True,
+        "dataset_dir": "/home/jane/data",
+        "output_dir": "runs/joint",
+        "vae_path": str(tmp_path / "vae"),
+        "unet_path": "org/unet",
+        "unet_subfolder": None,
+        "hub_model_id": "org/model",
+        "block_out_channels": [8, 16],
+    }
+    metrics = [
+        {"kind": "train", "step": 10, "diffusion_loss": 0.5, "seconds": 30.0},
+        {"kind": "validation", "step": 10, "macro_auroc": 0.61, "auroc": {"Mass": 0.61}, "num_images": 64},
+        {"kind": "train", "step": 20, "diffusion_loss": 0.4, "seconds": 60.0},
+        {"kind": "validation", "step": 20, "macro_auroc": 0.8125, "auroc": {"Mass": 0.8125}, "num_images": 64},
+    ]
+    split = LabelledSplit("phantom", 10.0, "patient", 3, ("a", "b"), 2, dict.fromkeys(LABELS, 1))
+    return {
+        "pipeline": pipeline,
+        "dataset_info": info,
+        "training_config": {"arguments": arguments, "num_train_images": 1200, "versions": {"torch": "2.13.0"}},
+        "metrics": metrics,
+        "labelled_split": split,
+        "repo_id": "org/mediffusion-phantom",
+    }
+
+
+def section(card: ModelCard, title: str) -> str:
+    return re.search(rf"^#+ {title}\n(.*?)(?=^#+ |\Z)", card.content, re.M | re.S)[1]
+
+
+def test_the_metadata_is_what_the_hub_reads(run):
+    card = render_model_card(**run, dataset_id="org/phantom")
+    read_back = ModelCard(card.content).data
+
+    assert read_back.license == "cc-by-nc-4.0" and read_back.library_name == "diffusers"
+    assert {"mediffusion", "medical", "counterfactual"} <= set(read_back.tags)
+    assert read_back.datasets == ["org/phantom"] and read_back.model_name == "mediffusion-phantom"
+    (result,) = read_back.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_split) == ("roc_auc", 0.8125, "validation")
+
+
+def test_only_what_was_measured_has_a_number(run):
+    results = section(render_model_card(**run), "Results")
+    assert "| macro AUROC | 0.812 | not measured |" in results and "0.61" not in results
+    assert "| Mass | 0.812 |" in results and "| Effusion | not measured |" in results
+    assert "| calibration (Brier score, slope, intercept) | not measured | not measured |" in results
+
+    card = render_model_card(**{**run, "metrics": []})
+    assert card.data.eval_results is None
+    assert "Nothing was measured." in card.content
+    assert not re.search(r"\d\.\d{3}", section(card, "Results"))
+
+
+def test_the_training_data_is_stated_with_split_and_people(run):
+    card = render_model_card(**run)
+    assert "Jane Doe et al. (2020)" in section(card, "Training data")
+    assert "| train | 1,200 | 900 | F 500, M 700 | median 54 (quartiles 40 to 63) | not stated |" in card.content
+    assert "| test | 300 | not stated | not stated | not stated | not stated |" in card.content
+    share = section(card, "Labelled share")
+    assert run["labelled_split"].hash in share and "10 % drawn by patient with seed 3: 2 images" in share
+    assert "Every training image" in section(render_model_card(**{**run, "labelled_split": None}), "Labelled share")
+
+
+def test_the_arguments_are_real_and_name_no_place_or_account(run, tmp_path):
+    card = render_model_card(**run)
+    procedure = section(card, "Training procedure")
+    for row in ("| `seed` | 7 |", "| `learning_rate` | 0.0003 |", "| `block_out_channels` | 8, 16 |"):
+        assert row in procedure
+    assert "| `unet_path` | org/unet |" in procedure
+    assert "1.5 minutes" in procedure and "optimizer steps: 20" in procedure
+    for private in ("/home/jane", "runs/joint", str(tmp_path), "hub_model_id", "unet_subfolder"):
+        assert private not in card.content
+
+
+def test_the_counterfactual_defaults_name_what_belongs_together(run):
+    defaults = section(render_model_card(**run), "Defaults of the counterfactuals")
+    assert "- `strength`: 0.2" in defaults and "- `guidance_scale`: 5.0" in defaults
+    assert "`scaling_factor` 1.7" in defaults
+
+
+def test_the_card_disclaims_and_tells_how_to_load(run):
+    card = render_model_card(**run)
+    assert card.content.count(DISCLAIMER) == 2
+    assert "what changes this model's score: not causal, not anatomy, not disease\n  progression" in card.content
+    (example,) = re.findall(r"```python\n(.*?)```", card.content, re.S)
+    assert 'from_pretrained("org/mediffusion-phantom")' in example and len(example.strip().splitlines()) == 4
+    compile(example, "card", "exec")
+    assert "{{" not in card.content and "None" not in card.content
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        ("Apache-2.0", "apache-2.0"),
+        ("CC BY 4.0", "cc-by-4.0"),
+        ("CC BY-NC 4.0 (non-commercial)", "cc-by-nc-4.0"),
+        ("no restrictions, attribution", "other"),
+    ],
+)
+def test_the_licence_follows_the_data_unless_it_is_given(run, licence, expected):
+    run["dataset_info"].licence = licence
+    assert render_model_card(**run).data.license == expected
+    assert render_model_card(**run, license="mit").data.license == "mit"
+
+
+def test_a_card_with_an_empty_mandatory_field_is_not_written(run):
+    run["dataset_info"].licence = ""
+    run["dataset_info"].attribution = ""
+    with pytest.raises(ValueError, match=r"`dataset_info.licence`, `dataset_info.attribution`"):
+        render_model_card(**run)
+
+
+def test_an_undefined_auroc_is_not_a_result(run):
+    run["metrics"][-1]["macro_auroc"] = None
+    card = render_model_card(**run)
+    assert card.data.eval_results is None and "| macro AUROC | not measured | not measured |" in card.content
