@@ -1,0 +1,68 @@
+"""What a table must name so that another can repeat it: data, split, seed, checkpoint, weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ..data.schema import DatasetInfo
+from ..version import __version__
+
+
+TRAINING_CONFIG = "training_config.json"  # written by the training scripts beside the pipeline
+
+
+def checkpoint_hash(folder: str | Path) -> str:
+    """SHA-256 over the names and bytes of a checkpoint's weight files, the first 16 digits.
+
+    Args:
+        folder: a pipeline or model folder.
+
+    Raises:
+        ValueError: if there is no safetensors file.
+    """
+    files = sorted(path for path in Path(folder).rglob("*.safetensors") if "checkpoint-" not in str(path))
+    if not files:
+        raise ValueError(f"Folder {str(folder)!r} holds no safetensors weights.")
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def describe_provenance(pipeline_folder: str | Path, info: DatasetInfo, split: str) -> dict[str, Any]:
+    """Data, labelled split, seed and checkpoint behind a table.
+
+    Args:
+        pipeline_folder: folder of the evaluated pipeline.
+        info: of the dataset it is evaluated on.
+        split: the evaluated split.
+
+    Returns:
+        Plain values for JSON; what the folder does not tell is `None`.
+    """
+    path = Path(pipeline_folder) / TRAINING_CONFIG
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    arguments, labelled = config.get("arguments", {}), config.get("labelled_split") or {}
+    return {
+        "data": info.name,
+        "split": split,
+        "num_images_in_split": info.num_rows.get(split),
+        "resolution": arguments.get("resolution"),
+        "labelled_share_percent": labelled.get("share"),
+        "labelled_by": labelled.get("by"),
+        "labelled_split_hash": labelled.get("hash"),
+        "num_labelled_images": config.get("num_labelled_images"),
+        "seed": arguments.get("seed"),
+        "steps": arguments.get("max_train_steps"),
+        "checkpoint": checkpoint_hash(pipeline_folder),
+        "weights": "EMA" if arguments.get("use_ema") else "last" if arguments else None,
+        "selection": "last step; thresholds from the validation split",
+        "figures": "own",
+        "version": __version__,
+    }
