@@ -1,25 +1,45 @@
 """Datasets: one contract for many sources, labelled shares drawn from them, and the transforms that read them."""
 
+from .chestxray14 import convert_chestxray14
+from .dicom import read_dicom
+from .dicom_folder import convert_dicom
+from .image_folder import ColumnNames, convert_dataset, convert_hub_dataset, convert_image_folder
+from .isic2019 import convert_isic2019
+from .medmnist import convert_medmnist
 from .pictures import encode_picture, encode_png, open_picture
 from .schema import DatasetInfo, features, label_matrix, load_info, load_prepared, make_row
+from .splits import LabelledSplit, draw_labelled_split, limit_by_patient, patient_validation_split
 from .summary import format_summary, summarize_prepared
 from .transforms import ImageTransform
 from .writer import ConversionReport, write_prepared
 
 
 __all__ = [
+    "ColumnNames",
     "ConversionReport",
     "DatasetInfo",
     "ImageTransform",
+    "LabelledSplit",
+    "convert_chestxray14",
+    "convert_dataset",
+    "convert_dicom",
+    "convert_hub_dataset",
+    "convert_image_folder",
+    "convert_isic2019",
+    "convert_medmnist",
+    "draw_labelled_split",
     "encode_picture",
     "encode_png",
     "features",
     "format_summary",
     "label_matrix",
+    "limit_by_patient",
     "load_info",
     "load_prepared",
     "make_row",
     "open_picture",
+    "patient_validation_split",
+    "read_dicom",
     "summarize_prepared",
     "write_prepared",
 ]

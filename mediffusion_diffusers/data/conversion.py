@@ -27,14 +27,14 @@ class SourceImage:
 
     Args:
         image_id: unique name of the image.
-        picture: a path, the bytes of a file, a function that returns the decoded picture, or None where only the
-            metadata is known.
+        picture: a path, the bytes of a file, a function that returns a picture, its bytes or its path, or None
+            where only the metadata is known.
         fields: further arguments of `make_row`: `patient_id`, `labels` or `label`, `boxes`, `metadata`.
         file: what the report calls it; by default `image_id`.
     """
 
     image_id: str
-    picture: Path | bytes | Callable[[], Image.Image] | None
+    picture: Path | bytes | Callable[[], Image.Image | bytes | str] | None
     fields: dict[str, Any] = field(default_factory=dict)
     file: str = ""
 
