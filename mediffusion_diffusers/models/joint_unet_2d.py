@@ -14,10 +14,10 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.utils import BaseOutput, logging
 from torch import nn
 
+from .label_config import resolve_label_config
+
 
 logger = logging.get_logger(__name__)
-
-PROBLEM_TYPES = ("multi_label_classification", "single_label_classification")
 
 
 @dataclass
@@ -151,7 +151,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             num_class_embeds=num_class_embeds,
             num_train_timesteps=num_train_timesteps,
         )
-        labels = _label_config(num_labels, problem_type, id2label, label2id, label_thresholds)
+        labels = resolve_label_config(num_labels, problem_type, id2label, label2id, label_thresholds)
         self.register_to_config(**labels)
 
         num_features = self.num_classifier_features
@@ -327,16 +327,30 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
 
         Returns:
             A new model with the dtype and device of `unet`.
+
+        Raises:
+            ValueError: if an argument changes the shape of the U-Net itself, so that its weights no longer fit.
         """
         config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
         if {"num_labels", "id2label"} & classifier_kwargs.keys():  # new labels: the old names and thresholds are void
             for name in ("num_labels", "id2label", "label2id", "label_thresholds"):
                 config.pop(name, None)
         model = cls(**{**config, **classifier_kwargs})
-        own = model.state_dict()
-        weights = {name: value for name, value in unet.state_dict().items() if own[name].shape == value.shape}
+        own, weights = model.state_dict(), unet.state_dict()
+        fitting = {name for name in own.keys() & weights.keys() if own[name].shape == weights[name].shape}
+        misfits = sorted((own.keys() | weights.keys()) - fitting)
+        foreign = [name for name in misfits if not name.startswith("classifier.")]
+        if foreign:
+            raise ValueError(
+                f"The weights of `unet` must fit the new model, but {foreign[:4]} do not. Only arguments of the "
+                f"classifier can be changed here; got {sorted(classifier_kwargs)}."
+            )
+        if misfits:  # a head is copied whole or not at all
+            weights = {name: value for name, value in weights.items() if not name.startswith("classifier.")}
         model.load_state_dict(weights, strict=False)
-        return model.to(device=unet.device, dtype=unet.dtype)
+        model = model.to(unet.device)
+        # ModelMixin.to warns about every cast.
+        return model if model.dtype == unet.dtype else model.to(unet.dtype)
 
     @classmethod
     def from_pretrained(
@@ -365,9 +379,18 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             kwargs.setdefault("label2id", None)
         if {"id2label", "num_labels"} & kwargs.keys():
             kwargs.setdefault("label_thresholds", None)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except NotImplementedError as error:
+            if kwargs.get("device_map") is None:
+                raise
+            # The parent moves the model to its devices before it reports what is missing.
+            raise ValueError(
+                f"Checkpoint {str(pretrained_model_name_or_path)!r} lacks weights, probably those of the classifier "
+                "head, and cannot be spread by `device_map`. Load it without `device_map` to see which."
+            ) from error
         mismatched = [key for key, *_ in info["mismatched_keys"]]
         wrong = [*info["missing_keys"], *mismatched]
         foreign = [key for key in wrong if not key.startswith("classifier.")]
@@ -394,42 +417,3 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             if isinstance(layer, nn.Linear):
                 fresh = nn.Linear(layer.in_features, layer.out_features)
                 self.classifier[int(name)] = fresh.to(self.conv_in.weight)
-
-
-def _label_config(
-    num_labels: int,
-    problem_type: str,
-    id2label: dict[int, str] | None,
-    label2id: dict[str, int] | None,
-    label_thresholds: list[float] | None,
-) -> dict[str, Any]:
-    """Check the label settings against each other and fill in what was left out.
-
-    Returns:
-        `num_labels`, `id2label` with integer keys in order, `label2id`.
-    """
-    if problem_type not in PROBLEM_TYPES:
-        raise ValueError(f"`problem_type` must be one of {PROBLEM_TYPES}, but got {problem_type!r}.")
-    if id2label is None and label2id is not None:
-        id2label = {index: name for name, index in label2id.items()}
-    if id2label is not None:
-        id2label = {int(index): str(name) for index, name in id2label.items()}
-        num_labels = len(id2label)
-        if sorted(id2label) != list(range(num_labels)) or len(set(id2label.values())) != num_labels:
-            raise ValueError(
-                f"`id2label` must name every index from 0 to {num_labels - 1} once, with distinct names, but got "
-                f"{id2label}."
-            )
-    if num_labels < 1:
-        raise ValueError(f"`num_labels` must be at least 1, but got {num_labels}.")
-    id2label = {index: id2label[index] if id2label else f"LABEL_{index}" for index in range(num_labels)}
-    names = {name: index for index, name in id2label.items()}
-    if label2id is not None and {str(name): int(index) for name, index in label2id.items()} != names:
-        raise ValueError(f"`label2id` must be the inverse of `id2label`, but got {label2id} for {id2label}.")
-    if label_thresholds is not None and (
-        len(label_thresholds) != num_labels or not all(0 < threshold < 1 for threshold in label_thresholds)
-    ):
-        raise ValueError(
-            f"`label_thresholds` must hold {num_labels} numbers in (0, 1), one per label, but got {label_thresholds}."
-        )
-    return {"num_labels": num_labels, "id2label": id2label, "label2id": names}
