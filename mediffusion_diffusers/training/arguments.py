@@ -108,7 +108,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--intensity_jitter", type=float, default=0.0, help="Random contrast and brightness.")
 
 
-def add_optimizer_arguments(parser: argparse.ArgumentParser, learning_rate: float, betas: tuple[float, float]) -> None:
+def add_optimizer_arguments(
+    parser: argparse.ArgumentParser, learning_rate: float, betas: tuple[float, float], weight_decay: float
+) -> None:
     """AdamW, its schedule, and the moving average."""
     group = parser.add_argument_group("optimizer")
     group.add_argument("--learning_rate", type=float, default=learning_rate)
@@ -116,7 +118,7 @@ def add_optimizer_arguments(parser: argparse.ArgumentParser, learning_rate: floa
     group.add_argument("--lr_warmup_steps", type=int, default=0)
     group.add_argument("--adam_beta1", type=float, default=betas[0])
     group.add_argument("--adam_beta2", type=float, default=betas[1])
-    group.add_argument("--adam_weight_decay", type=float, default=1e-2)
+    group.add_argument("--adam_weight_decay", type=float, default=weight_decay)
     group.add_argument("--adam_epsilon", type=float, default=1e-8)
     group.add_argument("--max_grad_norm", type=float, default=1.0)
     _flag(group, "--use_ema", True, "Average the weights; the average is validated, saved and explained.")
@@ -158,6 +160,14 @@ def check_run_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"`learning_rate` must be above 0, but got {args.learning_rate}.")
     if not 0 <= args.ema_decay < 1:
         raise ValueError(f"`ema_decay` must be in [0, 1), but got {args.ema_decay}.")
+
+
+def check_hub_arguments(args: argparse.Namespace) -> None:
+    """Check the arguments of `add_hub_arguments`.
+
+    Raises:
+        ValueError: if the repository is missing, or a token is given beside wandb.
+    """
     if args.push_to_hub and args.hub_model_id is None:
         raise ValueError("`push_to_hub` needs `hub_model_id`: the repository as organisation/name.")
     if args.hub_token is not None and args.report_to == "wandb":

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-import numpy as np
-from diffusers.utils import logging
-
+from ..data.schema import DatasetInfo
 from ..models import JointUNet2DModel
 from .components import sampling_scheduler
-from .run import TrainingRun, publish_folder
+from .metrics_log import read_metrics
+from .run import CONFIG_FILE, METRICS_FILE, TrainingRun, publish_folder
 from .training_data import TrainingData
-from .validation import ValidationResult, probabilities
+from .validation import ValidationResult, label_thresholds
 
 
-logger = logging.get_logger(__name__)
+# What a card must state about the data, and what only the dataset's converter knows.
+_CARD_FIELDS = ("source", "licence", "attribution")
+
+
+def check_publishable(info: DatasetInfo) -> None:
+    """Check before training that a card can be written at its end.
+
+    Raises:
+        ValueError: if the dataset does not say where it comes from and under which terms.
+    """
+    empty = [name for name in _CARD_FIELDS if not getattr(info, name)]
+    if empty:
+        raise ValueError(
+            f"`push_to_hub` needs a model card, which must state the data's {', '.join(empty)}. Fill that in in the "
+            "dataset's dataset_info.json."
+        )
 
 
 def save_joint_pipeline(
@@ -25,7 +40,7 @@ def save_joint_pipeline(
     data: TrainingData,
     validation: ValidationResult | None,
 ) -> None:
-    """Save a `MediffusionCounterfactualPipeline` into the run's folder, write its card, and publish it if asked.
+    """Save a `MediffusionCounterfactualPipeline` with its card into the run's folder, and publish it if asked.
 
     Args:
         run: the training run.
@@ -35,30 +50,33 @@ def save_joint_pipeline(
         data: what it was trained on.
         validation: the last validation; multi-label models get their thresholds from it.
     """
-    from ..pipelines.counterfactual import MediffusionCounterfactualPipeline
+    from ..pipelines import MediffusionCounterfactualPipeline
+    from ..reports.model_card import render_model_card
+    from ..reports.publishing import publish_pipeline_folder
 
+    args = run.args
     if validation is not None and data.info.is_multi_label:
-        unet.register_to_config(label_thresholds=youden_thresholds(validation, data.info.problem_type))
+        unet.register_to_config(label_thresholds=label_thresholds(validation, data.info.problem_type))
     pipeline = MediffusionCounterfactualPipeline(vae=vae, unet=unet, scheduler=sampling_scheduler(noise_scheduler))
     partial = run.output_dir / ".pipeline.partial"
     pipeline.save_pretrained(partial)
+    try:
+        card = render_model_card(
+            pipeline,
+            data.info,
+            json.loads((run.output_dir / CONFIG_FILE).read_text()),
+            read_metrics(run.output_dir / METRICS_FILE),
+            labelled_split=data.split,
+            repo_id=args.hub_model_id,
+            dataset_id=args.dataset_name,
+        )
+        card.save(partial / "README.md")
+    except ValueError as error:
+        run.say(f"No model card was written: {error}")
     publish_folder(partial, run.output_dir)
-    logger.warning(f"Saved the pipeline in {run.output_dir}.")
-
-
-def youden_thresholds(validation: ValidationResult, problem_type: str) -> list[float]:
-    """Per label the probability that maximises sensitivity + specificity - 1; 0.5 where that is undefined."""
-    from sklearn.metrics import roc_curve
-
-    scores = probabilities(validation.logits, problem_type)
-    thresholds = []
-    for index in range(scores.shape[1]):
-        known = ~np.isnan(validation.labels[:, index])
-        targets = validation.labels[known, index]
-        if not 0 < targets.sum() < len(targets):
-            thresholds.append(0.5)
-            continue
-        false_positive, true_positive, levels = roc_curve(targets, scores[known, index])
-        best = float(levels[int(np.argmax(true_positive - false_positive))])
-        thresholds.append(min(max(best, 1e-6), 1 - 1e-6))
-    return thresholds
+    run.say(f"Saved the pipeline in {run.output_dir}.")
+    if args.push_to_hub:
+        url = publish_pipeline_folder(
+            run.output_dir, args.hub_model_id, token=args.hub_token, private=args.hub_private_repo
+        )
+        run.say(f"Published it: {url}")

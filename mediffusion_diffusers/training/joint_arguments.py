@@ -10,6 +10,7 @@ from .arguments import (
     add_hub_arguments,
     add_optimizer_arguments,
     add_run_arguments,
+    check_hub_arguments,
     check_run_arguments,
 )
 
@@ -22,7 +23,7 @@ def joint_parser() -> argparse.ArgumentParser:
     )
     add_run_arguments(parser)
     add_data_arguments(parser)
-    add_optimizer_arguments(parser, learning_rate=1e-4, betas=(0.9, 0.999))
+    add_optimizer_arguments(parser, learning_rate=1e-4, betas=(0.9, 0.999), weight_decay=1e-2)
     _add_label_arguments(parser)
     _add_model_arguments(parser)
     _add_diffusion_arguments(parser)
@@ -108,6 +109,7 @@ def check_joint_arguments(args: argparse.Namespace) -> None:
         ValueError: for the first argument that cannot work.
     """
     check_run_arguments(args)
+    check_hub_arguments(args)
     if args.labelled_split is not None and not Path(args.labelled_split).is_file():
         raise ValueError(f"`labelled_split` must be a split file, but {args.labelled_split!r} does not exist.")
     if (args.vae_path is None) == (args.vae is None):

@@ -13,7 +13,7 @@ from ..data.transforms import ImageTransform
 from .checkpoints import module_tensors, optimizer_tensors, restore_module, restore_optimizer
 from .components import build_noise_scheduler, build_unet, load_vae
 from .ema import EMAWeights, validation_weights
-from .final_model import save_joint_pipeline
+from .final_model import check_publishable, save_joint_pipeline
 from .image_rows import stream_batches
 from .joint_arguments import check_joint_arguments
 from .latents import encode_images, measure_latent_std
@@ -28,7 +28,7 @@ from .objectives import (
 )
 from .optimizer import build_adamw, count_parameters, joint_parameter_groups
 from .randomness import keyed_generator, keyed_seed, seed_step
-from .run import TrainingRun
+from .run import TrainingRun, check_output_folder
 from .sample_grids import sample_images, save_image_grid
 from .streams import IndexStream, slice_bounds
 from .training_data import TrainingData, load_training_data, num_workers, train_transform
@@ -50,11 +50,14 @@ class JointTrainer:
 
     def __init__(self, args: argparse.Namespace):
         check_joint_arguments(args)
+        check_output_folder(args)
         self.args = args
         self.data: TrainingData = load_training_data(
             args, args.labelled_split, needs_labels=args.classifier_loss_weight > 0
         )
         info = self.data.info
+        if args.push_to_hub:
+            check_publishable(info)
         self.transform = train_transform(args, info.channels)
         self.plain_transform = ImageTransform(args.resolution, info.channels)
         self.vae = load_vae(args, info)
@@ -258,8 +261,8 @@ class JointTrainer:
             result = validate(self.run, unet, self.vae, self.noise_scheduler, self.data, self.plain_transform)
         if log:
             self.run.log(result.record(done))
-            if result.macro_auroc is not None and self.run.is_main:
-                self.run.bar.write(f"step {done}: validation macro AUROC {result.macro_auroc:.3f}")
+            if result.macro_auroc is not None:
+                self.run.say(f"step {done}: validation macro AUROC {result.macro_auroc:.3f}")
         return result
 
     def _save_samples(self, done: int) -> None:

@@ -44,7 +44,8 @@ def build_adamw(
     eps: float = 1e-8,
 ) -> torch.optim.AdamW:
     """AdamW over parameter groups. A parameter without gradient is left alone, by its weight decay too."""
-    return torch.optim.AdamW(groups, betas=betas, weight_decay=weight_decay, eps=eps)
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return torch.optim.AdamW(groups, betas=betas, weight_decay=weight_decay, eps=eps, fused=devices <= {"cpu", "cuda"})
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
 from diffusers.utils import logging
 from tqdm.auto import tqdm
@@ -43,7 +44,7 @@ _FREE_ARGUMENTS = frozenset(
 class TrainingRun:
     """Everything around the training loop.
 
-    Creating it prepares the folder and finds the checkpoint to resume from; `steps` then walks through the steps that
+    Creating it starts accelerate, prepares the folder and finds the checkpoint to resume from; `steps` then walks through the steps that
     are left, with a progress bar.
 
     Args:
@@ -51,7 +52,7 @@ class TrainingRun:
         facts: what else describes the run (data, split hash, parameter counts), for `training_config.json`.
 
     Raises:
-        ValueError: if the folder holds another run and is neither to be resumed nor overwritten.
+        ValueError: if the batch is smaller than the number of its slices, or the checkpoint cannot be used.
     """
 
     def __init__(self, args: argparse.Namespace, facts: dict[str, Any]):
@@ -68,6 +69,12 @@ class TrainingRun:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.is_main = self.accelerator.is_main_process
+        num_slices = self.num_processes * self.num_parts
+        if args.train_batch_size < num_slices:
+            raise ValueError(
+                f"`train_batch_size` is the batch over all processes and accumulation parts, so it must be at least "
+                f"{self.num_processes} * {self.num_parts} = {num_slices}, but got {args.train_batch_size}."
+            )
         if self.is_main:
             self._prepare_folder()
         self.accelerator.wait_for_everyone()
@@ -190,6 +197,11 @@ class TrainingRun:
             save_checkpoint(self.output_dir, done, tensors, state, self.args.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
 
+    def say(self, text: str) -> None:
+        """Tell the user something, once and without breaking the progress bar."""
+        if self.is_main:
+            tqdm.write(text)
+
     def _begin_window(self) -> None:
         self._window_started = time.perf_counter()
         self._data_seconds = 0.0
@@ -207,25 +219,19 @@ class TrainingRun:
         if self.is_main:
             for sentence in passed_over:
                 logger.warning(sentence)
-            logger.warning("Starting afresh: there is no checkpoint." if path is None else f"Resuming from {path}.")
+            self.say("Starting afresh: there is no checkpoint." if path is None else f"Resuming from {path}.")
         return None if path is None else load_checkpoint(path)
 
     def _prepare_folder(self) -> None:
-        """Refuse or delete another run's files, and what a killed run left half written."""
+        """Delete another run's files if asked to, and what a killed run left half written."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        holds_run = bool(list_checkpoints(self.output_dir)) or (self.output_dir / METRICS_FILE).exists()
-        if holds_run and self.args.overwrite_output_dir:
+        if holds_run(self.output_dir) and self.args.overwrite_output_dir:
             for path in list_checkpoints(self.output_dir):
                 shutil.rmtree(path)
             for name in (METRICS_FILE, CONFIG_FILE, "model_index.json", "README.md"):
                 (self.output_dir / name).unlink(missing_ok=True)
             for name in ("samples", "logs"):
                 shutil.rmtree(self.output_dir / name, ignore_errors=True)
-        elif holds_run and self.args.resume_from_checkpoint is None:
-            raise ValueError(
-                f"`output_dir` {str(self.output_dir)!r} holds another run. Continue it with "
-                "`--resume_from_checkpoint latest`, delete it with `--overwrite_output_dir`, or choose another folder."
-            )
         for partial in self.output_dir.glob(".*.partial"):
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
 
@@ -243,6 +249,35 @@ class TrainingRun:
         versions["mediffusion_diffusers"] = __version__
         config = {"arguments": arguments, **facts, "num_processes": self.num_processes, "versions": versions}
         write_text(path, json.dumps(config, indent=2) + "\n")
+
+
+def holds_run(output_dir: Path) -> bool:
+    """Whether a folder holds checkpoints or metrics of a run."""
+    return bool(list_checkpoints(output_dir)) or (output_dir / METRICS_FILE).exists()
+
+
+def check_output_folder(args: argparse.Namespace) -> None:
+    """Refuse to mix two runs, before any work.
+
+    Raises:
+        ValueError: if `output_dir` holds a run that is neither to be resumed nor overwritten, or `report_to` is not
+            installed.
+    """
+    if args.dry_run:
+        return
+    if holds_run(Path(args.output_dir)) and not args.overwrite_output_dir and args.resume_from_checkpoint is None:
+        raise ValueError(
+            f"`output_dir` {args.output_dir!r} holds another run. Continue it with `--resume_from_checkpoint latest`, "
+            "delete it with `--overwrite_output_dir`, or choose another folder."
+        )
+    if args.resume_from_checkpoint is not None and not args.overwrite_output_dir:
+        find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
+    available = [tracker.value for tracker in get_available_trackers()]
+    if args.report_to is not None and args.report_to not in available:
+        raise ValueError(
+            f"`report_to` must be an installed tracker, but {args.report_to!r} is not. Installed: "
+            f"{available or 'none'}; metrics.jsonl is always written."
+        )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -102,8 +102,8 @@ def load_training_data(
     split = None if labelled_split is None else LabelledSplit.load(labelled_split)
     if split is not None and split.dataset != info.name:
         raise ValueError(
-            f"`labelled_split` was drawn from dataset {split.dataset!r}, but {str(folder)!r} holds {info.name!r}. Draw "
-            "a split of this dataset with prepare_dataset.py split."
+            f"`labelled_split` was drawn from dataset {split.dataset!r}, but {str(folder)!r} holds {info.name!r}. "
+            "Draw a split of this dataset with prepare_dataset.py split."
         )
 
     rows = ImageRows(load_prepared(folder, "train"), args.cache_images, "training images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from ..data.transforms import ImageTransform
+from ..evaluation.classification import per_label_auroc, youden_threshold
 from ..models import JointUNet2DModel
 from .latents import encode_images
 from .objectives import classification_loss, diffusion_target
@@ -123,13 +125,13 @@ def validation_noise(
 
 
 def auroc_per_label(labels: np.ndarray, scores: np.ndarray, names: list[str]) -> dict[str, float]:
-    """AUROC of every label that has positives and negatives among its known entries."""
-    from sklearn.metrics import roc_auc_score
+    """AUROC of every label that has positives and negatives among its known entries, by name."""
+    values = per_label_auroc(labels, scores).tolist()
+    return {name: value for name, value in zip(names, values, strict=True) if not math.isnan(value)}
 
-    result = {}
-    for index, name in enumerate(names):
-        known = ~np.isnan(labels[:, index])
-        targets = labels[known, index]
-        if 0 < targets.sum() < len(targets):
-            result[name] = float(roc_auc_score(targets, scores[known, index]))
-    return result
+
+def label_thresholds(result: ValidationResult, problem_type: str) -> list[float]:
+    """Per label the probability from which it counts as present: Youden's, 0.5 where there is none."""
+    scores = probabilities(result.logits, problem_type)
+    thresholds = [youden_threshold(result.labels[:, k], scores[:, k]) for k in range(scores.shape[1])]
+    return [0.5 if math.isnan(value) else min(max(value, 1e-6), 1 - 1e-6) for value in thresholds]
