@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 from diffusers.utils import logging
 
 from ..image_processor import ImageInput, MediffusionImageProcessor
+from ..latents import decode_latents, encode_pixels, vae_scale_factor
 from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
 
 
@@ -53,8 +54,7 @@ class MediffusionPipelineMixin:
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent position, along a side."""
-        block_size = getattr(self.vae.config, "block_size", None)
-        return block_size or 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return vae_scale_factor(self.vae)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -103,16 +103,11 @@ class MediffusionPipelineMixin:
 
     def encode_pixels(self: Any, pixels: torch.Tensor) -> torch.Tensor:
         """As `encode_images`, from a tensor `(batch, channels, *image_size)` in [-1, 1]."""
-        pixels = pixels.to(device=self._execution_device, dtype=self.vae.dtype)
-        latents = self.vae.encode(pixels).latent_dist.mode()
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        return ((latents - shift) * self.vae.config.scaling_factor).to(self.unet.dtype)
+        return encode_pixels(self.vae, pixels.to(self._execution_device)).to(self.unet.dtype)
 
     def decode_latents(self: Any, latents: torch.Tensor) -> torch.Tensor:
         """Decode the U-Net's latents into pixels, shape `(batch, channels, *image_size)`, clamped to [-1, 1]."""
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + shift
-        return self.vae.decode(latents, return_dict=False)[0].clamp(-1.0, 1.0)
+        return decode_latents(self.vae, latents).clamp(-1.0, 1.0)
 
     def logits_to_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Sigmoid or softmax, by the model's `problem_type`."""
