@@ -1,10 +1,13 @@
 import pytest
-from tiny_pipeline import tiny_pipeline
+from support.components import tiny_pipeline
+
+from mediffusion_diffusers import MediffusionCounterfactualPipeline
 
 
 @pytest.fixture(scope="session")
 def pipeline():
-    return tiny_pipeline()
+    defaults = {"strength": 0.2, "guidance_scale": 5.0, "num_inference_steps": 2}
+    return tiny_pipeline(MediffusionCounterfactualPipeline, guidance_defaults=defaults)
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import re
 
 import pytest
 from huggingface_hub import ModelCard
-from tiny_pipeline import tiny_pipeline
+from support.components import tiny_pipeline
 
+from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.data.schema import DatasetInfo
 from mediffusion_diffusers.data.splits import LabelledSplit
 from mediffusion_diffusers.reports.model_card import DISCLAIMER, render_model_card
@@ -16,7 +17,8 @@ LABELS = ["Cardiomegaly", "Effusion", "Mass"]
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return tiny_pipeline()
+    defaults = {"strength": 0.2, "guidance_scale": 5.0}
+    return tiny_pipeline(MediffusionCounterfactualPipeline, guidance_defaults=defaults)
 
 
 @pytest.fixture
