@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +121,7 @@ def _labels_per_image(name: str, labels: Labels | Sequence[Labels] | None, batch
     """Spread `towards` or `away` over the batch."""
     if labels is None:
         return [[] for _ in range(batch_size)]
-    if isinstance(labels, (str, int)):
+    if isinstance(labels, (str, Integral)):
         return [[labels]] * batch_size
     nested = [isinstance(item, (list, tuple)) for item in labels]
     if not any(nested):
@@ -137,8 +138,8 @@ def _label_index(name: str, label: str | int, label_names: Sequence[str]) -> int
     """Index of a label given by name or index."""
     if isinstance(label, str) and label in label_names:
         return list(label_names).index(label)
-    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(label_names):
-        return label
+    if isinstance(label, Integral) and not isinstance(label, bool) and 0 <= label < len(label_names):
+        return int(label)
     raise ValueError(
         f"`{name}` names the unknown label {label!r}. Known labels: "
         f"{', '.join(f'{known} ({index})' for index, known in enumerate(label_names))}."
@@ -184,7 +185,7 @@ def guide_model_output(
             f"`guidance_scale` must be at least 0, but got {guidance_scale}. To lower a label's probability name it "
             "in `away`."
         )
-    alpha_prod_t = alpha_prod_t.to(model_output)
+    alpha_prod_t = alpha_prod_t.to(model_output.device)  # not to its dtype: half precision rounds 1 - abar_t away
     shift = -scale.reshape(-1, 1, 1, 1) * (1 - alpha_prod_t).sqrt() * log_prob_grad
     if prediction_type == "epsilon":
         return model_output + shift
@@ -199,7 +200,7 @@ def predict_original_sample(
     model_output: torch.Tensor, sample: torch.Tensor, alpha_prod_t: torch.Tensor, prediction_type: str = "epsilon"
 ) -> torch.Tensor:
     """The clean latents z_0 that a prediction implies (Eq. 12 of DDIM, "predicted x_0"); same shape."""
-    alpha_prod_t = alpha_prod_t.to(sample)
+    alpha_prod_t = alpha_prod_t.to(sample.device)
     if prediction_type == "epsilon":
         return (sample - (1 - alpha_prod_t).sqrt() * model_output) / alpha_prod_t.sqrt()
     if prediction_type == "v_prediction":

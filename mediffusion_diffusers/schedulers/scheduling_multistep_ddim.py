@@ -16,7 +16,8 @@ class MultistepDDIMScheduler(DDIMScheduler):
 
     Counterfactuals start at a partial noise level and take few steps, which `DDIMScheduler` cannot express: its grid
     always spans the whole schedule. Clean latents count as level t = 0, DDIM's convention with
-    `set_alpha_to_one=False`.
+    `set_alpha_to_one=False`. `clip_sample` and `thresholding` of the config are not applied: an inversion could not
+    undo them.
 
     With `solver_order=2` the step uses `1.5 e_i - 0.5 e_(i-1)` instead of the noise prediction `e_i` (Adams-Bashforth
     in the grid's own parameter): second order without another evaluation of the model. Make one from any DDIM or DDPM
@@ -82,10 +83,13 @@ class MultistepDDIMScheduler(DDIMScheduler):
             The latents at the next grid point and the predicted clean latents.
 
         Raises:
-            ValueError: if no grid is set, `timestep` is not the current point, or `eta` cannot be used.
+            ValueError: if no grid is set or it is finished, `timestep` is not the current point, or `eta` cannot be
+                used.
         """
         if not hasattr(self, "grid"):
             raise ValueError("Call `set_grid` before `step`.")
+        if self.step_index == self.num_inference_steps:
+            raise ValueError("The grid has been walked to its end. Call `set_grid` to start again.")
         if int(timestep) != int(self.grid[self.step_index]):
             raise ValueError(
                 f"`timestep` must be {int(self.grid[self.step_index])}, the grid's point number {self.step_index}, "
@@ -94,8 +98,9 @@ class MultistepDDIMScheduler(DDIMScheduler):
         following = int(self.grid[self.step_index + 1])
         if eta > 0 and (self.solver_order != 1 or following > int(timestep)):
             raise ValueError("`eta` > 0 needs `solver_order=1` and a descending grid.")
-        alpha_prod_t = self.alphas_cumprod[int(timestep)].to(sample)
-        alpha_prod_next = self.alphas_cumprod[following].to(sample)
+        # In full precision whatever the latents' dtype: half precision rounds 1 - abar_t away near t = 0.
+        alpha_prod_t = self.alphas_cumprod[int(timestep)].to(sample.device)
+        alpha_prod_next = self.alphas_cumprod[following].to(sample.device)
 
         pred_original_sample = predict_original_sample(model_output, sample, alpha_prod_t, self.config.prediction_type)
         if self.config.prediction_type == "epsilon":
