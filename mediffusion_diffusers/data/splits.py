@@ -124,8 +124,8 @@ def draw_labelled_split(
     - `"patient"`: every image of `share` % of the patients (those with any known label), rounded down.
     - `"class"`: of every class `share` % of its images, rounded down; the union of them. Images without any finding
       count as one more class, "No Finding". As images carry several findings and the draws are independent, the size
-      of the union varies with the seed: 2 % of the official ChestX-ray14 training list is 2,083 draws and around
-      2,072 different images (ACPL's published list has 2,075; some seeds give exactly that).
+      of the union varies with the seed: 2 % of the official ChestX-ray14 training list is 2,083 draws, of
+      2,075 +- 3 different images (40 seeds; exactly 2,075, as in ACPL's published split, with seed 7).
 
     Args:
         dataset: the training split, with the columns `image_id`, `patient_id` and the labels.
