@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.schema import DatasetInfo
 from ..data.splits import LabelledSplit
+from .privacy import is_local_path
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -142,16 +142,9 @@ def render_model_card(
 def public_arguments(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The arguments that a stranger may read: set, about the training, and naming no place on this machine."""
     for name, value in sorted(arguments.items()):
-        if value is None or _PRIVATE_ARGUMENT.search(name) or _is_local_path(value):
+        if value is None or _PRIVATE_ARGUMENT.search(name) or is_local_path(value):
             continue
         yield name, value
-
-
-def _is_local_path(value: Any) -> bool:
-    """Whether a value names a file or folder here; `organisation/name` on the Hub does not."""
-    if not isinstance(value, str) or not re.search(r"[/\\~]", value):
-        return False
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", value) is None or os.path.exists(value)
 
 
 def _check_mandatory(info: DatasetInfo, arguments: Mapping[str, Any]) -> None:

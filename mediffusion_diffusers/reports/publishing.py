@@ -1,13 +1,15 @@
 """Upload a saved pipeline folder, with its own model card, to the Hugging Face Hub."""
 
+import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import filter_repo_objects
+
+from .privacy import holds_token, is_local_path
 
 
 # Patterns of `fnmatch`, whose `*` also crosses folders. What resumes a run, what names places on the training
@@ -20,7 +22,6 @@ IGNORE_PATTERNS = (
     *(".*", "*/.*"),
 )
 _TEXT_SUFFIXES = (".csv", ".html", ".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ".yml")
-_TOKEN_PATTERN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
 
 
 def publish_pipeline_folder(
@@ -35,7 +36,8 @@ def publish_pipeline_folder(
     """Upload a folder written by a pipeline's `save_pretrained`, together with the `README.md` in it, as one commit.
 
     The repository and the branch are created when they do not exist. Left out are `checkpoint-*`, logs, caches,
-    optimizer states, credentials and `training_config.json`, which may name local paths.
+    optimizer states, credentials and `training_config.json`, which may name local paths. Where the configs note the
+    local folder that a component was once loaded from (`_name_or_path`), the note is deleted, in the folder as well.
 
     Args:
         folder: holds `model_index.json`, the components and the model card as `README.md`.
@@ -56,6 +58,7 @@ def publish_pipeline_folder(
     """
     folder = Path(folder)
     _check_folder(folder, token)
+    _forget_local_paths(folder)
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -103,7 +106,7 @@ def _check_folder(folder: Path, token: str | None) -> None:
         )
     for path in _published_text_files(folder):
         text = path.read_text(encoding="utf-8", errors="replace")
-        if _TOKEN_PATTERN.search(text) or (token and token in text):
+        if holds_token(text, token):
             raise ValueError(
                 f"{path.relative_to(folder)} in `folder` holds an access token, and nothing was uploaded. "
                 "Remove it from the file, and revoke it if the file was ever shared."
@@ -115,3 +118,16 @@ def _published_text_files(folder: Path) -> Iterator[Path]:
     for path in filter_repo_objects(paths, ignore_patterns=list(IGNORE_PATTERNS)):
         if (folder / path).is_file():
             yield folder / path
+
+
+def _forget_local_paths(folder: Path) -> None:
+    """Delete the `_name_or_path` that diffusers writes into configs, where it is a path on this machine."""
+    for path in _published_text_files(folder):
+        if path.name not in ("model_index.json", "config.json", "scheduler_config.json"):
+            continue
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if is_local_path(config.get("_name_or_path")):
+            del config["_name_or_path"]
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            os.replace(partial, path)

@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.reports.publishing import publish_pipeline_folder
 
 
 PUBLISH = """
 import json, sys
+from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.reports.publishing import publish_pipeline_folder
 
 for arguments in json.loads(sys.argv[2]):
@@ -48,6 +50,10 @@ def publish(hub, folder, *calls: dict, token: str | None = None) -> list[str]:
 
 
 def test_a_published_pipeline_explains_an_image_in_a_fresh_process(hub, pipeline, pipeline_folder, tmp_path):
+    loaded = MediffusionCounterfactualPipeline.from_pretrained(pipeline_folder)
+    loaded.save_pretrained(pipeline_folder)  # writes the folder's place into the configs
+    assert str(tmp_path) in (pipeline_folder / "unet" / "config.json").read_text()
+
     (url,) = publish(hub, pipeline_folder, {"repo_id": "org/mediffusion-phantom"}, token=hub.token)
 
     repository = hub.repository("org/mediffusion-phantom")
@@ -62,6 +68,8 @@ def test_a_published_pipeline_explains_an_image_in_a_fresh_process(hub, pipeline
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
     ]
+    for path in repository.paths():
+        assert str(tmp_path).encode() not in hub.read("org/mediffusion-phantom", path), path
     assert hub.read("org/mediffusion-phantom", "README.md") == (pipeline_folder / "README.md").read_bytes()
 
     image = np.random.default_rng(0).random((1, 16, 16, 1), dtype=np.float32)

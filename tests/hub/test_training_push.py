@@ -1,0 +1,45 @@
+"""`train_joint.py --push_to_hub` ends on the Hub, from where a fresh process explains an image."""
+
+from pathlib import Path
+
+from mediffusion_diffusers.data.phantom import prepare_phantoms
+
+
+ROOT = Path(__file__).parents[2]
+RUN_SCRIPT = """
+import runpy, sys
+
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+EXPLAIN = """
+import numpy as np
+from mediffusion_diffusers import MediffusionCounterfactualPipeline
+
+pipe = MediffusionCounterfactualPipeline.from_pretrained("org/mediffusion-phantom")
+output = pipe(np.zeros((16, 16), dtype=np.float32), away="Effusion", output_type="np")
+print(output.settings["guidance_scale"], output.images.shape)
+"""
+
+
+def test_a_run_publishes_its_pipeline_and_card(hub, tmp_path):
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    prepare_phantoms(data, num_train=24, num_validation=12, num_test=0, image_size=16, show_progress=False)
+    arguments = f"""
+        --dataset_dir {data} --output_dir {runs} --resolution 16 --vae space_to_depth --max_train_steps 2
+        --block_out_channels 8 16 --down_block_types DownBlock2D DownBlock2D --norm_num_groups 4 --layers_per_block 1
+        --train_batch_size 4 --labelled_batch_size 4 --validation_steps 2 --checkpointing_steps 2
+        --counterfactual_guidance_scale 7 --push_to_hub --hub_model_id org/mediffusion-phantom
+    """.split()
+    script = ROOT / "training" / "train_joint.py"
+    completed = hub.run_python(RUN_SCRIPT, script, *arguments, token=hub.token)
+
+    assert hub.token not in completed.stdout + completed.stderr
+    assert (runs / "checkpoint-2").is_dir()
+    paths = hub.repository("org/mediffusion-phantom").paths()
+    assert not any("checkpoint" in path or "training_config" in path for path in paths)
+    card = hub.read("org/mediffusion-phantom", "README.md").decode()
+    assert card == (runs / "README.md").read_text(encoding="utf-8")
+    assert 'from_pretrained("org/mediffusion-phantom")' in card and "| `max_train_steps` | 2 |" in card
+    assert hub.token not in card and str(tmp_path) not in card
+    assert hub.run_python(EXPLAIN).stdout.strip() == "7.0 (1, 16, 16, 1)"
