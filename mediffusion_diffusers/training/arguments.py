@@ -140,7 +140,7 @@ def check_run_arguments(args: argparse.Namespace) -> None:
     Raises:
         ValueError: for the first argument that cannot work.
     """
-    if (args.dataset_dir is None) == (args.dataset_name is None):
+    if (args.dataset_dir is None) == (args.dataset_name is None) and not (args.dry_run and args.dataset_dir is None):
         raise ValueError("Exactly one of `dataset_dir` (a prepared folder) and `dataset_name` (on the Hub) is needed.")
     if args.dataset_dir is not None and not Path(args.dataset_dir).is_dir():
         raise ValueError(

@@ -17,7 +17,7 @@ from .autoencoder_objective import AutoencoderObjective, PerceptualLoss
 from .checkpoints import module_tensors, optimizer_tensors, restore_module, restore_optimizer
 from .ema import EMAWeights, validation_weights
 from .image_rows import stream_batches
-from .latents import measure_latent_std
+from .latent_statistics import measure_latent_std
 from .learning_rate import lr_factor, set_learning_rate
 from .optimizer import build_adamw, count_parameters
 from .randomness import keyed_generator, keyed_seed, seed_step

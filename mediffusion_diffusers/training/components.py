@@ -10,9 +10,9 @@ from typing import Any
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from ..data.schema import DatasetInfo
+from ..latents import vae_scale_factor
 from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
 from ..models.presets import PAPER_UNET
-from .latents import vae_scale_factor
 
 
 # Shape of the U-Net that can be given on the command line, by name of the config.
@@ -63,8 +63,16 @@ def load_vae(args: argparse.Namespace, info: DatasetInfo) -> Any:
     return vae.requires_grad_(False).eval()
 
 
-def build_unet(args: argparse.Namespace, info: DatasetInfo, vae: Any) -> JointUNet2DModel:
+def build_unet(
+    args: argparse.Namespace, info: DatasetInfo, latent_channels: int, scale_factor: int
+) -> JointUNet2DModel:
     """Build the joint U-Net from a checkpoint, a config or explicit arguments, for the dataset's labels.
+
+    Args:
+        args: the parsed command line.
+        info: names the labels.
+        latent_channels: channels of the autoencoder's latents.
+        scale_factor: pixels per latent position along a side.
 
     Raises:
         ValueError: if a checkpoint does not fit the latents, or the shape arguments contradict each other.
@@ -73,18 +81,17 @@ def build_unet(args: argparse.Namespace, info: DatasetInfo, vae: Any) -> JointUN
     defaults = {name: getattr(args, argument) for name, argument in _GUIDANCE_ARGUMENTS.items()}
     head["guidance_defaults"] = {name: value for name, value in defaults.items() if value is not None} or None
     shape = {name: getattr(args, name) for name in _SHAPE_ARGUMENTS if getattr(args, name) is not None}
-    sample_size = args.resolution // vae_scale_factor(vae)
-    channels = vae.config.latent_channels
+    sample_size = args.resolution // scale_factor
 
     if args.unet_path is not None:
         foreign = [name for name in shape if not name.startswith("classifier_")]
         if foreign:
             raise ValueError(f"`unet_path` fixes the U-Net's shape; leave out {foreign}.")
         unet = JointUNet2DModel.from_unet(_load_unet(args), **head, **shape)
-        if unet.config.in_channels != channels:
+        if unet.config.in_channels != latent_channels:
             raise ValueError(
                 f"The U-Net of `unet_path` reads {unet.config.in_channels} latent channels, but the autoencoder gives "
-                f"{channels}."
+                f"{latent_channels}."
             )
         unet.register_to_config(sample_size=sample_size)
         return unet
@@ -102,7 +109,7 @@ def build_unet(args: argparse.Namespace, info: DatasetInfo, vae: Any) -> JointUN
     if "down_block_types" in shape and "up_block_types" not in shape:
         shape["up_block_types"] = mirrored_blocks(shape["down_block_types"])
     config.update(shape)
-    config.update(sample_size=sample_size, in_channels=channels, out_channels=channels)
+    config.update(sample_size=sample_size, in_channels=latent_channels, out_channels=latent_channels)
     if len(config["block_out_channels"]) != len(config.get("down_block_types", config["block_out_channels"])):
         raise ValueError(
             f"`down_block_types` must have one entry per entry of `block_out_channels` "

@@ -33,6 +33,10 @@ class EMAWeights:
         """Follow the model by one optimizer step."""
         self.ema.step(self.model.parameters())
 
+    def restart_warmup(self) -> None:
+        """Let the decay warm up from 0 again, so that the average forgets an untrained head quickly."""
+        self.ema.optimization_step = 0
+
     def to(self, device: torch.device) -> EMAWeights:
         """Move the average to a device."""
         self.ema.to(device=device)

@@ -49,7 +49,7 @@ def _add_label_arguments(parser: argparse.ArgumentParser) -> None:
         "--lr_restart_at_classifier_start",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="Begin warm-up and schedule anew when the class loss begins.",
+        help="Begin warm-up and schedule, and the warm-up of the average, anew when the class loss begins.",
     )
     group.add_argument(
         "--classifier_noise_prob", type=float, default=0.0, help="Share of labelled images that are noised."
@@ -112,7 +112,7 @@ def check_joint_arguments(args: argparse.Namespace) -> None:
     check_hub_arguments(args)
     if args.labelled_split is not None and not Path(args.labelled_split).is_file():
         raise ValueError(f"`labelled_split` must be a split file, but {args.labelled_split!r} does not exist.")
-    if (args.vae_path is None) == (args.vae is None):
+    if (args.vae_path is None) == (args.vae is None) and not (args.dry_run and args.vae is None):
         raise ValueError("Exactly one of `vae_path` (a trained autoencoder) and `vae` (space_to_depth) is needed.")
     for name in ("labelled_batch_size", "classifier_every", "num_sample_images", "sample_inference_steps"):
         if getattr(args, name) < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,13 +11,15 @@ import torch
 from diffusers.utils import logging
 
 from ..data.transforms import ImageTransform
+from ..latents import encode_pixels, vae_scale_factor
 from .checkpoints import module_tensors, optimizer_tensors, restore_module, restore_optimizer
 from .components import build_noise_scheduler, build_unet, load_vae
+from .dry_run import describe_joint_run
 from .ema import EMAWeights, validation_weights
 from .final_model import check_publishable, save_joint_pipeline
 from .image_rows import stream_batches
 from .joint_arguments import check_joint_arguments
-from .latents import encode_images, measure_latent_std
+from .latent_statistics import measure_latent_std
 from .learning_rate import lr_factor, set_learning_rate
 from .objectives import (
     DiffusionBatch,
@@ -63,7 +66,7 @@ class JointTrainer:
         self.vae = load_vae(args, info)
         self.noise_scheduler = build_noise_scheduler(args)
         torch.manual_seed(keyed_seed(args.seed, "initial weights"))
-        self.unet = build_unet(args, info, self.vae)
+        self.unet = build_unet(args, info, self.vae.config.latent_channels, vae_scale_factor(self.vae))
         if args.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
 
@@ -115,6 +118,8 @@ class JointTrainer:
         for step in run.steps():
             factor = lr_factor(step, args.lr_scheduler, args.lr_warmup_steps, args.max_train_steps, restart)
             set_learning_rate(optimizer, factor)
+            if step == restart and self.ema is not None:
+                self.ema.restart_warmup()
             has_diffusion, has_classification = self._losses_of(step)
             losses: dict[str, torch.Tensor] = {}
             for part in range(run.num_parts):
@@ -209,8 +214,10 @@ class JointTrainer:
         place = part * run.num_processes + run.accelerator.process_index
         return slice(*slice_bounds(length, place, run.num_processes * run.num_parts))
 
+    @torch.no_grad()
     def _encode(self, images: torch.Tensor) -> torch.Tensor:
-        return encode_images(self.vae, images).float().contiguous(memory_format=torch.channels_last)
+        latents = encode_pixels(self.vae, images.to(self.vae.device)).float()
+        return latents.contiguous(memory_format=torch.channels_last)
 
     def _diffusion_batch(self, images: torch.Tensor, step: int, part: int) -> DiffusionBatch:
         """Noise and timesteps are drawn for the global batch, so that the number of processes changes nothing."""
@@ -303,12 +310,8 @@ class JointTrainer:
 
 def train_joint(args: argparse.Namespace) -> None:
     """Train as the arguments of `train_joint.py` say, or print what would be trained (`--dry_run`)."""
-    trainer = JointTrainer(args)
     if args.dry_run:
-        import json
-
-        from .arguments import public_arguments
-
-        print(json.dumps({"arguments": public_arguments(args), **trainer.facts()}, indent=2))
-        return
-    trainer.train()
+        check_joint_arguments(args)
+        print(json.dumps(describe_joint_run(args), indent=2))
+    else:
+        JointTrainer(args).train()

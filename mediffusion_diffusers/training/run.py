@@ -44,8 +44,8 @@ _FREE_ARGUMENTS = frozenset(
 class TrainingRun:
     """Everything around the training loop.
 
-    Creating it starts accelerate, prepares the folder and finds the checkpoint to resume from; `steps` then walks through the steps that
-    are left, with a progress bar.
+    Creating it starts accelerate, prepares the folder and finds the checkpoint to resume from; `steps` then walks
+    through the steps that are left, with a progress bar.
 
     Args:
         args: the parsed command line.

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from ..image_processor import denormalize, numpy_to_pil
+from ..latents import decode_latents
 from ..models import JointUNet2DModel
 from .components import sampling_scheduler
-from .latents import decode_latents
 from .randomness import keyed_generator
 
 

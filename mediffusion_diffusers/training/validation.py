@@ -11,8 +11,8 @@ import torch
 
 from ..data.transforms import ImageTransform
 from ..evaluation.classification import per_label_auroc, youden_threshold
+from ..latents import encode_pixels
 from ..models import JointUNet2DModel
-from .latents import encode_images
 from .objectives import classification_loss, diffusion_target
 from .randomness import keyed_generator
 from .run import TrainingRun
@@ -85,7 +85,8 @@ def validate(
         if number % run.num_processes != run.accelerator.process_index:
             continue
         indices = data.validation_indices[start : start + size]
-        latents = encode_images(vae, data.validation_rows.batch(indices, transform)).float()
+        pixels = data.validation_rows.batch(indices, transform).to(vae.device)
+        latents = encode_pixels(vae, pixels).float()
         timesteps, noise = validation_noise(run.args.seed, number, latents.shape, run.args.num_train_timesteps)
         timesteps, noise = timesteps.to(latents.device), noise.to(latents.device)
         noisy_latents = noise_scheduler.add_noise(latents, noise, timesteps)
