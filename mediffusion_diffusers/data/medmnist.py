@@ -135,7 +135,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             if missing:
                 raise ValueError(f"it lacks {missing} and has {sorted(file.files)}")
             arrays = {key: file[key] for key in keys}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"`npz_file` must be a MedMNIST file with {keys}, but {str(path)!r} is not: {error}."
         ) from error
