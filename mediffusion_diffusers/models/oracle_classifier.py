@@ -1,0 +1,108 @@
+"""The outside classifier ("oracle") that judges counterfactuals: any transformers image classifier behind one call."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+MIN_INPUT_SIZE = 64  # smaller images are enlarged to this: the stems of these networks reduce them fourfold at once
+
+
+class OracleClassifier:
+    """A trained outside classifier.
+
+    Args:
+        model: a transformers model for image classification, whose config states `num_channels`, `image_size` (the
+            resolution of its training images), `problem_type`, `id2label` and, optionally, `label_thresholds`.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model.eval()
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the columns of the probabilities."""
+        id2label = self.model.config.id2label
+        return [id2label[index] for index in range(len(id2label))]
+
+    @property
+    def resolution(self) -> int:
+        """Side of the images that it was trained on, in pixels."""
+        return int(self.model.config.image_size)
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may carry several findings at once."""
+        return self.model.config.problem_type != "single_label_classification"
+
+    @property
+    def thresholds(self) -> np.ndarray | None:
+        """Probability from which each label counts as present; None if the most probable label is the decision."""
+        if not self.is_multi_label:
+            return None
+        stored = getattr(self.model.config, "label_thresholds", None)
+        return np.full(len(self.label_names), 0.5) if stored is None else np.asarray(stored, dtype=np.float64)
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits of images in [-1, 1], shape `(batch, channels, height, width)`; differentiable."""
+        expected = self.model.config.num_channels
+        if images.ndim != 4 or images.shape[1] != expected:
+            raise ValueError(
+                f"`images` must have shape (batch, {expected}, height, width), but got {tuple(images.shape)}."
+            )
+        parameter = next(self.model.parameters())
+        images = images.to(device=parameter.device, dtype=parameter.dtype)
+        images = resize_for_oracle(images, self.resolution)
+        return self.model(pixel_values=images.contiguous(memory_format=torch.channels_last)).logits.float()
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor, batch_size: int = 250) -> torch.Tensor:
+        """Classify images.
+
+        Args:
+            images: shape `(num, channels, height, width)` in [-1, 1].
+            batch_size: images per forward pass.
+
+        Returns:
+            Probabilities of shape `(num, num_labels)`, on the CPU.
+        """
+        logits = torch.cat([self.logits(part).cpu() for part in images.split(batch_size)])
+        return logits.sigmoid() if self.is_multi_label else logits.softmax(dim=1)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Save config and safetensors weights."""
+        self.model.save_pretrained(folder)
+
+
+def load_oracle(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> OracleClassifier:
+    """Load an outside classifier from a folder written by `train_oracle.py`.
+
+    Raises:
+        ValueError: if `path` holds none.
+    """
+    from transformers import AutoModelForImageClassification
+
+    if not (Path(path) / "config.json").is_file():
+        raise ValueError(
+            f"`oracle_path` must be a folder written by train_oracle.py, but {str(path)!r} holds no config.json."
+        )
+    model = AutoModelForImageClassification.from_pretrained(path)
+    missing = [name for name in ("image_size", "num_channels") if not hasattr(model.config, name)]
+    if missing:
+        raise ValueError(f"The config in {str(path)!r} must state {missing}: write them into its config.json.")
+    return OracleClassifier(model.to(device))
+
+
+def resize_for_oracle(images: torch.Tensor, resolution: int) -> torch.Tensor:
+    """Bring images to the training resolution, then to the network's input size of at least `MIN_INPUT_SIZE`."""
+    for size in (resolution, max(resolution, MIN_INPUT_SIZE)):
+        if images.shape[-2:] != (size, size):
+            shrinks = size < images.shape[-1]
+            images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=shrinks)
+    return images
