@@ -80,7 +80,7 @@ class AutoencoderTrainer:
     def train(self) -> None:
         """Run the training, or what is left of it, and save the autoencoder."""
         args = self.args
-        run = self.run = TrainingRun(args, self.facts())
+        run = self.run = TrainingRun(args)
         self.objective.to(run.accelerator.device)
         self.vae.to(memory_format=torch.channels_last)
         group = {"params": list(self.objective.parameters()), "lr": args.learning_rate}
@@ -92,6 +92,7 @@ class AutoencoderTrainer:
         )
         self.ema = EMAWeights(self.vae, args.ema_decay) if args.use_ema else None
         self._resume()
+        run.begin(self.facts())
         objective, optimizer = run.accelerator.prepare(self.objective, self.optimizer)
         objective.train()
         stream = IndexStream(self.data.train_indices, args.train_batch_size, args.seed, "autoencoder")

@@ -92,7 +92,7 @@ class JointTrainer:
     def train(self) -> None:
         """Run the training, or what is left of it, and save the final pipeline."""
         args = self.args
-        run = self.run = TrainingRun(args, self.facts())
+        run = self.run = TrainingRun(args)
         device = run.accelerator.device
         self.vae.to(device)
         self._scale_latents()
@@ -107,6 +107,7 @@ class JointTrainer:
         )
         self.ema = EMAWeights(self.unet, args.ema_decay) if args.use_ema else None
         self._resume()
+        run.begin(self.facts())
         objective = JointObjective(
             self.unet, self.noise_scheduler, args.classifier_loss_weight, args.diffusion_loss_weight
         )

@@ -44,18 +44,17 @@ _FREE_ARGUMENTS = frozenset(
 class TrainingRun:
     """Everything around the training loop.
 
-    Creating it starts accelerate, prepares the folder and finds the checkpoint to resume from; `steps` then walks
-    through the steps that are left, with a progress bar.
+    Creating it starts accelerate, prepares the folder and finds the checkpoint to resume from; once its state is
+    restored, `begin` opens the records, and `steps` walks through the steps that are left, with a progress bar.
 
     Args:
         args: the parsed command line.
-        facts: what else describes the run (data, split hash, parameter counts), for `training_config.json`.
 
     Raises:
         ValueError: if the batch is smaller than the number of its slices, or the checkpoint cannot be used.
     """
 
-    def __init__(self, args: argparse.Namespace, facts: dict[str, Any]):
+    def __init__(self, args: argparse.Namespace):
         self.args = args
         self.output_dir = Path(args.output_dir)
         self.accelerator = Accelerator(
@@ -82,13 +81,6 @@ class TrainingRun:
         self.first_step = 0 if self.checkpoint is None else self.checkpoint.step
         self.window = LossWindow(None if self.checkpoint is None else self.checkpoint.state["loss_window"])
         self._begin_window()
-        self.accelerator.wait_for_everyone()
-        if self.is_main:
-            self._write_config(facts)
-            self.metrics = MetricsLog(self.output_dir / METRICS_FILE, self.first_step)
-        if args.report_to is not None:
-            config = {key: str(value) for key, value in public_arguments(args).items()}
-            self.accelerator.init_trackers(args.tracker_project_name, config)
 
     @property
     def num_processes(self) -> int:
@@ -99,6 +91,20 @@ class TrainingRun:
     def num_parts(self) -> int:
         """Accumulation parts per step."""
         return int(self.args.gradient_accumulation_steps)
+
+    def begin(self, facts: dict[str, Any]) -> None:
+        """Write `training_config.json`, open `metrics.jsonl` and start the tracker.
+
+        Args:
+            facts: what describes the run beside its arguments (data, split hash, parameter counts).
+        """
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            self._write_config(facts)
+            self.metrics = MetricsLog(self.output_dir / METRICS_FILE, self.first_step)
+        if self.args.report_to is not None:
+            config = {key: str(value) for key, value in public_arguments(self.args).items()}
+            self.accelerator.init_trackers(self.args.tracker_project_name, config)
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, from 0; the progress bar shows the mean losses."""
@@ -238,7 +244,7 @@ class TrainingRun:
     def _write_config(self, facts: dict[str, Any]) -> None:
         path = self.output_dir / CONFIG_FILE
         arguments = public_arguments(self.args)
-        if self.checkpoint is not None and path.is_file():
+        if self.first_step > 0 and path.is_file():
             before = json.loads(path.read_text())["arguments"]
             now = json.loads(json.dumps(arguments))
             changed = [name for name in now if name in before and before[name] != now[name]]

@@ -1,0 +1,136 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.training import TINY_AUTOENCODER, TINY_JOINT, autoencoder_arguments, joint_arguments
+
+from mediffusion_diffusers.training.arguments import public_arguments
+from mediffusion_diffusers.training.autoencoder_arguments import check_autoencoder_arguments
+from mediffusion_diffusers.training.dry_run import describe_joint_run
+from mediffusion_diffusers.training.joint_arguments import check_joint_arguments
+from mediffusion_diffusers.training.presets import AUTOENCODER_PRESETS, JOINT_PRESETS
+
+
+SCRIPTS = Path(__file__).parents[2] / "training"
+
+
+@pytest.mark.parametrize("preset", JOINT_PRESETS)
+def test_joint_presets_are_valid(preset, tmp_path):
+    vae = () if "vae" in JOINT_PRESETS[preset] else ("--vae_path", "org/autoencoder")
+    args = joint_arguments("--preset", preset, "--dataset_dir", tmp_path, "--output_dir", tmp_path, *vae)
+    check_joint_arguments(args)
+    for name, value in JOINT_PRESETS[preset].items():
+        assert getattr(args, name) == value
+
+
+@pytest.mark.parametrize("preset", AUTOENCODER_PRESETS)
+def test_autoencoder_presets_are_valid(preset, tmp_path):
+    args = autoencoder_arguments("--preset", preset, "--dataset_dir", tmp_path, "--output_dir", tmp_path)
+    check_autoencoder_arguments(args)
+
+
+def test_explicit_arguments_override_a_preset_wherever_they_stand():
+    for line in (("--learning_rate", 7, "--preset", "isic2019"), ("--preset", "isic2019", "--learning_rate", 7)):
+        args = joint_arguments(*line)
+        assert args.learning_rate == 7 and args.classifier_loss_weight == 1e-3 and args.horizontal_flip
+    assert not joint_arguments("--preset", "isic2019", "--no-horizontal_flip").horizontal_flip
+
+
+def test_the_papers_settings():
+    """App. D."""
+    two, five, twenty = (joint_arguments("--preset", f"chestxray14-{share}pct") for share in (2, 5, 20))
+    assert (two.classifier_loss_weight, two.classifier_learning_rate) == (5e-5, 1e-5)
+    assert (five.classifier_loss_weight, five.classifier_learning_rate) == (1.5e-4, 2e-5)
+    assert (twenty.classifier_loss_weight, twenty.classifier_learning_rate) == (1e-3, 5e-5)
+    for args in (two, five, twenty):
+        assert (args.max_train_steps, args.train_batch_size, args.labelled_batch_size) == (200_000, 64, 32)
+        assert (args.learning_rate, args.classifier_start_step, args.horizontal_flip) == (5e-5, 5000, False)
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match=r"`preset` must be one of \['chestxray14-100pct', .*, but got 'cxr'"):
+        joint_arguments("--preset", "cxr")
+
+
+def test_a_dry_run_needs_no_data():
+    args = joint_arguments("--preset", "chestxray14-2pct", "--dry_run")
+    check_joint_arguments(args)
+    facts = describe_joint_run(args)
+    assert facts["num_unet_parameters"] == 257_733_124 and facts["num_classifier_features"] == 5632
+    assert facts["num_classification_steps"] == len(range(5000, 200_000, 4))
+    assert facts["latent_shape"] == [4, 32, 32]
+
+
+def test_a_dry_run_describes_the_data(phantoms):
+    split = phantoms / "labelled-50.json"
+    args = joint_arguments(*TINY_JOINT, "--dataset_dir", phantoms, "--labelled_split", split, "--dry_run")
+    facts = describe_joint_run(args)
+    assert facts["num_labelled_images"] == 12 and facts["dataset"]["num_rows"] == {"train": 24, "validation": 12}
+    assert facts["latent_shape"] == [4, 8, 8]
+
+
+def test_the_token_is_not_public():
+    args = joint_arguments("--hub_token", "hf_secret")
+    assert "hf_secret" not in json.dumps(public_arguments(args))
+
+
+BAD_JOINT_ARGUMENTS = [
+    (("--dataset_name", "org/data"), "Exactly one of `dataset_dir`"),
+    (("--dataset_dir", "nowhere"), "`dataset_dir` must be a folder .* but 'nowhere' does not exist"),
+    (("--labelled_split", "nowhere.json"), "`labelled_split` must be a split file"),
+    (("--vae_path", "org/vae"), "Exactly one of `vae_path`"),
+    (("--max_train_steps", 0), "`max_train_steps` must be at least 1, but got 0"),
+    (("--train_batch_size", -1), "`train_batch_size` must be at least 1, but got -1"),
+    (("--checkpoints_total_limit", 0), "`checkpoints_total_limit` must be at least 1"),
+    (("--labelled_batch_size", 0), "`labelled_batch_size` must be at least 1"),
+    (("--classifier_every", 0), "`classifier_every` must be at least 1"),
+    (("--classifier_loss_weight", -1), "`classifier_loss_weight` must not be negative, but got -1"),
+    (("--classifier_noise_prob", 1.5), r"`classifier_noise_prob` must be in \[0, 1\], but got 1.5"),
+    (("--classifier_max_timestep", 2000), r"`classifier_max_timestep` must be in \[1, 1000\], but got 2000"),
+    (("--diffusion_loss_weight", 0, "--classifier_start_step", 5), "leaves steps without any loss"),
+    (("--diffusion_loss_weight", 0, "--classifier_loss_weight", 0), "At least one of `diffusion_loss_weight`"),
+    (("--counterfactual_strength", 1.5), r"`counterfactual_strength` must be in \(0, 1\], but got 1.5"),
+    (("--learning_rate", 0), "`learning_rate` must be above 0"),
+    (("--ema_decay", 1), r"`ema_decay` must be in \[0, 1\), but got 1"),
+    (("--validation_share", 100), r"`validation_share` must be a percentage in \[0, 100\)"),
+    (("--push_to_hub",), "`push_to_hub` needs `hub_model_id`"),
+    (("--hub_token", "hf_secret", "--report_to", "wandb"), "`hub_token` would be logged by wandb"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_JOINT_ARGUMENTS)
+def test_bad_joint_arguments_are_refused(arguments, message, phantoms, tmp_path):
+    line = (*TINY_JOINT, "--dataset_dir", phantoms, "--output_dir", tmp_path)
+    check_joint_arguments(joint_arguments(*line))
+    with pytest.raises(ValueError, match=message):
+        check_joint_arguments(joint_arguments(*line, *arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--resolution", 15), "`resolution` must be a multiple of 2, which 2 levels"),
+        (("--norm_num_groups", 3), "must be a multiple of `norm_num_groups=3`, but got 8"),
+        (("--kl_weight", -1), "`kl_weight` must not be negative"),
+        (("--latent_channels", 0), "`latent_channels` must be at least 1"),
+    ],
+)
+def test_bad_autoencoder_arguments_are_refused(arguments, message, phantoms, tmp_path):
+    line = (*TINY_AUTOENCODER, "--dataset_dir", phantoms, "--output_dir", tmp_path)
+    check_autoencoder_arguments(autoencoder_arguments(*line))
+    with pytest.raises(ValueError, match=message):
+        check_autoencoder_arguments(autoencoder_arguments(*line, *arguments))
+
+
+@pytest.mark.parametrize("script", ["train_joint.py", "train_autoencoder.py"])
+def test_the_scripts_say_what_is_wrong_without_a_traceback(script, tmp_path):
+    result = subprocess.run(
+        [sys.executable, SCRIPTS / script, "--dataset_dir", "nowhere", "--output_dir", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith(f"{script}: `dataset_dir` must be a folder")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,38 @@
+import pytest
+import torch
+from diffusers.optimization import get_scheduler
+
+from mediffusion_diffusers.training.learning_rate import LR_SCHEDULERS, lr_factor, set_learning_rate
+
+
+@pytest.mark.parametrize("name", LR_SCHEDULERS)
+@pytest.mark.parametrize("num_warmup_steps", [0, 4])
+def test_factors_are_those_of_diffusers(name, num_warmup_steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=15)
+    for step in range(15):
+        assert lr_factor(step, name, num_warmup_steps, 15) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize("name", LR_SCHEDULERS)
+def test_a_restart_is_two_runs(name):
+    factors = [lr_factor(step, name, 3, 30, restart_step=10) for step in range(30)]
+    assert factors[:10] == [lr_factor(step, name, 3, 10) for step in range(10)]
+    assert factors[10:] == [lr_factor(step, name, 3, 20) for step in range(20)]
+
+
+def test_groups_keep_their_ratio():
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD(
+        [{"params": [p], "lr": lr, "initial_lr": lr} for p, lr in zip(parameters, (2.0, 0.5), strict=True)]
+    )
+    for factor in (0.5, 1.0, 0.25):
+        set_learning_rate(optimizer, factor)
+        assert [group["lr"] for group in optimizer.param_groups] == [2.0 * factor, 0.5 * factor]
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="`lr_scheduler` must be one of"):
+        lr_factor(0, "polynomial")
