@@ -1,0 +1,89 @@
+"""Changes that explain nothing, made as large as a counterfactual: what a figure must beat to mean something.
+
+- *Plain gradient*: the explained classifier's own gradient, followed on the pixels without any diffusion. It flips the
+  classifier by changes that an outside classifier, or a person, hardly sees.
+- *Random noise*: white noise. An outside classifier that moves under it judges noise, not anatomy.
+
+Both are scaled image by image to the mean absolute change (L1) of the counterfactual that they stand beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+_BISECTIONS = 40
+_MAX_STRETCH = 64  # how much further than without clamping `change_by` goes to make up for it
+
+
+def random_noise_control(originals: torch.Tensor, l1: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """White noise added to images, at a given mean absolute change.
+
+    Args:
+        originals: shape `(num, channels, height, width)` in [0, 1].
+        l1: mean absolute change to make, per image, shape `(num,)`, in units of the full intensity range.
+        generator: on the CPU.
+
+    Returns:
+        Changed images, same shape, in [0, 1].
+    """
+    noise = torch.randn(originals.shape, generator=generator).to(originals)
+    return change_by(originals, noise, l1)
+
+
+def plain_gradient_control(
+    originals: torch.Tensor,
+    l1: torch.Tensor,
+    log_probability: Callable[[torch.Tensor], torch.Tensor],
+    num_steps: int = 20,
+) -> torch.Tensor:
+    """Gradient ascent on the pixels towards a target, at a given mean absolute change.
+
+    Args:
+        originals: shape `(num, channels, height, width)` in [0, 1].
+        l1: mean absolute change to make, per image, shape `(num,)`.
+        log_probability: log-probability of what is wanted of each image, shape `(num,)`, from images in [0, 1];
+            differentiable.
+        num_steps: equal steps; each goes `l1 / num_steps` along the gradient.
+
+    Returns:
+        Changed images, same shape, in [0, 1].
+    """
+    images = originals.clone()
+    for _ in range(num_steps):
+        with torch.enable_grad():
+            pixels = images.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(log_probability(pixels).sum(), pixels)
+        size = gradient.abs().flatten(1).mean(1).clamp_min(1e-20)
+        step = (l1.to(size) / num_steps / size).view(-1, 1, 1, 1) * gradient
+        images = (images + step).clamp(0, 1)
+    return change_by(originals, images - originals, l1)
+
+
+def change_by(originals: torch.Tensor, direction: torch.Tensor, l1: torch.Tensor) -> torch.Tensor:
+    """Go along `direction` until the clamped change has the wanted size.
+
+    Args:
+        originals: shape `(num, channels, height, width)` in [0, 1].
+        direction: same shape; where it is zero everywhere, or the wanted size cannot be reached within [0, 1], the
+            change is as large as it can be.
+        l1: mean absolute change per image, shape `(num,)`.
+
+    Returns:
+        Changed images in [0, 1].
+    """
+    size = direction.abs().flatten(1).mean(1).clamp_min(1e-20)
+    unit = direction / size.view(-1, 1, 1, 1)
+    low, high = torch.zeros_like(size), _MAX_STRETCH * l1.to(size)
+    for _ in range(_BISECTIONS):  # the clamped change grows with the scale
+        middle = (low + high) / 2
+        reached = _changed(originals, unit, middle).sub(originals).abs().flatten(1).mean(1)
+        is_small = reached < l1.to(size)
+        low, high = torch.where(is_small, middle, low), torch.where(is_small, high, middle)
+    return _changed(originals, unit, (low + high) / 2)
+
+
+def _changed(originals: torch.Tensor, unit: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return (originals + scale.view(-1, 1, 1, 1) * unit).clamp(0, 1)

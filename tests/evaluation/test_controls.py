@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from mediffusion_diffusers.evaluation.controls import change_by, plain_gradient_control, random_noise_control
+
+
+@pytest.fixture
+def images():
+    return torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def _l1(images, originals):
+    return (images - originals).abs().flatten(1).mean(1)
+
+
+def test_controls_change_as_much_as_asked(images):
+    l1 = torch.tensor([0.0, 0.001, 0.01, 0.03, 0.1, 0.2])
+    weights = torch.randn(1, 16, 16)
+    noised = random_noise_control(images, l1, torch.Generator().manual_seed(1))
+    pushed = plain_gradient_control(images, l1, lambda pixels: (weights * pixels).sum((1, 2, 3)))
+    for changed in (noised, pushed):
+        assert changed.min() >= 0 and changed.max() <= 1
+        assert torch.allclose(_l1(changed, images), l1, atol=1e-4)
+
+
+def test_noise_is_seeded(images):
+    l1 = torch.full((6,), 0.02)
+    first, again, other = (random_noise_control(images, l1, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_plain_gradient_climbs(images):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 1))
+
+    def log_probability(pixels):
+        return torch.nn.functional.logsigmoid(model(pixels))[:, 0]
+
+    pushed = plain_gradient_control(images, torch.full((6,), 0.03), log_probability)
+    noised = random_noise_control(images, torch.full((6,), 0.03), torch.Generator().manual_seed(0))
+    assert (log_probability(pushed) > log_probability(images)).all()
+    assert (log_probability(pushed) > log_probability(noised)).all()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_images_do_not_influence_one_another(images):
+    def log_probability(pixels):
+        return pixels.square().sum((1, 2, 3))
+
+    l1 = torch.full((6,), 0.03)
+    together = plain_gradient_control(images, l1, log_probability)
+    alone = plain_gradient_control(images[2:3], l1[2:3], log_probability)
+    assert torch.allclose(together[2:3], alone, atol=1e-6)
+
+
+def test_what_cannot_be_reached_is_as_large_as_possible():
+    white = torch.ones(1, 1, 4, 4)
+    assert torch.equal(change_by(white, torch.ones_like(white), torch.tensor([0.1])), white)
+    assert torch.equal(change_by(white, torch.zeros_like(white), torch.tensor([0.1])), white)
