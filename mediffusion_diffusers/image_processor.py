@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 ImageInput = (
@@ -37,7 +37,8 @@ def pil_to_float_array(image: Image.Image, channels: int) -> np.ndarray:
 
     8-bit modes are divided by 255 and 16-bit modes by 65,535; floating-point pictures must already lie in [0, 1].
     Alpha is composited onto black, palettes are resolved, colour becomes grey by ITU-R 601 luma and grey is repeated
-    to colour, so that any picture fits a model with `channels` input channels.
+    to colour, so that any picture fits a model with `channels` input channels. An EXIF orientation is applied, as
+    `datasets` and diffusers' `load_image` do.
 
     Args:
         image: a single-frame picture.
@@ -51,16 +52,17 @@ def pil_to_float_array(image: Image.Image, channels: int) -> np.ndarray:
     """
     if channels not in (1, 3):
         raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), but got {channels}.")
-    if getattr(image, "n_frames", 1) > 1:
-        raise ValueError(
-            f"The image holds {image.n_frames} frames, but one frame is expected. Choose one, for example "  # type: ignore[attr-defined]
-            "`image.seek(0); image = image.copy()`."
-        )
     try:
-        image.load()
-    except (OSError, SyntaxError, ValueError) as error:
+        num_frames = getattr(image, "n_frames", 1)
+        image = ImageOps.exif_transpose(image)  # also decodes the picture
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         name = getattr(image, "filename", "") or "the image"
         raise ValueError(f"Cannot decode {name}: the file is corrupt or truncated ({error}).") from error
+    if num_frames > 1:
+        raise ValueError(
+            f"The image holds {num_frames} frames, but one frame is expected. Choose one, for example "
+            "`image.seek(0); image = image.copy()`."
+        )
 
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
         levels = np.asarray(image).astype(np.int64)
@@ -180,6 +182,8 @@ class MediffusionImageProcessor(ConfigMixin):
                 f"An image must have 1 (grey) or 3 (RGB) channels in the layout {layout}, but got shape "
                 f"{tuple(image.shape)}."
             )
+        if array.size == 0:
+            raise ValueError(f"An image must have a height and a width above 0, but got shape {tuple(image.shape)}.")
         return _match_channels(_to_unit_range(array), channels)
 
 
@@ -217,7 +221,7 @@ def _to_unit_range(array: np.ndarray) -> np.ndarray:
         )
     if not np.isfinite(array).all():
         raise ValueError("The image holds NaN or infinite values. Fill or mask them before calling the pipeline.")
-    if array.size and (array.min() < -1e-4 or array.max() > 1 + 1e-4):
+    if array.min() < -1e-4 or array.max() > 1 + 1e-4:
         raise ValueError(
             f"A floating-point image must lie in [0, 1], but its values span [{array.min():.3g}, {array.max():.3g}]. "
             "Rescale it (for example `(image + 1) / 2` from [-1, 1], or `image / 255`)."

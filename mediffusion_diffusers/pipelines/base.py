@@ -28,7 +28,7 @@ class MediffusionPipelineMixin:
     vae: AutoencoderKL | SpaceToDepthAutoencoder
     unet: JointUNet2DModel
     scheduler: DDIMScheduler | DDPMScheduler
-    _guidance_scale: float | Sequence[float] = 0.0
+    _guidance_scale: float = 0.0
     _num_timesteps: int = 0
     _interrupt: bool = False
 
@@ -76,8 +76,8 @@ class MediffusionPipelineMixin:
         return self.unet.label_names
 
     @property
-    def guidance_scale(self) -> float | Sequence[float]:
-        """Guidance scale of the running or last call."""
+    def guidance_scale(self) -> float:
+        """Guidance scale of the running or last call; a callback may set `pipe._guidance_scale` for later steps."""
         return self._guidance_scale
 
     @property
@@ -153,15 +153,22 @@ def scheduler_step_kwargs(scheduler: Any, **kwargs: Any) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name in parameters}
 
 
+def own_generator(generator: Generators) -> Generators:
+    """The given generators, or a new one seeded by torch's global generator, so that it can be cloned."""
+    if generator is None:
+        return torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
+    return generator
+
+
 def clone_generator(generator: Generators) -> Generators:
     """Generators that will draw the same numbers as these, independently of them."""
     if generator is None:
         return None
-    if isinstance(generator, list):
-        return [clone_generator(item) for item in generator]  # type: ignore[misc]
-    clone = torch.Generator(generator.device)
-    clone.set_state(generator.get_state())
-    return clone
+    originals = generator if isinstance(generator, list) else [generator]
+    clones = {id(original): torch.Generator(original.device) for original in originals}
+    for original in originals:
+        clones[id(original)].set_state(original.get_state())
+    return [clones[id(original)] for original in generator] if isinstance(generator, list) else clones[id(generator)]
 
 
 def scores_to_output(scores: torch.Tensor, output_type: str) -> Any:

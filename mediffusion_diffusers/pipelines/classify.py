@@ -71,8 +71,13 @@ class MediffusionClassifyPipeline(MediffusionPipelineMixin, DiffusionPipeline):
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, but got {batch_size}.")
         num_labels = self.unet.config.num_labels
-        if isinstance(thresholds, Sequence) and len(thresholds) != num_labels:
-            raise ValueError(f"`thresholds` must be one number or {num_labels} of them, but got {len(thresholds)}.")
+        if thresholds is not None:
+            values = [thresholds] * num_labels if isinstance(thresholds, (int, float)) else list(thresholds)
+            if len(values) != num_labels or not all(0 < value < 1 for value in values):
+                raise ValueError(
+                    f"`thresholds` must be one number in (0, 1) or {num_labels} of them, one per label, but got "
+                    f"{thresholds}."
+                )
         check_output_type(output_type, ("np", "pt"))
         self.check_callback_inputs(callback_on_step_end_tensor_inputs)
 

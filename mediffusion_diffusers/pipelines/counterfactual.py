@@ -19,6 +19,7 @@ from .base import (
     MediffusionPipelineMixin,
     check_output_type,
     clone_generator,
+    own_generator,
     scheduler_step_kwargs,
     scores_to_output,
 )
@@ -93,6 +94,7 @@ class MediffusionCounterfactualPipeline(MediffusionPipelineMixin, DiffusionPipel
         eta: float,
         solver_order: int,
         generator: Generators,
+        noise: torch.Tensor | None,
         batch_size: int,
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
@@ -131,6 +133,11 @@ class MediffusionCounterfactualPipeline(MediffusionPipelineMixin, DiffusionPipel
             raise ValueError(f"`eta` must lie in [0, 1], but got {eta}.")
         if solver_order not in (1, 2):
             raise ValueError(f"`solver_order` must be 1 (DDIM) or 2 (Adams-Bashforth), but got {solver_order}.")
+        expected = (batch_size, self.unet.config.in_channels, *self.latent_size)
+        if noise is not None and start != "noise":
+            raise ValueError(f"`noise` is for `start='noise'`, but `start` is {start!r}.")
+        if noise is not None and tuple(noise.shape) != expected:
+            raise ValueError(f"`noise` must have the latents' shape {expected}, but got {tuple(noise.shape)}.")
         self.check_generator(generator, batch_size)
         check_output_type(output_type)
         self.check_callback_inputs(callback_on_step_end_tensor_inputs)
@@ -210,6 +217,7 @@ class MediffusionCounterfactualPipeline(MediffusionPipelineMixin, DiffusionPipel
             eta,
             solver_order,
             generator,
+            noise,
             batch_size,
             output_type,
             callback_on_step_end_tensor_inputs,
@@ -219,7 +227,7 @@ class MediffusionCounterfactualPipeline(MediffusionPipelineMixin, DiffusionPipel
         num_steps = settings["num_inference_steps"]
         num_inversion_steps = num_inversion_steps or num_steps
         max_timestep = self._max_timestep(settings["strength"])
-        scale = self._guidance_scale = settings["guidance_scale"]
+        self._guidance_scale = settings["guidance_scale"]
         self._interrupt = False
 
         with sampling_mode(self.vae, self.unet):
@@ -230,13 +238,9 @@ class MediffusionCounterfactualPipeline(MediffusionPipelineMixin, DiffusionPipel
             if settings["start"] == "inversion":
                 latents = self._invert(clean_latents, num_inversion_steps, max_timestep, solver_order)
             else:
+                generator = own_generator(generator)
                 if noise is None:
                     noise = randn_tensor(clean_latents.shape, generator, clean_latents.device, clean_latents.dtype)
-                elif noise.shape != clean_latents.shape:
-                    raise ValueError(
-                        f"`noise` must have the latents' shape {tuple(clean_latents.shape)}, but got "
-                        f"{tuple(noise.shape)}."
-                    )
                 level = torch.full((batch_size,), max_timestep, device=clean_latents.device)
                 latents = self.scheduler.add_noise(clean_latents, noise.to(clean_latents), level)
 
@@ -250,18 +254,21 @@ class MediffusionCounterfactualPipeline(MediffusionPipelineMixin, DiffusionPipel
             for step, t in enumerate(self.progress_bar(scheduler.timesteps)):
                 if self.interrupt:
                     continue
-                prediction = predict_guided(
-                    self.unet,
-                    latents,
-                    t,
-                    target,
-                    scale,
-                    scheduler.alphas_cumprod[t],
-                    scheduler.config.prediction_type,
-                    settings["guidance_mode"],
-                )
+                if self.guidance_scale == 0:
+                    model_output = self.unet(latents, t, return_logits=False).sample
+                else:
+                    model_output = predict_guided(
+                        self.unet,
+                        latents,
+                        t,
+                        target,
+                        self.guidance_scale,
+                        scheduler.alphas_cumprod[t],
+                        scheduler.config.prediction_type,
+                        settings["guidance_mode"],
+                    ).model_output
                 null_output = self.unet(null_latents, t, return_logits=False).sample
-                latents = scheduler.step(prediction.model_output, t, latents, **step_kwargs).prev_sample
+                latents = scheduler.step(model_output, t, latents, **step_kwargs).prev_sample
                 null_latents = null_scheduler.step(null_output, t, null_latents, **null_step_kwargs).prev_sample
                 if callback_on_step_end is not None:
                     offered = {"latents": latents, "null_latents": null_latents}
@@ -345,4 +352,4 @@ class MediffusionCounterfactualPipeline(MediffusionPipelineMixin, DiffusionPipel
         if output_type == "latent":
             return difference
         difference = difference / 2
-        return difference.cpu() if output_type == "pt" else difference.cpu().permute(0, 2, 3, 1).numpy()
+        return difference if output_type == "pt" else difference.cpu().permute(0, 2, 3, 1).numpy()

@@ -18,6 +18,7 @@ from .base import (
     MediffusionPipelineMixin,
     check_output_type,
     clone_generator,
+    own_generator,
     scheduler_step_kwargs,
     scores_to_output,
 )
@@ -63,6 +64,7 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
         guidance_scales: Sequence[float],
         num_inference_steps: int,
         num_images: int,
+        eta: float,
         generator: Generators,
         latents: torch.Tensor | None,
         guidance_mode: str,
@@ -84,6 +86,8 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
             raise ValueError(
                 f"`num_inference_steps` must lie in [1, {num_train_timesteps}], but got {num_inference_steps}."
             )
+        if not 0 <= eta <= 1:
+            raise ValueError(f"`eta` must lie in [0, 1], but got {eta}.")
         if guidance_mode not in GUIDANCE_MODES:
             raise ValueError(f"`guidance_mode` must be one of {GUIDANCE_MODES}, but got {guidance_mode!r}.")
         expected = (num_images, self.unet.config.in_channels, *self.latent_size)
@@ -102,7 +106,7 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
         num_images: int = 1,
         num_inference_steps: int = 50,
         guidance_scale: float | Sequence[float] | None = None,
-        guidance_mode: str = "zt",
+        guidance_mode: str | None = None,
         eta: float = 0.0,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
@@ -123,7 +127,7 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
                 noise at each scale (Fig. 7). By default the checkpoint's, else 10; scales belong to a checkpoint
                 (the paper's 300 to its own).
             guidance_mode: where the classifier is asked: `"zt"`, `"x0_detached"` or `"x0"` (the paper's authors);
-                see [`~mediffusion_diffusers.guidance.predict_guided`].
+                see [`~mediffusion_diffusers.guidance.predict_guided`]. By default the checkpoint's, else `"zt"`.
             eta: share of fresh noise of DDIM in [0, 1]; ignored by DDPM.
             generator: one, or one per image.
             latents: starting noise of shape `(num_images, latent_channels, *latent_size)`.
@@ -143,8 +147,10 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
         # 1. Check arguments
         has_target = towards is not None or away is not None
         is_sweep = isinstance(guidance_scale, Sequence)
+        defaults = self.unet.config.guidance_defaults or {}
+        if guidance_mode is None:
+            guidance_mode = str(defaults.get("guidance_mode", "zt"))
         if guidance_scale is None:
-            defaults = self.unet.config.guidance_defaults or {}
             guidance_scale = float(defaults.get("guidance_scale", 10.0)) if has_target else 0.0
         scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale]
         self.check_inputs(
@@ -152,6 +158,7 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
             scales,
             num_inference_steps,
             num_images,
+            eta,
             generator,
             latents,
             guidance_mode,
@@ -162,7 +169,6 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
         device = self._execution_device
         if has_target:
             target = build_target(towards, away, num_images, self.label_names, self.unet.config.problem_type)
-        self._guidance_scale = guidance_scale
         self._interrupt = False
 
         # 2. Prepare the starting noise, the same for every scale
@@ -170,6 +176,8 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         noise = latents.to(device=device, dtype=self.unet.dtype)
+        if is_sweep:
+            generator = own_generator(generator)
 
         images, probabilities = [], []
         for index, scale in enumerate(scales):
@@ -180,6 +188,7 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
             step_generator = generator if index == len(scales) - 1 else clone_generator(generator)
             step_kwargs = scheduler_step_kwargs(scheduler, eta=eta, generator=step_generator)
             latents = noise * scheduler.init_noise_sigma
+            self._guidance_scale = scale
 
             # 3. Denoise
             with sampling_mode(self.vae, self.unet):
@@ -187,7 +196,7 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
                     if self.interrupt:
                         continue
                     model_input = scheduler.scale_model_input(latents, t)
-                    if target is None or scale == 0:
+                    if target is None or self.guidance_scale == 0:
                         model_output = self.unet(model_input, t, return_logits=False).sample
                     else:
                         model_output = predict_guided(
@@ -195,7 +204,7 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
                             model_input,
                             t,
                             target,
-                            scale,
+                            self.guidance_scale,
                             scheduler.alphas_cumprod[t],
                             scheduler.config.prediction_type,
                             guidance_mode,
