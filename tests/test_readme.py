@@ -1,0 +1,76 @@
+"""The README is run: its Python blocks on a tiny checkpoint, its commands against the scripts' own parsers."""
+
+import re
+import shlex
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.components import tiny_components
+
+from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.training.autoencoder_arguments import autoencoder_parser
+from mediffusion_diffusers.training.joint_arguments import joint_parser
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+SCRIPTS = re.findall(
+    r"^\s*(?:python|accelerate launch) (training/\w+\.py (?:[^\n\\]|\\\n)*)",
+    "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.S)),
+    flags=re.M,
+)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with a checkpoint where the README says `org/mediffusion-cxr`, and with its pictures."""
+    MediffusionCounterfactualPipeline(**tiny_components()).save_pretrained(tmp_path / "org/mediffusion-cxr")
+    for name in ("chest.png", "a.png", "b.png"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24), dtype=np.uint8)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=range(len(PYTHON_BLOCKS)))
+def test_python_block_runs(block, workplace):
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["output"] is not None
+
+
+def test_first_block_writes_the_picture_it_names(workplace):
+    exec(compile(PYTHON_BLOCKS[0], "README.md", "exec"), {})
+    assert Image.open(workplace / "without_cardiomegaly.png").size == (16, 16)
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_command_is_understood_by_its_script(command, capsys):
+    script, *arguments = shlex.split(command.replace("\\\n", " "))
+    parsers = {
+        "prepare_dataset": lambda: _load(ROOT / script).parse_args,
+        "train_autoencoder": lambda: autoencoder_parser().parse_args,
+        "train_joint": lambda: joint_parser().parse_args,
+    }
+    try:
+        parsers[Path(script).stem]()(arguments)
+    except SystemExit:
+        pytest.fail(f"{command!r} is not understood: {capsys.readouterr().err}")
+
+
+def test_readme_shows_the_commands_of_every_step():
+    shown = {Path(command.split()[0]).stem for command in SCRIPTS}
+    assert {"prepare_dataset", "train_autoencoder", "train_joint"} <= shown
+    assert len(PYTHON_BLOCKS) >= 3
+
+
+def _load(path):
+    spec = util.spec_from_file_location(path.stem, path)
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
