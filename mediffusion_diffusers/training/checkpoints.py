@@ -189,12 +189,15 @@ def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, torc
 
 
 def restore_optimizer(optimizer: Optimizer, module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Restore what `optimizer_tensors` gave, in each parameter's own memory layout."""
+    """Restore what `optimizer_tensors` gave, where and in the memory layout in which the optimizer would keep it."""
     parameters = dict(module.named_parameters())
+    is_fused = bool(optimizer.param_groups[0].get("fused"))
     optimizer.state.clear()
     for full_name, tensor in tensors.items():
         name, key = full_name.rsplit(":", 1)
         parameter = parameters[name]
         if tensor.shape == parameter.shape:
             tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+        elif is_fused:  # fused kernels count their steps on the parameter's device
+            tensor = tensor.to(parameter.device)
         optimizer.state[parameter][key] = tensor

@@ -80,6 +80,8 @@ class TrainingRun:
         self.checkpoint = self._find_checkpoint()
         self.first_step = 0 if self.checkpoint is None else self.checkpoint.step
         self.window = LossWindow(None if self.checkpoint is None else self.checkpoint.state["loss_window"])
+        if self.checkpoint is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.checkpoint.state["grad_scaler"])
         self._begin_window()
 
     @property
@@ -197,9 +199,8 @@ class TrainingRun:
         """Write `checkpoint-{done}` on the main process."""
         if self.is_main:
             state = {**state, "loss_window": self.window.state(), "num_processes": self.num_processes}
-            scaler = self.accelerator.scaler
-            if scaler is not None:
-                state["grad_scaler"] = scaler.state_dict()
+            if self.accelerator.scaler is not None:
+                state["grad_scaler"] = self.accelerator.scaler.state_dict()
             save_checkpoint(self.output_dir, done, tensors, state, self.args.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
 
