@@ -29,5 +29,7 @@ def phantoms(tmp_path_factory):
     """A prepared dataset of 24 training and 12 validation phantoms of 16x16 pixels, half of them labelled."""
     folder = tmp_path_factory.mktemp("phantoms") / "data"
     prepare_phantoms(folder, 24, 12, 0, image_size=16, show_progress=False)
-    draw_labelled_split(load_prepared(folder, "train"), load_info(folder), 50).save(folder / "labelled-50.json")
+    draw_labelled_split(load_prepared(folder, "train"), load_info(folder), 50, seed=2).save(
+        folder / "labelled-50.json"
+    )
     return folder

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.sources import random_picture
 from support.training import TINY_JOINT, joint_arguments
 
 from mediffusion_diffusers import (
@@ -13,7 +14,9 @@ from mediffusion_diffusers import (
     MediffusionCounterfactualPipeline,
     SpaceToDepthAutoencoder,
 )
-from mediffusion_diffusers.data.schema import DatasetInfo, load_info, load_prepared
+from mediffusion_diffusers.data.pictures import encode_png
+from mediffusion_diffusers.data.schema import DatasetInfo, load_info, load_prepared, make_row
+from mediffusion_diffusers.data.writer import write_prepared
 from mediffusion_diffusers.evaluation.classification import per_label_auroc
 from mediffusion_diffusers.training.joint_trainer import JointTrainer, train_joint
 from mediffusion_diffusers.training.metrics_log import read_metrics
@@ -195,6 +198,45 @@ def test_without_a_validation_split_training_patients_are_held_out(phantoms, tmp
     assert config["num_labelled_images"] == 12
     out = run(folder, tmp_path / "none", "--max_train_steps", 1, "--validation_share", 0)
     assert JointUNet2DModel.from_pretrained(out, subfolder="unet").config.label_thresholds is None
+
+
+def skin_dataset(folder, known=12):
+    """A prepared single-label RGB dataset of 12 training and 6 validation images, some without a class."""
+    info = DatasetInfo(
+        "skin", "made up", "CC0", "nobody", "single_label_classification", ["NV", "MEL", "BCC"], 3, image_size=16
+    )
+
+    def rows(split, count, known):
+        for index in range(count):
+            label = index % 3 if index < known else None
+            picture = encode_png(random_picture(index + 100 * len(split), mode="RGB"))
+            yield make_row(info, picture, f"{split}-{index}", label=label)
+
+    splits = {"train": rows("train", 12, known), "validation": rows("validation", 6, 5)}
+    write_prepared(folder, splits, info, show_progress=False)
+    return folder
+
+
+def test_single_label_colour_images_with_an_unlabelled_pool(tmp_path):
+    data = skin_dataset(tmp_path / "data", known=7)
+    line = (*TINY_JOINT, "--dataset_dir", data, "--horizontal_flip", "--random_crop_scale", 0.5, 1.0)
+    train_joint(joint_arguments(*line, "--output_dir", tmp_path / "run"))
+    config = json.loads((tmp_path / "run" / "training_config.json").read_text())
+    assert config["num_labelled_images"] == 7 and config["num_train_images"] == 12
+    pipe = MediffusionClassifyPipeline.from_pretrained(tmp_path / "run")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.unet.config.problem_type == "single_label_classification"
+    probabilities = np.asarray(pipe(load_prepared(data, "validation")["image"][:2]).probabilities)
+    assert probabilities.sum(axis=1) == pytest.approx([1, 1], abs=1e-5)
+    assert records(tmp_path / "run")[-1]["auroc"].keys() == {"NV", "MEL", "BCC"}
+
+
+def test_a_dataset_without_labels_is_refused_unless_it_only_denoises(tmp_path):
+    data = skin_dataset(tmp_path / "data", known=0)
+    line = (*TINY_JOINT, "--dataset_dir", data, "--max_train_steps", 1)
+    with pytest.raises(ValueError, match="The labelled split is empty: no training image"):
+        train_joint(joint_arguments(*line, "--output_dir", tmp_path / "run"))
+    train_joint(joint_arguments(*line, "--output_dir", tmp_path / "run", "--classifier_loss_weight", 0))
 
 
 def test_foreign_and_empty_splits_are_refused(phantoms, tmp_path):
