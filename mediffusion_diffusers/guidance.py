@@ -10,6 +10,7 @@ from numbers import Integral
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from .models import JointUNet2DModel
 
@@ -121,7 +122,7 @@ def _labels_per_image(name: str, labels: Labels | Sequence[Labels] | None, batch
     """Spread `towards` or `away` over the batch."""
     if labels is None:
         return [[] for _ in range(batch_size)]
-    if isinstance(labels, (str, Integral)):
+    if isinstance(labels, (str, int, Integral)):
         return [[labels]] * batch_size
     nested = [isinstance(item, (list, tuple)) for item in labels]
     if not any(nested):
@@ -138,7 +139,7 @@ def _label_index(name: str, label: str | int, label_names: Sequence[str]) -> int
     """Index of a label given by name or index."""
     if isinstance(label, str) and label in label_names:
         return list(label_names).index(label)
-    if isinstance(label, Integral) and not isinstance(label, bool) and 0 <= label < len(label_names):
+    if isinstance(label, (int, Integral)) and not isinstance(label, bool) and 0 <= label < len(label_names):
         return int(label)
     raise ValueError(
         f"`{name}` names the unknown label {label!r}. Known labels: "
@@ -248,7 +249,7 @@ def predict_guided(
     """
     if mode not in GUIDANCE_MODES:
         raise ValueError(f"`guidance_mode` must be one of {GUIDANCE_MODES}, but got {mode!r}.")
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), hold_saved_tensors():
         # Clones, because tensors made under an outer inference mode can never carry a gradient.
         z_t, t, alpha = sample.detach().clone(), timestep.clone(), alpha_prod_t.clone()
         target = GuidanceTarget(target.direction.clone(), target.problem_type)
@@ -274,19 +275,35 @@ def predict_guided(
     return GuidedPrediction(guided, logits.detach())
 
 
+def hold_saved_tensors() -> saved_tensors_hooks:
+    """Keep for the backward pass the weights that the forward pass used.
+
+    Layerwise casting and group offloading exchange a parameter's data right after its forward; a graph that refers to
+    the parameter would find the small or absent copy.
+    """
+    return saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
+
+
 @contextmanager
 def sampling_mode(*modules: nn.Module) -> Iterator[None]:
     """Put modules in evaluation mode and freeze their parameters, and restore both afterwards."""
     training = [(module, module.training) for root in modules for module in root.modules()]
-    frozen = [parameter for root in modules for parameter in root.parameters() if parameter.requires_grad]
+    # By name: sequential offloading puts new parameters in the place of the old ones.
+    frozen = [
+        (module, name)
+        for root in modules
+        for module in root.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
+    ]
     try:
         for root in modules:
             root.eval()
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        for module, name in frozen:
+            getattr(module, name).requires_grad_(False)
         yield
     finally:
         for module, was_training in training:
             module.training = was_training
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+        for module, name in frozen:
+            getattr(module, name).requires_grad_(True)
