@@ -234,8 +234,9 @@ def score_change_chart(changes: Mapping[str, Mapping[str, float]], title: str, u
         raise ValueError("`changes` must hold at least one group.")
     series = list(dict.fromkeys(name for values in changes.values() for name in values))
     thickness = 0.8 / len(series)
-    with _figure(6.6, 0.9 + 0.2 * len(series) * len(changes)) as figure:
-        axes = figure.add_axes((0.2, 0.42 / figure.get_figheight(), 0.56, 1 - 0.78 / figure.get_figheight()))
+    height = 1.25 + 0.19 * len(series) * len(changes)
+    with _figure(7.2, height) as figure:
+        axes = figure.add_axes((0.19, 0.5 / height, 0.78, 1 - 1.15 / height))
         for place, name in enumerate(series):
             values = [float(group.get(name, float("nan"))) for group in changes.values()]
             positions = np.arange(len(changes)) + (place - (len(series) - 1) / 2) * thickness
@@ -249,8 +250,12 @@ def score_change_chart(changes: Mapping[str, Mapping[str, float]], title: str, u
         axes.set_axisbelow(True)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(unit)
-        axes.set_title(title)
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+        figure.text(0.02, 1 - 0.2 / height, title, fontsize=11, fontweight="bold", va="center")
+        handles, names = axes.get_legend_handles_labels()
+        top = (0.012, 1 - 0.3 / height)
+        figure.legend(
+            handles, names, loc="upper left", bbox_to_anchor=top, ncols=len(series), fontsize=8, handlelength=1
+        )
         return _to_image(figure)
 
 

@@ -47,14 +47,12 @@ p { margin: .6rem 0; max-width: 46rem; }
 figure { margin: 1.2rem 0; }
 figure img { display: block; max-width: 100%; height: auto; background: var(--frame); border: 1px solid var(--line);
   border-radius: .6rem; padding: .5rem; }
-figcaption, caption { color: var(--muted); font-size: .9rem; text-align: left; }
-figcaption { margin-top: .5rem; max-width: 46rem; }
-caption { caption-side: bottom; padding-top: .5rem; }
-.scroll { overflow-x: auto; margin: 1.2rem 0; }
+figcaption { color: var(--muted); font-size: .9rem; margin-top: .5rem; max-width: 46rem; }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .38rem .8rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: nowrap; }
 tbody tr.strong td { font-weight: 650; }
 .provenance td { text-align: left; overflow-wrap: anywhere; } .provenance td:first-child { color: var(--muted); }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem;
@@ -174,9 +172,10 @@ class HtmlReport:
             + "</tr>"
             for index, row in enumerate(rows)
         )
-        text = f"<caption>{escape(caption)}</caption>" if caption else ""
+        text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
         self._parts.append(
-            f'<div class="scroll"><table>{text}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+            f'<figure><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+            f"{text}</figure>"
         )
         return self
 

@@ -1,0 +1,127 @@
+"""Which images are explained: the fixed rule behind every counterfactual table, so that nothing is picked by eye."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .localisation import box_mask
+
+
+SELECTION_RULE = {
+    "remove": "the first images, in the order of the split, that have the finding and that the model calls positive",
+    "add": "the first images, in the order of the split, with no finding at all, that the model calls negative",
+}
+NUM_WRONG_BOXES = 8  # boxes of other findings that each image's change is also measured in
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Images to explain, and the label to change in each.
+
+    Args:
+        rows: position of each image in the split.
+        targets: label of each.
+    """
+
+    rows: np.ndarray
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def select_images(
+    labels: np.ndarray,
+    is_present: np.ndarray,
+    direction: str,
+    num_images_per_label: int,
+    single_label: bool = False,
+    candidates: Mapping[int, np.ndarray] | None = None,
+) -> Selection:
+    """Select images by `SELECTION_RULE`.
+
+    For one class per image, `"add"` takes images of any *other* class instead of images without a finding.
+
+    Args:
+        labels: 1, 0 or NaN, shape `(num, num_labels)`.
+        is_present: the model's decisions, bool, same shape.
+        direction: `"remove"` or `"add"`.
+        num_images_per_label: at most so many images for each label.
+        single_label: whether there is one class per image.
+        candidates: by label, the rows that may be taken (for example those with a box); None for all.
+
+    Raises:
+        ValueError: if the direction is unknown or the number is below 1.
+    """
+    if direction not in SELECTION_RULE:
+        raise ValueError(f"`direction` must be 'remove' or 'add', but got {direction!r}.")
+    if num_images_per_label < 1:
+        raise ValueError(f"`num_images_per_label` must be at least 1, but got {num_images_per_label}.")
+    rows, targets = [], []
+    for label in range(labels.shape[1]):
+        if direction == "remove":
+            fits = (labels[:, label] == 1) & is_present[:, label]
+        elif single_label:
+            fits = (labels[:, label] == 0) & ~is_present[:, label]
+        else:
+            fits = (labels == 0).all(1) & ~is_present[:, label]
+        chosen = np.flatnonzero(fits)
+        if candidates is not None:
+            chosen = np.intersect1d(chosen, candidates[label])
+        chosen = chosen[:num_images_per_label]
+        rows.append(chosen)
+        targets.append(np.full(len(chosen), label))
+    return Selection(np.concatenate(rows), np.concatenate(targets))
+
+
+def rows_with_box(boxes: Sequence[Sequence[Mapping[str, float]]], num_labels: int) -> dict[int, np.ndarray]:
+    """By label, the rows that have a box of it."""
+    found: dict[int, list[int]] = {label: [] for label in range(num_labels)}
+    for row, row_boxes in enumerate(boxes):
+        for label in {int(box["label"]) for box in row_boxes}:
+            found[label].append(row)
+    return {label: np.array(rows, dtype=np.int64) for label, rows in found.items()}
+
+
+def target_masks(
+    boxes: Sequence[Sequence[Mapping[str, float]]], selection: Selection, height: int, width: int
+) -> np.ndarray:
+    """Boxes of each image's target finding as masks, shape `(num, height, width)`; empty where there is none."""
+    pairs = zip(selection.rows.tolist(), selection.targets.tolist(), strict=True)
+    masks = [box_mask(boxes[row], target, height, width) for row, target in pairs]
+    return np.stack(masks) if masks else np.zeros((0, height, width), dtype=bool)
+
+
+def wrong_masks(
+    boxes: Sequence[Sequence[Mapping[str, float]]], selection: Selection, height: int, width: int, seed: int = 0
+) -> np.ndarray | None:
+    """Boxes of *other* findings, drawn at random from all images of the split, as masks.
+
+    Args:
+        boxes: boxes of every image of the split.
+        selection: the images.
+        height: height of the masks in pixels.
+        width: width of the masks in pixels.
+        seed: of the draw.
+
+    Returns:
+        Shape `(num, NUM_WRONG_BOXES, height, width)`, bool; None if fewer than two findings have boxes.
+    """
+    by_label: dict[int, list[np.ndarray]] = {}
+    for row_boxes in boxes:
+        for label in {int(box["label"]) for box in row_boxes}:
+            by_label.setdefault(label, []).append(box_mask(row_boxes, label, height, width))
+    if len(by_label) < 2:
+        return None
+    generator = np.random.default_rng(seed)
+    result = np.zeros((len(selection), NUM_WRONG_BOXES, height, width), dtype=bool)
+    for index, target in enumerate(selection.targets.tolist()):
+        # A finding first, then one of its boxes: common findings do not crowd out rare ones.
+        others = [masks for label, masks in sorted(by_label.items()) if label != target]
+        for draw in range(NUM_WRONG_BOXES):
+            masks = others[generator.integers(len(others))]
+            result[index, draw] = masks[generator.integers(len(masks))]
+    return result

@@ -1,0 +1,358 @@
+"""Make counterfactuals of held-out images and measure them, beside the null edit and controls of the same size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..data.phantom import PHANTOM_VERSION, true_counterfactual
+from ..data.schema import label_matrix, load_info, load_prepared
+from ..guidance import build_target, sampling_mode
+from ..image_processor import normalize
+from ..models.oracle_classifier import OracleClassifier, load_oracle
+from ..pipelines import MediffusionClassifyPipeline, MediffusionCounterfactualPipeline
+from ..training.oracle import PATIENTS_FILE, patient_digest
+from .controls import plain_gradient_control, random_noise_control
+from .counterfactual_selection import (
+    SELECTION_RULE,
+    Selection,
+    rows_with_box,
+    select_images,
+    target_masks,
+    wrong_masks,
+)
+from .counterfactuals import Counterfactuals, Scores, mean_absolute_change, summarize, summarize_per_label
+from .localisation import LocalisationCase, summarize_localisation
+from .provenance import checkpoint_hash, describe_provenance
+
+
+DIRECTIONS = ("remove", "add")
+
+
+@dataclass
+class StudiedDirection:
+    """Counterfactuals of one direction, with what belongs to each image.
+
+    Args:
+        counterfactuals: images and scores.
+        image_ids: name of each image.
+        boxes: boxes of each image's target finding.
+        truth: true counterfactuals, shape of the images, where they are known (phantoms).
+        control_scores: the oracle's scores for each control, shape `(num, num_labels)`; empty without an oracle.
+        results: the figures, for JSON.
+    """
+
+    counterfactuals: Counterfactuals
+    image_ids: list[str]
+    boxes: list[list[dict[str, float]]]
+    truth: np.ndarray | None
+    control_scores: dict[str, np.ndarray]
+    results: dict[str, Any]
+
+
+@dataclass
+class CounterfactualStudy:
+    """A finished study.
+
+    Args:
+        label_names: the model's labels.
+        directions: by `"remove"` and `"add"`; a direction without a suitable image is missing.
+        provenance: data, seed, checkpoint, settings.
+        notes: what the reader must know.
+    """
+
+    label_names: list[str]
+    directions: dict[str, StudiedDirection] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures and where they come from, for JSON."""
+        results = {direction: studied.results for direction, studied in self.directions.items()}
+        return {"provenance": self.provenance, "notes": self.notes, **results}
+
+
+class CounterfactualStudyRunner:
+    """Everything a study needs, loaded once.
+
+    Args:
+        pipeline_folder: folder of the pipeline to explain.
+        dataset_folder: a prepared dataset.
+        split: the split to take images from.
+        oracle_path: folder of an outside classifier, or None.
+        settings: arguments of the pipeline (`strength`, `guidance_scale`, ...); None or missing values are the
+            checkpoint's.
+        batch_size: images at a time.
+        seed: of noise, controls and drawn boxes.
+
+    Raises:
+        ValueError: if the labels of model, dataset and oracle differ.
+    """
+
+    def __init__(
+        self,
+        pipeline_folder: str | Path,
+        dataset_folder: str | Path,
+        split: str = "test",
+        oracle_path: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+    ):
+        self.pipeline = MediffusionCounterfactualPipeline.from_pretrained(pipeline_folder)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.classifier = MediffusionClassifyPipeline(**self.pipeline.components)
+        self.classifier.set_progress_bar_config(disable=True)
+        self.info, self.dataset = load_info(dataset_folder), load_prepared(dataset_folder, split)
+        self.oracle: OracleClassifier | None = None if oracle_path is None else load_oracle(oracle_path)
+        self.label_names = self.pipeline.label_names
+        others = {"dataset": self.info.label_names}
+        if self.oracle is not None:
+            others["oracle"] = self.oracle.label_names
+        for name, labels in others.items():
+            if list(labels) != self.label_names:
+                raise ValueError(
+                    f"The {name}'s labels must be the model's, {self.label_names}, but are {list(labels)}."
+                )
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.settings = {name: value for name, value in (settings or {}).items() if value is not None}
+        self.single_label = not self.info.is_multi_label
+        self.pipeline_folder, self.oracle_path = Path(pipeline_folder), oracle_path
+        self.labels = label_matrix(self.dataset, self.info)
+        self.boxes: list[list[dict[str, float]]] = self.dataset["boxes"][:]
+
+    @property
+    def own_thresholds(self) -> np.ndarray | None:
+        """The model's thresholds; None for one class per image."""
+        if self.single_label:
+            return None
+        stored = self.pipeline.unet.config.label_thresholds
+        return np.full(len(self.label_names), 0.5) if stored is None else np.asarray(stored, dtype=np.float64)
+
+    def run(
+        self, directions: Sequence[str] = DIRECTIONS, num_images_per_label: int = 16, only_with_boxes: bool = False
+    ) -> CounterfactualStudy:
+        """Select, explain and measure.
+
+        Args:
+            directions: `"remove"`, `"add"` or both.
+            num_images_per_label: at most so many images for each label and direction.
+            only_with_boxes: remove findings only where they have a box.
+
+        Raises:
+            ValueError: if no image fits.
+        """
+        known = np.flatnonzero(~np.isnan(self.labels).all(1))
+        before = np.full(self.labels.shape, np.nan)
+        for part in self._parts(len(known), "Classifying"):
+            before[known[part]] = self._own(self._images(known[part]))
+        thresholds = self.own_thresholds
+        if thresholds is None:
+            decisions = np.zeros(before.shape, dtype=bool)
+            decisions[known, before[known].argmax(1)] = True
+        else:
+            decisions = before >= thresholds
+        candidates = rows_with_box(self.boxes, len(self.label_names)) if only_with_boxes else None
+        study = CounterfactualStudy(list(self.label_names))
+        for direction in directions:
+            chosen = select_images(
+                self.labels,
+                decisions,
+                direction,
+                num_images_per_label,
+                self.single_label,
+                candidates if direction == "remove" else None,
+            )
+            if len(chosen):
+                study.directions[direction] = self._study(chosen, direction)
+            else:
+                study.notes.append(f"No image fits the direction {direction!r}: {SELECTION_RULE[direction]}.")
+        if not study.directions:
+            raise ValueError(f"No image of split {self.split!r} can be explained. {' '.join(study.notes)}")
+        study.provenance = self._provenance(study)
+        return study
+
+    def _study(self, chosen: Selection, direction: str) -> StudiedDirection:
+        counterfactuals = self._explain(chosen, direction)
+        height, width = counterfactuals.images.shape[-2:]
+        masks = target_masks(self.boxes, chosen, height, width)
+        wrong = wrong_masks(self.boxes, chosen, height, width, self.seed)
+        truth = self._truth(chosen)
+        results: dict[str, Any] = {
+            "selection": SELECTION_RULE[direction],
+            **summarize(counterfactuals),
+            "per_label": summarize_per_label(counterfactuals, self.label_names),
+        }
+        cases = {
+            "vs_original": counterfactuals.images - counterfactuals.originals,
+            "vs_null": counterfactuals.images - counterfactuals.null_images,
+        }
+        # Where a finding is added there is no box to find: it may appear in other places than the annotator's.
+        has_boxes = direction == "remove" and bool(masks.any())
+        if has_boxes:
+            results["localisation"] = {
+                name: _localise(difference, masks, chosen.targets, wrong, self.label_names)
+                for name, difference in cases.items()
+            }
+        results["controls"] = {}
+        control_scores: dict[str, np.ndarray] = {}
+        for name, images in self._controls(counterfactuals, chosen, direction).items():
+            changed = self._rescore(counterfactuals, images)
+            results["controls"][name] = summarize(changed)
+            if changed.oracle is not None:
+                control_scores[name] = changed.oracle.after
+            if has_boxes:
+                case = LocalisationCase(images - counterfactuals.originals, masks, chosen.targets, wrong)
+                results["controls"][name]["localisation"] = summarize_localisation(case)
+        if truth is not None:
+            results["truth"] = self._compare_with_truth(counterfactuals, truth)
+        rows = chosen.rows.tolist()
+        boxes = [
+            [box for box in self.boxes[row] if int(box["label"]) == target]
+            for row, target in zip(rows, chosen.targets.tolist(), strict=True)
+        ]
+        image_ids = [self.dataset["image_id"][row] for row in rows]
+        return StudiedDirection(counterfactuals, image_ids, boxes, truth, control_scores, results)
+
+    def _explain(self, chosen: Selection, direction: str) -> Counterfactuals:
+        """Run the pipeline; noise, where it is used, belongs to the image and not to its place in a batch."""
+        keyword = "away" if direction == "remove" else "towards"
+        images: dict[str, list[np.ndarray]] = {"originals": [], "images": [], "null_images": []}
+        own: dict[str, list[np.ndarray]] = {"before": [], "after": [], "null": []}
+        for part in self._parts(len(chosen), f"Explaining ({direction})"):
+            rows = chosen.rows[part]
+            output = self.pipeline(
+                image=self._images(rows),
+                **{keyword: [[self.label_names[target]] for target in chosen.targets[part].tolist()]},
+                **self.settings,
+                generator=[torch.Generator().manual_seed(self.seed * 1_000_003 + int(row)) for row in rows],
+                output_type="pt",
+            )
+            for name in images:
+                images[name].append(getattr(output, name).float().cpu().numpy())
+            for name in own:
+                own[name].append(getattr(output, f"probabilities_{name}").float().cpu().numpy())
+            self.used_settings = output.settings
+        pictures = {name: np.concatenate(parts) for name, parts in images.items()}
+        scores = Scores(**{name: np.concatenate(parts) for name, parts in own.items()}, thresholds=self.own_thresholds)
+        oracle = None
+        if self.oracle is not None:
+            before, after, null = (self._ask_oracle(pictures[name]) for name in images)
+            oracle = Scores(before, after, null, self.oracle.thresholds)
+        return Counterfactuals(**pictures, targets=chosen.targets, direction=direction, own=scores, oracle=oracle)
+
+    def _controls(self, counterfactuals: Counterfactuals, chosen: Selection, direction: str) -> dict[str, np.ndarray]:
+        """Plain gradient and random noise with the L1 of each counterfactual."""
+        l1 = mean_absolute_change(counterfactuals.images, counterfactuals.originals)
+        pushed, noised = [], []
+        for part in self._parts(len(chosen), f"Controls ({direction})"):
+            originals, size = torch.from_numpy(counterfactuals.originals[part]), torch.from_numpy(l1[part])
+            names = [[self.label_names[target]] for target in chosen.targets[part].tolist()]
+            towards, away = (names, None) if direction == "add" else (None, names)
+            problem_type = self.pipeline.unet.config.problem_type
+            target = build_target(towards, away, len(names), self.label_names, problem_type)
+
+            def log_probability(pixels: torch.Tensor, target: Any = target) -> torch.Tensor:
+                latents = self.pipeline.encode_pixels(normalize(pixels))
+                return target.log_prob(self.pipeline.classify_latents(latents))
+
+            with sampling_mode(self.pipeline.vae, self.pipeline.unet):
+                pushed.append(plain_gradient_control(originals, size, log_probability).numpy())
+            generator = torch.Generator().manual_seed(self.seed + int(chosen.rows[part][0]))
+            noised.append(random_noise_control(originals, size, generator).numpy())
+        return {"plain_gradient": np.concatenate(pushed), "random_noise": np.concatenate(noised)}
+
+    def _rescore(self, counterfactuals: Counterfactuals, images: np.ndarray) -> Counterfactuals:
+        """The same originals and null edits with other changed images."""
+        own = np.concatenate(
+            [self._own(torch.from_numpy(images[part])) for part in self._parts(len(images), "Scoring")]
+        )
+        oracle = counterfactuals.oracle
+        return replace(
+            counterfactuals,
+            images=images,
+            own=replace(counterfactuals.own, after=own),
+            oracle=None if oracle is None else replace(oracle, after=self._ask_oracle(images)),
+        )
+
+    def _truth(self, chosen: Selection) -> np.ndarray | None:
+        """True counterfactuals, if the dataset is a phantom's."""
+        rows = [self.dataset[row] for row in chosen.rows.tolist()]
+        if not all(json.loads(row["metadata"]).get("phantom_version") == PHANTOM_VERSION for row in rows):
+            return None
+        size = self.pipeline.image_size[0]
+        pairs = zip(rows, chosen.targets.tolist(), strict=True)
+        return np.stack([true_counterfactual(row, self.label_names[target], size).numpy() for row, target in pairs])
+
+    def _compare_with_truth(self, counterfactuals: Counterfactuals, truth: np.ndarray) -> dict[str, Any]:
+        """What the true edit does to the scores (a ceiling), and how much of the way the counterfactual goes."""
+        ideal = summarize(self._rescore(counterfactuals, truth))
+        change = (counterfactuals.images - counterfactuals.originals).reshape(len(truth), -1)
+        wanted = (truth - counterfactuals.originals).reshape(len(truth), -1)
+        norms = np.linalg.norm(change, axis=1) * np.linalg.norm(wanted, axis=1)
+        ideal["cosine_of_change"] = float(np.mean((change * wanted).sum(1) / np.maximum(norms, 1e-12)))
+        ideal["l1_of_counterfactual_to_truth"] = float(mean_absolute_change(counterfactuals.images, truth).mean())
+        return ideal
+
+    def _own(self, images: Any) -> np.ndarray:
+        """The model's probabilities."""
+        return self.classifier(images, batch_size=self.batch_size).probabilities
+
+    def _ask_oracle(self, images: np.ndarray) -> np.ndarray:
+        assert self.oracle is not None
+        return self.oracle(normalize(torch.from_numpy(images)), self.batch_size).numpy()
+
+    def _images(self, rows: np.ndarray) -> list[Any]:
+        return self.dataset[rows.tolist()]["image"]
+
+    def _parts(self, num: int, description: str) -> list[slice] | tqdm:
+        """Slices of at most `batch_size`, with a progress bar where there are several."""
+        parts = [slice(first, first + self.batch_size) for first in range(0, num, self.batch_size)]
+        return tqdm(parts, desc=description, unit="batch", disable=len(parts) < 2)
+
+    def _provenance(self, study: CounterfactualStudy) -> dict[str, Any]:
+        """What the tables must name; and whether the oracle knows a patient of theirs."""
+        provenance = describe_provenance(self.pipeline_folder, self.info, self.split)
+        provenance["selection"] = {direction: SELECTION_RULE[direction] for direction in study.directions}
+        provenance["study_seed"] = self.seed
+        provenance["settings"] = self.used_settings
+        provenance["image_ids"] = {direction: studied.image_ids for direction, studied in study.directions.items()}
+        if self.oracle_path is None:
+            study.notes.append("No outside classifier: the model's own flips prove nothing by themselves.")
+            return provenance
+        provenance["oracle"] = checkpoint_hash(self.oracle_path)
+        known = Path(self.oracle_path) / PATIENTS_FILE
+        if known.is_file():
+            digests = set(json.loads(known.read_text()))
+            patients = set(self.dataset["patient_id"][:])
+            shared = sum(patient_digest(self.info.name, patient) in digests for patient in patients)
+            provenance["patients_shared_with_oracle"] = shared
+            if shared:
+                study.notes.append(
+                    f"The oracle was trained on {shared} patients of this split: its verdict is not independent."
+                )
+        return provenance
+
+
+def _localise(
+    difference: np.ndarray,
+    masks: np.ndarray,
+    targets: np.ndarray,
+    wrong: np.ndarray | None,
+    label_names: Sequence[str],
+) -> dict[str, Any]:
+    """Localisation over all images, and per label."""
+    per_label = {}
+    for target in np.unique(targets).tolist():
+        rows = np.flatnonzero(targets == target)
+        case = LocalisationCase(difference[rows], masks[rows], targets[rows], None if wrong is None else wrong[rows])
+        per_label[label_names[target]] = summarize_localisation(case)
+    whole = LocalisationCase(difference, masks, targets, wrong)
+    return {**summarize_localisation(whole), "per_label": per_label}

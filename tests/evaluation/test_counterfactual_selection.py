@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from mediffusion_diffusers.evaluation.counterfactual_selection import (
+    NUM_WRONG_BOXES,
+    rows_with_box,
+    select_images,
+    target_masks,
+    wrong_masks,
+)
+
+
+LABELS = np.array([[1, 0], [1, 1], [0, 0], [0, 0], [np.nan, 0], [1, 0]], dtype=float)
+SEEN = np.array([[1, 0], [0, 1], [0, 0], [1, 0], [1, 1], [1, 1]], dtype=bool)
+BOXES = [
+    [{"label": 0, "x": 0.0, "y": 0.0, "width": 0.5, "height": 0.5}],
+    [{"label": 1, "x": 0.5, "y": 0.5, "width": 0.5, "height": 0.5}],
+    [], [], [], [],
+]  # fmt: skip
+
+
+def _pairs(selection):
+    return list(zip(selection.rows.tolist(), selection.targets.tolist(), strict=True))
+
+
+def test_removals_have_the_finding_and_are_seen_by_the_model():
+    assert _pairs(select_images(LABELS, SEEN, "remove", 9)) == [(0, 0), (5, 0), (1, 1)]
+    assert _pairs(select_images(LABELS, SEEN, "remove", 1)) == [(0, 0), (1, 1)]
+
+
+def test_additions_have_no_finding_at_all():
+    # Row 3 has no finding, but the model already sees label 0 in it; row 4 is unknown.
+    assert _pairs(select_images(LABELS, SEEN, "add", 9)) == [(2, 0), (2, 1), (3, 1)]
+
+
+def test_one_class_per_image_is_added_to_images_of_the_others():
+    labels, seen = np.eye(3), np.eye(3, dtype=bool)
+    assert _pairs(select_images(labels, seen, "add", 9, single_label=True)) == [
+        (1, 0), (2, 0), (0, 1), (2, 1), (0, 2), (1, 2),
+    ]  # fmt: skip
+
+
+def test_candidates_limit_the_choice():
+    chosen = select_images(LABELS, SEEN, "remove", 9, candidates=rows_with_box(BOXES, 2))
+    assert _pairs(chosen) == [(0, 0), (1, 1)]
+
+
+def test_masks_of_the_target_and_of_other_findings():
+    chosen = select_images(LABELS, SEEN, "remove", 9)
+    masks = target_masks(BOXES, chosen, 8, 8)
+    assert masks[0, :4, :4].all() and masks[0].sum() == 16
+    assert not masks[1].any()  # row 5 has no box
+    wrong = wrong_masks(BOXES, chosen, 8, 8)
+    assert wrong.shape == (3, NUM_WRONG_BOXES, 8, 8)
+    assert wrong[0, :, 4:, 4:].all() and not wrong[0, :, :4, :4].any()
+    assert wrong[2, :, :4, :4].all()
+    assert wrong_masks([BOXES[0]], chosen, 8, 8) is None
+
+
+@pytest.mark.parametrize(("direction", "num", "message"), [("up", 1, "`direction`"), ("add", 0, "at least 1")])
+def test_errors(direction, num, message):
+    with pytest.raises(ValueError, match=message):
+        select_images(LABELS, SEEN, direction, num)
