@@ -1,0 +1,192 @@
+"""The demo's report, and the check of what it promises."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .counterfactual_report import RESULTS_FILE, add_counterfactuals, load_figures, shown_provenance
+from .figures import learning_curves
+from .html import HtmlReport, KeyFigure
+
+
+MODEL_FOLDER = "mediffusion-phantom"
+COUNTERFACTUAL_FOLDER = "counterfactuals"
+CLASSIFICATION_FILE = "classification.json"
+ORACLE_METRICS = "oracle/oracle_metrics.json"
+REPORT_FILE = "report.html"
+
+
+@dataclass(frozen=True)
+class DemoCheck:
+    """One promise of the demo.
+
+    Args:
+        name: what is measured.
+        value: the measured figure.
+        target: what it must be, in words.
+        passed: whether it is.
+    """
+
+    name: str
+    value: float
+    target: str
+    passed: bool
+
+    @property
+    def sentence(self) -> str:
+        """For the terminal."""
+        return f"{self.name}: {self.value:.3f} ({self.target})"
+
+
+def check_demo(folder: str | Path) -> list[DemoCheck]:
+    """Hold the demo's figures against what it promises.
+
+    Args:
+        folder: the demo's output folder.
+
+    Returns:
+        One check per promise, in the report's order.
+    """
+    classification, study = _read(folder, CLASSIFICATION_FILE), _read(folder, COUNTERFACTUAL_FOLDER, RESULTS_FILE)
+    removal, addition = study["remove"], study["add"]
+    local = removal["localisation"]["vs_original"]
+    oracle = removal["oracle"]
+    num_findings = len(removal["per_label"])
+    ratio_margin = local["ratio"] - local["wrong_box_ratio"]
+    other_share = oracle["other_diff"] / -oracle["diff"] if oracle["diff"] < 0 else float("inf")
+
+    def at_least(name: str, value: float, target: float) -> DemoCheck:
+        return DemoCheck(name, value, f"at least {target:g}", value >= target)
+
+    def at_most(name: str, value: float, target: float) -> DemoCheck:
+        return DemoCheck(name, value, f"at most {target:g}", value <= target)
+
+    return [
+        at_least("macro AUROC on held-out phantoms", classification["macro_auroc"], 0.80),
+        at_least("findings removed", num_findings, 4),
+        at_least("removals", removal["num_images"], 32),
+        at_least("removals that flip the model's decision", removal["own"]["flip_rate"], 0.9),
+        at_most("oracle's Diff under removal", oracle["diff"], -0.35),
+        DemoCheck("Other diff as a share of Diff", other_share, "below half", other_share < 0.5),
+        at_least("change inside / outside the true box", local["ratio"], 1.8),
+        at_least("... above the same in a wrong box", ratio_margin, 0.5),
+        at_most("null edit, mean absolute change", removal["change"]["null_l1"], 0.03),
+        at_least("oracle's Diff under addition", addition["oracle"]["diff"], 0.35),
+    ]
+
+
+def write_demo_report(folder: str | Path, seconds: Mapping[str, float]) -> Path:
+    """Write `report.html`: key figures, classifier, learning curves, samples, counterfactuals, provenance.
+
+    Args:
+        folder: the demo's output folder, with all its steps done.
+        seconds: duration of each step by its title; 0 for a step that was done before.
+
+    Returns:
+        Path of the report.
+    """
+    folder = Path(folder)
+    classification, study = _read(folder, CLASSIFICATION_FILE), _read(folder, COUNTERFACTUAL_FOLDER, RESULTS_FILE)
+    checks = check_demo(folder)
+    labelled = classification["provenance"]["num_labelled_images"]
+    report = HtmlReport(
+        "Mediffusion on chest phantoms",
+        f"One diffusion model classifies, generates and explains; {labelled} of its training images have labels",
+    )
+    report.add_text(
+        "The pictures are generated chest phantoms with five findings, drawn independently of one another. Because "
+        "they are generated, the place of every finding is known, and so is the true counterfactual: the same patient "
+        "without it. Nothing here was measured on people."
+    )
+    report.add_key_figures([KeyFigure(check.name, check.value, check.target, check.passed) for check in checks])
+    _add_classifier(report, classification)
+    _add_training(report, folder)
+    add_counterfactuals(report, study, load_figures(folder / COUNTERFACTUAL_FOLDER))
+    _add_oracle(report, _read(folder, ORACLE_METRICS))
+    report.add_section("Use this checkpoint").add_code(
+        "from PIL import Image\n"
+        "from mediffusion_diffusers import MediffusionCounterfactualPipeline\n\n"
+        f'pipe = MediffusionCounterfactualPipeline.from_pretrained("{folder / MODEL_FOLDER}")\n'
+        'output = pipe(Image.open("phantom.png"), away="Cardiomegaly")\n'
+        'output.images[0].save("counterfactual.png")'
+    )
+    report.add_section("Provenance").add_provenance(shown_provenance(study["provenance"]))
+    spent = [[title, round(duration)] for title, duration in seconds.items() if duration]
+    if spent:
+        report.add_table(["step of this run", "seconds"], [*spent, ["total", round(sum(seconds.values()))]])
+    return report.save(folder / REPORT_FILE)
+
+
+def _add_classifier(report: HtmlReport, result: Mapping[str, Any]) -> None:
+    """AUROC by finding, with its interval over patients."""
+    interval = result["macro_auroc_interval"]
+    provenance = result["provenance"]
+    report.add_section(
+        "Classifying",
+        f"{result['num_images']:,} held-out phantoms, used once. {provenance['num_labelled_images']:,} training "
+        f"images have labels ({provenance['labelled_share_percent']:g} %); the diffusion model also saw the others. "
+        f"Macro AUROC {result['macro_auroc']:.3f}, 95 % interval {interval['low']:.3f} to {interval['high']:.3f} "
+        "(bootstrap over patients).",
+    )
+    rows = [
+        [
+            name,
+            label["num_positives"],
+            label["auroc"],
+            label["auprc"],
+            label["prevalence"],
+            label["sensitivity_at_specificity"]["0.90"],
+            label["specificity_reached"]["0.90"],
+            label["brier"],
+            label["ece"],
+        ]
+        for name, label in result["per_label"].items()
+    ]
+    columns = ["finding", "positives", "AUROC", "AUPRC", "prevalence"]
+    report.add_table(
+        [*columns, "sensitivity", "at specificity", "Brier", "ECE"],
+        rows,
+        caption="Sensitivity at the threshold that gave 90 % specificity on the validation patients, and the "
+        "specificity that it gives here. A random score has AUROC 0.5 and an AUPRC of the prevalence.",
+    )
+
+
+def _add_training(report: HtmlReport, folder: Path) -> None:
+    """Learning curves, and what the diffusion model generates."""
+    model = folder / MODEL_FOLDER
+    report.add_section(
+        "Training",
+        "First the diffusion model learns from all images without labels, then both losses train the same network.",
+    )
+    report.add_figure(
+        learning_curves(model / "metrics.jsonl"),
+        "Losses on training batches and on validation patients, and the validation AUROC; the class loss begins where "
+        "its curve does.",
+    )
+    samples = sorted((model / "samples").glob("step-*.png"))
+    if samples:
+        picture = Image.open(samples[-1]).convert("L")
+        picture = picture.resize((picture.width * 3, picture.height * 3), Image.Resampling.NEAREST)
+        report.add_figure(picture, "Phantoms that the final model generates from noise, without guidance.")
+
+
+def _add_oracle(report: HtmlReport, metrics: Mapping[str, Any]) -> None:
+    """Who judged."""
+    report.add_section(
+        "The oracle",
+        "An outside classifier of another architecture, trained on other patients with all their labels, and with "
+        "noised and blurred images: an ordinary classifier cannot tell a counterfactual from adversarial noise.",
+    )
+    rows = [[key.replace("_", " "), value] for key, value in metrics.items() if isinstance(value, (int, float, str))]
+    report.add_table(["figure", "value"], rows)
+
+
+def _read(folder: str | Path, *names: str) -> dict[str, Any]:
+    """A JSON file of the demo."""
+    return json.loads(Path(folder, *names).read_text(encoding="utf-8"))
