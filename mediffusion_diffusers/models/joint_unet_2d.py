@@ -70,8 +70,8 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         label_thresholds: probability from which a label counts as present, one per label in (0, 1); written by
             training from the validation split.
         guidance_defaults: defaults of the counterfactual pipeline for this checkpoint, any of `strength`,
-            `guidance_scale`, `num_inference_steps`, `start`, `guidance_mode`. Scales and strengths belong to a
-            checkpoint and its autoencoder; they do not transfer.
+            `guidance_scale`, `num_inference_steps`, `start`, `guidance_mode`; the guided pipeline takes its scale and
+            mode. Scales and strengths belong to a checkpoint and its autoencoder; they do not transfer.
 
     Raises:
         ValueError: for label settings that contradict each other or more features than `max_classifier_features`.
@@ -247,8 +247,11 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         maps = encoded.skips if self.mid_block is None else (*encoded.skips, encoded.sample)
         size = self.config.classifier_pool_size
         if size == 1:
-            return torch.cat([features.mean(dim=(2, 3)) for features in maps], dim=1)
-        return torch.cat([F.adaptive_avg_pool2d(features, size).flatten(1) for features in maps], dim=1)
+            pooled = [features.mean(dim=(2, 3)) for features in maps]
+        else:
+            pooled = [F.adaptive_avg_pool2d(features, size).flatten(1) for features in maps]
+        # A `device_map` may have spread the blocks over several devices.
+        return torch.cat([features.to(encoded.sample.device) for features in pooled], dim=1)
 
     def classify(self, encoded: EncoderOutput) -> torch.Tensor:
         """Run the classifier head on encoder features: logits of shape `(batch, num_labels)`."""

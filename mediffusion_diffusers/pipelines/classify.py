@@ -163,12 +163,13 @@ class MediffusionClassifyPipeline(MediffusionPipelineMixin, DiffusionPipeline):
     ) -> torch.Tensor:
         """Mean logits over timesteps and noises, shape `(batch, num_labels)`."""
         logits = []
+        scheduler = self.clone_scheduler()  # `add_noise` moves its tables to the latents' device
         for timestep in timesteps:
             for _ in range(max(num_noise_samples, 1) if timestep > 0 else 1):
                 sample = latents
                 if num_noise_samples > 0 and timestep > 0:
                     noise = randn_tensor(latents.shape, generator, latents.device, latents.dtype)
-                    sample = self.scheduler.add_noise(latents, noise, torch.tensor([timestep], device=latents.device))
+                    sample = scheduler.add_noise(latents, noise, torch.tensor([timestep], device=latents.device))
                 logits.append(self.classify_latents(sample, timestep))
         return torch.stack(logits).mean(dim=0)
 

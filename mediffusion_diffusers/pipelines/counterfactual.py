@@ -242,7 +242,7 @@ class MediffusionCounterfactualPipeline(MediffusionPipelineMixin, DiffusionPipel
                 if noise is None:
                     noise = randn_tensor(clean_latents.shape, generator, clean_latents.device, clean_latents.dtype)
                 level = torch.full((batch_size,), max_timestep, device=clean_latents.device)
-                latents = self.scheduler.add_noise(clean_latents, noise.to(clean_latents), level)
+                latents = self.clone_scheduler().add_noise(clean_latents, noise.to(clean_latents), level)
 
             # 4. Denoise: the counterfactual under guidance, the null edit from the same start without
             null_latents = latents

@@ -67,7 +67,7 @@ class MediffusionCounterfactualPipelineOutput(BaseOutput):
         null_images: the null edits.
         originals: the given images at the model's size.
         difference: counterfactual minus original, signed, in units of the full intensity range ([-1, 1]); shape of
-            the images as arrays (tensors for `"pt"` and `"latent"`; unscaled latents for `"latent"`).
+            the images as arrays (tensors for `"pt"` and `"latent"`; for `"latent"` the difference of the latents).
         null_difference: counterfactual minus null edit, likewise: the explanation alone.
         probabilities_before: the model's probabilities for the originals, shape `(batch, num_labels)`.
         probabilities_after: for the counterfactuals as returned.
