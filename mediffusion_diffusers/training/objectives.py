@@ -21,12 +21,14 @@ class DiffusionBatch:
         noise: standard normal noise, same shape.
         timesteps: one uniform random t per image, shape `(batch,)`, int64.
         num_images: images of the *global* batch, over which the loss is the mean.
+        weights: of the images' errors, shape `(batch,)`, such as `min_snr_weights`; `None` weighs them equally.
     """
 
     latents: torch.Tensor
     noise: torch.Tensor
     timesteps: torch.Tensor
     num_images: int
+    weights: torch.Tensor | None = None
 
 
 @dataclass
@@ -76,18 +78,26 @@ def diffusion_target(
     )
 
 
-def diffusion_loss(model_output: torch.Tensor, target: torch.Tensor, num_images: int | None = None) -> torch.Tensor:
+def diffusion_loss(
+    model_output: torch.Tensor,
+    target: torch.Tensor,
+    num_images: int | None = None,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Mean squared error of the U-Net's prediction, L_diff.
 
     Args:
         model_output: shape `(batch, channels, height, width)`.
         target: see `diffusion_target`, same shape.
         num_images: divisor of the sum over images; the global batch's size when this is a slice of it.
+        weights: of the images, shape `(batch,)`, such as `min_snr_weights`; `None` weighs them equally.
 
     Returns:
         A scalar.
     """
     per_image = (model_output.float() - target.float()).square().flatten(1).mean(dim=1)
+    if weights is not None:
+        per_image = per_image * weights
     return per_image.sum() / (len(per_image) if num_images is None else num_images)
 
 
@@ -98,7 +108,11 @@ def count_known(labels: torch.Tensor, problem_type: str) -> int:
 
 
 def classification_loss(
-    logits: torch.Tensor, labels: torch.Tensor, problem_type: str, num_known: int | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    problem_type: str,
+    num_known: int | None = None,
+    pos_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Classification loss L_class over what is known; the one place that masks missing labels.
 
@@ -111,6 +125,8 @@ def classification_loss(
             of NaN.
         problem_type: `"multi_label_classification"` or `"single_label_classification"`.
         num_known: divisor of the sum; the global batch's `count_known` when this is a slice of it.
+        pos_weight: weights, `(num_labels,)`: multi-label of each label's positive term, single-label of each class's
+            rows; see `resolve_pos_weight`. The divisor stays a count.
 
     Returns:
         A scalar; zero, with a graph, if nothing is known.
@@ -127,10 +143,10 @@ def classification_loss(
     known = ~torch.isnan(labels)
     targets = torch.nan_to_num(labels).to(logits)
     if problem_type == "multi_label_classification":
-        terms = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        terms = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=pos_weight)
     elif problem_type == "single_label_classification":
         known = known.all(dim=1)
-        terms = F.cross_entropy(logits, targets.argmax(dim=1), reduction="none")
+        terms = F.cross_entropy(logits, targets.argmax(dim=1), reduction="none", weight=pos_weight)
     else:
         raise ValueError(
             "`problem_type` must be 'multi_label_classification' or 'single_label_classification', but got "
@@ -151,6 +167,8 @@ class JointObjective(nn.Module):
         noise_scheduler: diffusers scheduler that adds the noise and names the prediction type.
         classification_loss_weight: w in L_diff + w * L_class.
         diffusion_loss_weight: weight of L_diff; 0 is the ablation of Table 3 and skips the pass.
+        pseudo_label_weight: weight of the class loss on pseudo-labels (beyond the paper).
+        pos_weight: see `classification_loss`; pseudo-labels are not weighted by it.
     """
 
     def __init__(
@@ -159,25 +177,33 @@ class JointObjective(nn.Module):
         noise_scheduler: Any,
         classification_loss_weight: float = 1.0,
         diffusion_loss_weight: float = 1.0,
+        pseudo_label_weight: float = 1.0,
+        pos_weight: torch.Tensor | None = None,
     ):
         super().__init__()
         self.unet = unet
         self.noise_scheduler = noise_scheduler
         self.classification_loss_weight = classification_loss_weight
         self.diffusion_loss_weight = diffusion_loss_weight
+        self.pseudo_label_weight = pseudo_label_weight
+        self.pos_weight = pos_weight
 
     def forward(
-        self, diffusion: DiffusionBatch | None = None, labelled: LabelledBatch | None = None
+        self,
+        diffusion: DiffusionBatch | None = None,
+        labelled: LabelledBatch | None = None,
+        pseudo_labelled: LabelledBatch | None = None,
     ) -> dict[str, torch.Tensor]:
         """Compute the losses of one slice.
 
         Args:
             diffusion: slice of the diffusion stream, if L_diff is wanted.
             labelled: slice of the labelled stream, if L_class is wanted.
+            pseudo_labelled: slice of the diffusion stream with the teacher's labels, if they are wanted.
 
         Returns:
-            `loss` (weighted sum, to be differentiated) and, detached and unweighted, `diffusion_loss` and
-            `classification_loss` where computed.
+            `loss` (weighted sum, to be differentiated) and, detached and unweighted, `diffusion_loss`,
+            `classification_loss` and `pseudo_label_loss` where computed.
 
         Raises:
             ValueError: if neither slice is given.
@@ -190,15 +216,22 @@ class JointObjective(nn.Module):
             noisy_latents = self.noise_scheduler.add_noise(diffusion.latents, diffusion.noise, diffusion.timesteps)
             output = self.unet(noisy_latents, diffusion.timesteps, return_logits=False).sample
             target = diffusion_target(diffusion.latents, diffusion.noise, diffusion.timesteps, self.noise_scheduler)
-            loss = diffusion_loss(output, target, diffusion.num_images)
+            loss = diffusion_loss(output, target, diffusion.num_images, diffusion.weights)
             terms.append(self.diffusion_loss_weight * loss)
             losses["diffusion_loss"] = loss.detach()
         if labelled is not None:
             logits = self.unet(labelled.latents, labelled.timesteps, return_sample=False).logits
             problem_type = self.unet.config.problem_type
-            loss = classification_loss(logits, labelled.labels, problem_type, labelled.num_known)
+            pos_weight = None if self.pos_weight is None else self.pos_weight.to(logits.device)
+            loss = classification_loss(logits, labelled.labels, problem_type, labelled.num_known, pos_weight)
             terms.append(self.classification_loss_weight * loss)
             losses["classification_loss"] = loss.detach()
+        if pseudo_labelled is not None:
+            logits = self.unet(pseudo_labelled.latents, pseudo_labelled.timesteps, return_sample=False).logits
+            problem_type = self.unet.config.problem_type
+            loss = classification_loss(logits, pseudo_labelled.labels, problem_type, pseudo_labelled.num_known)
+            terms.append(self.pseudo_label_weight * loss)
+            losses["pseudo_label_loss"] = loss.detach()
         losses["loss"] = torch.stack(terms).sum()
         return losses
 
