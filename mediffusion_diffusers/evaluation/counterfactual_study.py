@@ -211,8 +211,13 @@ class CounterfactualStudyRunner:
             if has_boxes:
                 case = LocalisationCase(images - counterfactuals.originals, masks, chosen.targets, wrong)
                 results["controls"][name]["localisation"] = summarize_localisation(case)
+            if truth is not None:
+                results["controls"][name]["cosine_to_truth"] = cosine_to_truth(changed, truth)
         if truth is not None:
-            results["truth"] = self._compare_with_truth(counterfactuals, truth)
+            results["cosine_to_truth"] = cosine_to_truth(counterfactuals, truth)
+            results["truth"] = summarize(self._rescore(counterfactuals, truth))
+            distance = mean_absolute_change(counterfactuals.images, truth)
+            results["truth"]["l1_of_counterfactual"] = float(distance.mean())
         rows = chosen.rows.tolist()
         boxes = [
             [box for box in self.boxes[row] if int(box["label"]) == target]
@@ -291,16 +296,6 @@ class CounterfactualStudyRunner:
         pairs = zip(rows, chosen.targets.tolist(), strict=True)
         return np.stack([true_counterfactual(row, self.label_names[target], size).numpy() for row, target in pairs])
 
-    def _compare_with_truth(self, counterfactuals: Counterfactuals, truth: np.ndarray) -> dict[str, Any]:
-        """What the true edit does to the scores (a ceiling), and how much of the way the counterfactual goes."""
-        ideal = summarize(self._rescore(counterfactuals, truth))
-        change = (counterfactuals.images - counterfactuals.originals).reshape(len(truth), -1)
-        wanted = (truth - counterfactuals.originals).reshape(len(truth), -1)
-        norms = np.linalg.norm(change, axis=1) * np.linalg.norm(wanted, axis=1)
-        ideal["cosine_of_change"] = float(np.mean((change * wanted).sum(1) / np.maximum(norms, 1e-12)))
-        ideal["l1_of_counterfactual_to_truth"] = float(mean_absolute_change(counterfactuals.images, truth).mean())
-        return ideal
-
     def _own(self, images: Any) -> np.ndarray:
         """The model's probabilities."""
         return self.classifier(images, batch_size=self.batch_size).probabilities
@@ -339,6 +334,19 @@ class CounterfactualStudyRunner:
                     f"The oracle was trained on {shared} patients of this split: its verdict is not independent."
                 )
         return provenance
+
+
+def cosine_to_truth(counterfactuals: Counterfactuals, truth: np.ndarray) -> float:
+    """Cosine between the change that was made and the one that should have been, mean over images; 1 is perfect.
+
+    Args:
+        counterfactuals: what was made.
+        truth: true counterfactuals, shape of the images.
+    """
+    change = (counterfactuals.images - counterfactuals.originals).reshape(len(truth), -1)
+    wanted = (truth - counterfactuals.originals).reshape(len(truth), -1)
+    norms = np.linalg.norm(change, axis=1) * np.linalg.norm(wanted, axis=1)
+    return float(np.mean((change * wanted).sum(1) / np.maximum(norms, 1e-12)))
 
 
 def _localise(

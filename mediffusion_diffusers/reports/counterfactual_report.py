@@ -93,8 +93,8 @@ def add_counterfactuals(
             report.add_figure(
                 figures[f"oracle-{direction}"],
                 "Mean change of the outside classifier's probability of the target, by finding. A counterfactual "
-                "that shows the finding moves it far; the null edit and random noise should hardly move it, and the "
-                "plain gradient, which flips the model just as well, should move it less.",
+                "that shows the finding moves it far; the null edit and random noise should hardly move it. The plain "
+                "gradient, which flips the model just as well without any diffusion, is the bar to beat.",
             )
         report.add_table(*_label_table(part), caption=_label_caption(part))
     for note in results["notes"]:
@@ -171,10 +171,11 @@ def _panel_caption(direction: str, part: Mapping[str, Any]) -> str:
 
 def _main_table(part: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Counterfactual, null edit, controls and truth, side by side."""
-    has_oracle, has_boxes = "oracle" in part, "localisation" in part
+    has_oracle, has_boxes, has_truth = "oracle" in part, "localisation" in part, "truth" in part
     columns = ["", "own flips"]
     columns += ["oracle Diff", "oracle Other diff", "oracle flips"] if has_oracle else []
     columns += ["L1", "high frequencies"] + (["inside/outside", "in a wrong box"] if has_boxes else [])
+    columns += ["cosine to truth"] if has_truth else []
 
     def row(name: str, summary: Mapping[str, Any], localisation: Mapping[str, Any] | None) -> list[Any]:
         cells: list[Any] = [name, summary["own"]["flip_rate"]]
@@ -184,16 +185,16 @@ def _main_table(part: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
         cells += [summary["change"]["l1"], summary["change"]["high_frequency_share"]]
         if has_boxes:
             cells += [(localisation or {}).get(key) for key in ("ratio", "wrong_box_ratio")]
-        return cells
+        return [*cells, summary.get("cosine_to_truth")] if has_truth else cells
 
     rows = [row("counterfactual", part, part.get("localisation", {}).get("vs_original"))]
     null: list[Any] = ["null edit", None]
     if has_oracle:
         null += [part["oracle"]["null"] - part["oracle"]["before"], part["oracle"]["null_other_diff"], None]
-    rows.append(null + [part["change"]["null_l1"]] + [None] * (1 + 2 * has_boxes))
+    rows.append(null + [part["change"]["null_l1"]] + [None] * (1 + 2 * has_boxes + has_truth))
     for name, control in part["controls"].items():
         rows.append(row(_CONTROLS[name], control, control.get("localisation")))
-    if "truth" in part:
+    if has_truth:
         rows.append(row("true counterfactual", part["truth"], None))
     return columns, rows
 
@@ -210,6 +211,10 @@ def _main_caption(part: Mapping[str, Any]) -> str:
             " Inside/outside: median ratio of the change inside the true box to that outside. In a wrong box: the "
             "same in boxes of other findings. An image-independent change of the central body would earn "
             f"{part['localisation']['vs_original']['central_body_ratio']:.2f}."
+        )
+    if "truth" in part:
+        text += (
+            " Cosine to truth: between the change made and the one that the true counterfactual makes; 1 is perfect."
         )
     return text
 
