@@ -22,7 +22,7 @@ def main() -> None:
     """Parse the command line and train."""
     try:
         train_autoencoder(parse_arguments(autoencoder_parser, AUTOENCODER_PRESETS))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"train_autoencoder.py: {error}")
 
 

@@ -21,7 +21,7 @@ def main() -> None:
     """Parse the command line and train."""
     try:
         train_joint(parse_arguments(joint_parser, JOINT_PRESETS))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"train_joint.py: {error}")
 
 

@@ -17,6 +17,7 @@ from .autoencoder_objective import AutoencoderObjective, PerceptualLoss
 from .checkpoints import module_tensors, optimizer_tensors, restore_module, restore_optimizer
 from .ema import EMAWeights, validation_weights
 from .image_rows import stream_batches
+from .interruption import explained_full_disk
 from .latent_statistics import measure_latent_std
 from .learning_rate import lr_factor, set_learning_rate
 from .optimizer import build_adamw, count_parameters
@@ -136,7 +137,7 @@ class AutoencoderTrainer:
             with run.outside_training():
                 if run.is_due(done, args.validation_steps):
                     self._validate(done)
-                if run.is_due(done, args.checkpointing_steps):
+                if run.checkpoint_is_due(done):
                     self._save_checkpoint(done)
 
         if run.is_main:
@@ -223,4 +224,5 @@ def train_autoencoder(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(json.dumps({"arguments": public_arguments(args), **trainer.facts()}, indent=2))
         return
-    trainer.train()
+    with explained_full_disk(args.output_dir):
+        trainer.train()

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `checkpoint-{step}` with one `.safetensors` file per group of tensors (`unet`, `ema`,
 `optimizer`, ...), `state.json`, and `manifest.json`, which is written last and lists every file's size. The folder is
-filled under another name and renamed when complete; a folder that lost a file or a part of one is refused by name.
+filled under another name, flushed to the disk and renamed when complete; a folder that lost a file or a part of one is
+refused by name. What begins with a dot and ends in `.partial` was never finished and is deleted at the next start.
 No generator's state is saved, because random numbers are keyed by the step (see `randomness.py`).
 """
 
@@ -63,25 +64,53 @@ def save_checkpoint(
 
     Returns:
         The new folder.
+
+    Raises:
+        OSError: if it cannot be written (safetensors raises an error of its own); what was there before stays.
     """
     path = output_dir / f"checkpoint-{step}"
     partial = output_dir / f".checkpoint-{step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for group, named in tensors.items():
-        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-        save_file(contiguous, partial / f"{group}.safetensors")
-    (partial / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
-    sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-    (partial / MANIFEST).write_text(json.dumps({"format_version": FORMAT_VERSION, "step": step, "files": sizes}))
-    if path.exists():
-        shutil.rmtree(path)
+    try:
+        partial.mkdir(parents=True)
+        for group, named in tensors.items():
+            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+            save_file(contiguous, partial / f"{group}.safetensors")
+        (partial / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
+        sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+        (partial / MANIFEST).write_text(json.dumps({"format_version": FORMAT_VERSION, "step": step, "files": sizes}))
+        for file in (*partial.iterdir(), partial):
+            _flush(file)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its space back
+        raise
+    _discard(path)
     os.replace(partial, path)
+    _flush(output_dir)
     # Pruned last: a disk that runs full must not cost the last good checkpoint.
     if total_limit is not None:
-        for old in list_checkpoints(output_dir)[:-total_limit]:
-            shutil.rmtree(old)
+        others = [old for old in list_checkpoints(output_dir) if old != path]
+        for old in others[: max(0, len(others) + 1 - total_limit)]:
+            _discard(old)
     return path
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk, so that a power failure cannot leave an empty file behind."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _discard(path: Path) -> None:
+    """Delete a checkpoint; killed halfway, it leaves no folder that looks like one."""
+    if path.exists():
+        hidden = path.with_name(f".{path.name}.old.partial")
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.replace(path, hidden)
+        shutil.rmtree(hidden)
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from .dry_run import describe_joint_run
 from .ema import EMAWeights, validation_weights
 from .final_model import check_publishable, save_joint_pipeline
 from .image_rows import stream_batches
+from .interruption import explained_full_disk
 from .joint_arguments import check_joint_arguments
 from .latent_statistics import measure_latent_std
 from .learning_rate import lr_factor, set_learning_rate
@@ -154,7 +155,7 @@ class JointTrainer:
                 result = self._validate(done) if run.is_due(done, args.validation_steps) else None
                 if run.is_due(done, args.sample_steps or args.validation_steps):
                     self._save_samples(done)
-                if run.is_due(done, args.checkpointing_steps):
+                if run.checkpoint_is_due(done):
                     self._save_checkpoint(done)
 
         if run.first_step >= args.max_train_steps:  # resumed from the last checkpoint
@@ -315,4 +316,5 @@ def train_joint(args: argparse.Namespace) -> None:
         check_joint_arguments(args)
         print(json.dumps(describe_joint_run(args), indent=2))
     else:
-        JointTrainer(args).train()
+        with explained_full_disk(args.output_dir):
+            JointTrainer(args).train()

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 from ..version import __version__
 from .arguments import public_arguments
 from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from .interruption import StopRequest, TrainingStopped
 from .metrics_log import LossWindow, MetricsLog
 
 
@@ -79,6 +81,9 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
         self.checkpoint = self._find_checkpoint()
         self.first_step = 0 if self.checkpoint is None else self.checkpoint.step
+        self._check_same_start()
+        self.stop = StopRequest()
+        self.must_stop = False
         self.window = LossWindow(None if self.checkpoint is None else self.checkpoint.state["loss_window"])
         if self.checkpoint is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.checkpoint.state["grad_scaler"])
@@ -109,15 +114,22 @@ class TrainingRun:
             self.accelerator.init_trackers(self.args.tracker_project_name, config)
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left, from 0; the progress bar shows the mean losses."""
+        """The steps that are left, from 0; the progress bar shows the mean losses.
+
+        Raises:
+            TrainingStopped: after a step whose end found SIGTERM or Ctrl-C waiting; its checkpoint is saved by then.
+        """
         total = self.args.max_train_steps
         self.bar = tqdm(
             total=total, initial=min(self.first_step, total), desc="Training", disable=not self.is_main, unit="step"
         )
         self._begin_window()
-        for step in range(self.first_step, total):
-            yield step
-            self.bar.update()
+        with self.stop.listening():
+            for step in range(self.first_step, total):
+                yield step
+                self.bar.update()
+                if self.must_stop and step + 1 < total:
+                    self._end_early(step + 1)
         self.bar.close()
 
     def record_losses(self, losses: dict[str, float], step: int, num_images: int, extra: dict[str, float]) -> None:
@@ -182,13 +194,17 @@ class TrainingRun:
         """Whether something is due after `done` steps: every n-th and the last."""
         return every is not None and (done % every == 0 or done == self.args.max_train_steps)
 
+    def checkpoint_is_due(self, done: int) -> bool:
+        """Whether to save a checkpoint after `done` steps: when it is its turn, and before stopping early."""
+        return self.must_stop or self.is_due(done, self.args.checkpointing_steps)
+
     def sum_over_processes(self, losses: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Sum scalars over all processes."""
-        if not losses:
-            return {}
+        """Sum a step's scalars over all processes; the same message tells whether any of them has to stop."""
         stacked = torch.stack([value.detach().float() for value in losses.values()])
-        summed = self.accelerator.reduce(stacked, reduction="sum")
-        return dict(zip(losses, summed.tolist(), strict=True))
+        asked = stacked.new_full((1,), float(self.stop.signal_number is not None))
+        *summed, num_asked = self.accelerator.reduce(torch.cat([stacked, asked]), reduction="sum").tolist()
+        self.must_stop = num_asked > 0
+        return dict(zip(losses, summed, strict=True))
 
     def gather_chunks(self, chunks: list[Any]) -> list[Any]:
         """Collect lists of `(number, value)` from all processes, in order of their numbers."""
@@ -218,6 +234,26 @@ class TrainingRun:
         """Close the trackers."""
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+
+    def _end_early(self, done: int) -> None:
+        self.bar.close()
+        number = self.stop.signal_number or signal.SIGTERM  # it may have come to another process
+        self.say(
+            f"Stopped by {signal.Signals(number).name} after step {done}, and saved checkpoint-{done}. To go on, "
+            "start the same command again with `--resume_from_checkpoint latest`."
+        )
+        self.finish()
+        raise TrainingStopped(number)
+
+    def _check_same_start(self) -> None:
+        """Every process reads the checkpoint for itself, so all of them must see the same one."""
+        starts = gather_object([self.first_step])
+        if len(set(starts)) > 1:
+            raise ValueError(
+                f"The processes found checkpoints of different steps, {starts} (by rank; 0 is none). `output_dir` "
+                "must be the same folder on all machines: put it on a shared file system, or copy the newest "
+                "checkpoint to each of them."
+            )
 
     def _find_checkpoint(self) -> Checkpoint | None:
         if self.args.resume_from_checkpoint is None:
