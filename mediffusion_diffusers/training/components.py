@@ -131,13 +131,21 @@ def build_noise_scheduler(args: argparse.Namespace) -> DDPMScheduler:
         beta_end=args.beta_end,
         beta_schedule=args.beta_schedule,
         prediction_type=args.prediction_type,
+        rescale_betas_zero_snr=args.rescale_betas_zero_snr,
         clip_sample=False,
     )
 
 
 def sampling_scheduler(noise_scheduler: Any) -> DDIMScheduler:
-    """The scheduler that is saved with the model: DDIM on the same noise schedule, `set_alpha_to_one=False`."""
-    return DDIMScheduler.from_config(noise_scheduler.config, set_alpha_to_one=False, clip_sample=False)
+    """The scheduler that is saved with the model: DDIM on the same noise schedule, `set_alpha_to_one=False`.
+
+    With zero terminal SNR its steps are spaced from the end, so that sampling begins at the pure noise of the last
+    timestep (Lin et al., 2023).
+    """
+    spacing = "trailing" if noise_scheduler.config.rescale_betas_zero_snr else noise_scheduler.config.timestep_spacing
+    return DDIMScheduler.from_config(
+        noise_scheduler.config, set_alpha_to_one=False, clip_sample=False, timestep_spacing=spacing
+    )
 
 
 def _load_unet(args: argparse.Namespace) -> UNet2DModel:

@@ -27,6 +27,7 @@ def joint_parser() -> argparse.ArgumentParser:
     _add_label_arguments(parser)
     _add_model_arguments(parser)
     _add_diffusion_arguments(parser)
+    _add_semi_supervised_arguments(parser)
     add_hub_arguments(parser)
     return parser
 
@@ -93,6 +94,15 @@ def _add_diffusion_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--beta_start", type=float, default=0.0015)
     group.add_argument("--beta_end", type=float, default=0.0195)
     group.add_argument("--beta_schedule", default="scaled_linear")
+    group.add_argument(
+        "--rescale_betas_zero_snr",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Let the last timestep be noise alone (Lin et al., 2023); the saved scheduler then spaces from the end.",
+    )
+    group.add_argument(
+        "--snr_gamma", type=float, default=None, help="Min-SNR weights in the diffusion loss; their authors use 5."
+    )
     group.add_argument("--sample_steps", type=int, default=None, help="Steps between sample grids.")
     group.add_argument("--num_sample_images", type=int, default=16)
     group.add_argument("--sample_inference_steps", type=int, default=25, help="DDIM steps of the sample grids.")
@@ -100,6 +110,33 @@ def _add_diffusion_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--counterfactual_strength", type=float, default=None, help=text)
     group.add_argument("--counterfactual_guidance_scale", type=float, default=None, help=text)
     group.add_argument("--counterfactual_num_inference_steps", type=int, default=None, help=text)
+
+
+def _add_semi_supervised_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("few and unequal labels (beyond the paper, off by default)")
+    group.add_argument(
+        "--pseudo_label_start_step",
+        type=int,
+        default=None,
+        help="From this step on, what the averaged model is sure about on the diffusion stream is a label too.",
+    )
+    group.add_argument(
+        "--pseudo_label_threshold", type=float, default=0.95, help="Least probability of an answer that is sure."
+    )
+    group.add_argument("--pseudo_label_weight", type=float, default=1.0, help="Weight of the loss on pseudo-labels.")
+    group.add_argument(
+        "--pos_weight",
+        nargs="+",
+        default=["none"],
+        metavar="WEIGHT",
+        help="Weights of the positives in the class loss: none, balanced, or one number per label.",
+    )
+    group.add_argument(
+        "--balanced_labelled_sampling",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Show labelled images of every class, and of none, equally often.",
+    )
 
 
 def check_joint_arguments(args: argparse.Namespace) -> None:
@@ -136,3 +173,35 @@ def check_joint_arguments(args: argparse.Namespace) -> None:
         )
     if args.counterfactual_strength is not None and not 0 < args.counterfactual_strength <= 1:
         raise ValueError(f"`counterfactual_strength` must be in (0, 1], but got {args.counterfactual_strength}.")
+    _check_diffusion_arguments(args)
+    _check_pseudo_label_arguments(args)
+
+
+def _check_diffusion_arguments(args: argparse.Namespace) -> None:
+    if args.snr_gamma is not None and args.snr_gamma <= 0:
+        raise ValueError(f"`snr_gamma` must be above 0, but got {args.snr_gamma}.")
+    if args.rescale_betas_zero_snr and args.prediction_type == "epsilon":
+        raise ValueError(
+            "`rescale_betas_zero_snr` makes the last timestep noise alone, from which the noise tells nothing: set "
+            "`prediction_type` to 'v_prediction' or 'sample'."
+        )
+
+
+def _check_pseudo_label_arguments(args: argparse.Namespace) -> None:
+    if args.pseudo_label_start_step is None:
+        return
+    if args.pseudo_label_start_step < args.classifier_start_step:
+        raise ValueError(
+            f"`pseudo_label_start_step` must not be below `classifier_start_step` ({args.classifier_start_step}), "
+            f"before which the teacher knows nothing, but got {args.pseudo_label_start_step}."
+        )
+    if not 0.5 < args.pseudo_label_threshold < 1:
+        raise ValueError(f"`pseudo_label_threshold` must be in (0.5, 1), but got {args.pseudo_label_threshold}.")
+    if args.pseudo_label_weight <= 0:
+        raise ValueError(f"`pseudo_label_weight` must be above 0, but got {args.pseudo_label_weight}.")
+    if not args.use_ema:
+        raise ValueError("`pseudo_label_start_step` needs `use_ema`: the averaged model is the teacher.")
+    if args.diffusion_loss_weight == 0 or args.classifier_loss_weight == 0:
+        raise ValueError(
+            "`pseudo_label_start_step` needs both losses: set `diffusion_loss_weight` and `classifier_loss_weight`."
+        )

@@ -20,8 +20,10 @@ from .final_model import check_publishable, save_joint_pipeline
 from .image_rows import stream_batches
 from .interruption import explained_full_disk
 from .joint_arguments import check_joint_arguments
+from .label_balance import BalancedIndexStream, resolve_pos_weight, warn_about_missing_labels
 from .latent_statistics import measure_latent_std
 from .learning_rate import lr_factor, set_learning_rate
+from .loss_weights import min_snr_weights
 from .objectives import (
     DiffusionBatch,
     JointObjective,
@@ -31,6 +33,7 @@ from .objectives import (
     count_known,
 )
 from .optimizer import build_adamw, count_parameters, joint_parameter_groups
+from .pseudo_labels import confident_labels, num_pseudo_terms
 from .randomness import keyed_generator, keyed_seed, seed_step
 from .run import TrainingRun, check_output_folder
 from .sample_grids import sample_images, save_image_grid
@@ -62,6 +65,10 @@ class JointTrainer:
         info = self.data.info
         if args.push_to_hub:
             check_publishable(info)
+        labels = self.data.labels[self.data.labelled_indices]
+        if args.classifier_loss_weight > 0:
+            warn_about_missing_labels(labels, info.label_names)
+        self.pos_weight = resolve_pos_weight(args.pos_weight, labels, info.problem_type)
         self.transform = train_transform(args, info.channels)
         self.plain_transform = ImageTransform(args.resolution, info.channels)
         self.vae = load_vae(args, info)
@@ -110,7 +117,12 @@ class JointTrainer:
         self._resume()
         run.begin(self.facts())
         objective = JointObjective(
-            self.unet, self.noise_scheduler, args.classifier_loss_weight, args.diffusion_loss_weight
+            self.unet,
+            self.noise_scheduler,
+            args.classifier_loss_weight,
+            args.diffusion_loss_weight,
+            args.pseudo_label_weight,
+            self.pos_weight,
         )
         objective, optimizer = run.accelerator.prepare(objective, self.optimizer)
         objective.train()
@@ -123,6 +135,7 @@ class JointTrainer:
             if step == restart and self.ema is not None:
                 self.ema.restart_warmup()
             has_diffusion, has_classification = self._losses_of(step)
+            has_pseudo_labels = has_classification and self._is_pseudo_labelled(step)
             losses: dict[str, torch.Tensor] = {}
             for part in range(run.num_parts):
                 with run.waiting_for_data():
@@ -132,10 +145,13 @@ class JointTrainer:
                     # 1. Clean latents, noise and timesteps of this process's slice.
                     diffusion_batch = None if images is None else self._diffusion_batch(images, step, part)
                     labelled_batch = None if labelled is None else self._labelled_batch(labelled, step, part)
+                    pseudo_batch = None
+                    if has_pseudo_labels and diffusion_batch is not None:
+                        pseudo_batch = self._pseudo_labelled_batch(diffusion_batch.latents, step, part)
                     # 2. L_diff + w * L_class. Each slice is a sum over the global count, while accelerate and
                     #    DDP average over accumulation parts and processes.
                     seed_step(args.seed, "dropout", step, part, run.accelerator.process_index)
-                    output = objective(diffusion_batch, labelled_batch)
+                    output = objective(diffusion_batch, labelled_batch, pseudo_batch)
                     run.accelerator.backward(output["loss"] * (run.num_parts * run.num_processes))
                     # 3. One optimizer step, after the last part.
                     if run.accelerator.sync_gradients:
@@ -184,6 +200,11 @@ class JointTrainer:
         )
         return args.diffusion_loss_weight > 0, due
 
+    def _is_pseudo_labelled(self, step: int) -> bool:
+        """Whether the teacher labels the diffusion stream's images on a step that has a classification loss."""
+        start_step = self.args.pseudo_label_start_step
+        return start_step is not None and step >= start_step
+
     def _classification_steps_before(self, step: int) -> int:
         args = self.args
         if args.classifier_loss_weight == 0:
@@ -206,9 +227,16 @@ class JointTrainer:
         train_images = stream_batches(data.rows, self.transform, self.train_stream, run.first_step, *places, **options)
         if args.classifier_loss_weight == 0:
             return train_images, iter(())
-        self.labelled_stream = IndexStream(data.labelled_indices, args.labelled_batch_size, args.seed, "labelled")
+        self.labelled_stream = self._labelled_stream()
         first = self._classification_steps_before(run.first_step)
         return train_images, stream_batches(data.rows, self.transform, self.labelled_stream, first, *places, **options)
+
+    def _labelled_stream(self) -> IndexStream:
+        """The labelled images, as often as they are or every class equally often."""
+        args, rows = self.args, self.data.labelled_indices
+        if args.balanced_labelled_sampling:
+            return BalancedIndexStream(rows, self.data.labels[rows], args.labelled_batch_size, args.seed, "labelled")
+        return IndexStream(rows, args.labelled_batch_size, args.seed, "labelled")
 
     def _slice_of(self, length: int, part: int) -> slice:
         """This process's slice of a global batch."""
@@ -229,11 +257,13 @@ class JointTrainer:
         timesteps = torch.randint(0, args.num_train_timesteps, (args.train_batch_size,), generator=generator)
         noise = torch.randn((args.train_batch_size, *latents.shape[1:]), generator=generator)
         own = self._slice_of(args.train_batch_size, part)
+        timesteps = timesteps[own].to(latents.device)
         return DiffusionBatch(
             latents=latents,
             noise=noise[own].to(latents.device).contiguous(memory_format=torch.channels_last),
-            timesteps=timesteps[own].to(latents.device),
+            timesteps=timesteps,
             num_images=args.train_batch_size,
+            weights=args.snr_gamma and min_snr_weights(self.noise_scheduler, timesteps, args.snr_gamma),
         )
 
     def _labelled_batch(self, images: torch.Tensor, step: int, part: int) -> LabelledBatch:
@@ -250,9 +280,26 @@ class JointTrainer:
             labels = torch.full((1, labels.shape[1]), torch.nan)
             own = slice(0, 1)
         latents = self._encode(images)
+        latents, timesteps = self._noise_some(latents, args.labelled_batch_size, own, "classifier noise", step)
+        return LabelledBatch(latents, timesteps, labels.to(latents.device), num_known)
 
-        generator = keyed_generator(args.seed, "classifier noise", step)
-        size = args.labelled_batch_size
+    def _pseudo_labelled_batch(self, latents: torch.Tensor, step: int, part: int) -> LabelledBatch:
+        """The diffusion stream's images, labelled by the averaged model where it is sure of the clean latents."""
+        args, problem_type = self.args, self.data.info.problem_type
+        with torch.no_grad(), validation_weights(self.unet, self.ema) as teacher, self.run.accelerator.autocast():
+            logits = teacher(latents, 0, return_sample=False).logits
+        labels = confident_labels(logits, args.pseudo_label_threshold, problem_type)
+        size = args.train_batch_size
+        own = self._slice_of(size, part)
+        latents, timesteps = self._noise_some(latents, size, own, "pseudo-label noise", step)
+        return LabelledBatch(latents, timesteps, labels, num_pseudo_terms(size, labels.shape[1], problem_type))
+
+    def _noise_some(
+        self, latents: torch.Tensor, size: int, own: slice, purpose: str, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise a share of the classifier's inputs; drawn for the global batch of `size`, of which `own` is here."""
+        args = self.args
+        generator = keyed_generator(args.seed, purpose, step)
         is_noised = torch.rand(size, generator=generator) < args.classifier_noise_prob
         timesteps = torch.randint(0, args.classifier_max_timestep, (size,), generator=generator)
         timesteps = torch.where(is_noised, timesteps, torch.zeros_like(timesteps))[own].to(latents.device)
@@ -261,7 +308,7 @@ class JointTrainer:
             noisy_latents = self.noise_scheduler.add_noise(latents, noise, timesteps)
             noised = is_noised[own].to(latents.device).view(-1, 1, 1, 1)
             latents = torch.where(noised, noisy_latents, latents).contiguous(memory_format=torch.channels_last)
-        return LabelledBatch(latents, timesteps, labels.to(latents.device), num_known)
+        return latents, timesteps
 
     def _validate(self, done: int, log: bool = True) -> ValidationResult | None:
         if len(self.data.validation_indices) == 0:

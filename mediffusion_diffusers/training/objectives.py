@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..models import JointUNet2DModel
+from .shared_forward import UNetInput, predict
 
 
 @dataclass
@@ -169,6 +170,8 @@ class JointObjective(nn.Module):
         diffusion_loss_weight: weight of L_diff; 0 is the ablation of Table 3 and skips the pass.
         pseudo_label_weight: weight of the class loss on pseudo-labels (beyond the paper).
         pos_weight: see `classification_loss`; pseudo-labels are not weighted by it.
+        share_forward: run the encoder once for both losses, see [`predict`].
+        compile_backend: backend of `torch.compile` for the U-Net's pass, such as `"inductor"`.
     """
 
     def __init__(
@@ -179,6 +182,8 @@ class JointObjective(nn.Module):
         diffusion_loss_weight: float = 1.0,
         pseudo_label_weight: float = 1.0,
         pos_weight: torch.Tensor | None = None,
+        share_forward: bool = True,
+        compile_backend: str | None = None,
     ):
         super().__init__()
         self.unet = unet
@@ -187,6 +192,8 @@ class JointObjective(nn.Module):
         self.diffusion_loss_weight = diffusion_loss_weight
         self.pseudo_label_weight = pseudo_label_weight
         self.pos_weight = pos_weight
+        self.share_forward = share_forward
+        self._predict = predict if compile_backend is None else torch.compile(predict, backend=compile_backend)
 
     def forward(
         self,
@@ -203,37 +210,53 @@ class JointObjective(nn.Module):
 
         Returns:
             `loss` (weighted sum, to be differentiated) and, detached and unweighted, `diffusion_loss`,
-            `classification_loss` and `pseudo_label_loss` where computed.
+            `classification_loss` and `pseudo_label_loss` where computed; with the latter `pseudo_label_share`, the
+            share of the answers that the teacher was sure of.
 
         Raises:
             ValueError: if neither slice is given.
         """
         if diffusion is None and labelled is None:
             raise ValueError("At least one of `diffusion` and `labelled` must be given.")
+        problem_type = self.unet.config.problem_type
         terms: list[torch.Tensor] = []
         losses: dict[str, torch.Tensor] = {}
+        output, (logits, pseudo_logits) = self._outputs(diffusion, labelled, pseudo_labelled)
         if diffusion is not None:
-            noisy_latents = self.noise_scheduler.add_noise(diffusion.latents, diffusion.noise, diffusion.timesteps)
-            output = self.unet(noisy_latents, diffusion.timesteps, return_logits=False).sample
             target = diffusion_target(diffusion.latents, diffusion.noise, diffusion.timesteps, self.noise_scheduler)
             loss = diffusion_loss(output, target, diffusion.num_images, diffusion.weights)
             terms.append(self.diffusion_loss_weight * loss)
             losses["diffusion_loss"] = loss.detach()
         if labelled is not None:
-            logits = self.unet(labelled.latents, labelled.timesteps, return_sample=False).logits
-            problem_type = self.unet.config.problem_type
             pos_weight = None if self.pos_weight is None else self.pos_weight.to(logits.device)
             loss = classification_loss(logits, labelled.labels, problem_type, labelled.num_known, pos_weight)
             terms.append(self.classification_loss_weight * loss)
             losses["classification_loss"] = loss.detach()
         if pseudo_labelled is not None:
-            logits = self.unet(pseudo_labelled.latents, pseudo_labelled.timesteps, return_sample=False).logits
-            problem_type = self.unet.config.problem_type
-            loss = classification_loss(logits, pseudo_labelled.labels, problem_type, pseudo_labelled.num_known)
+            labels = pseudo_labelled.labels
+            loss = classification_loss(pseudo_logits, labels, problem_type, pseudo_labelled.num_known)
             terms.append(self.pseudo_label_weight * loss)
             losses["pseudo_label_loss"] = loss.detach()
+            num_sure = count_known(labels, problem_type)
+            losses["pseudo_label_share"] = torch.full_like(loss.detach(), num_sure / (pseudo_labelled.num_known or 1))
         losses["loss"] = torch.stack(terms).sum()
         return losses
+
+    def _outputs(
+        self, diffusion: DiffusionBatch | None, labelled: LabelledBatch | None, pseudo_labelled: LabelledBatch | None
+    ) -> tuple[Any, tuple[Any, Any]]:
+        """The prediction for the noised latents, and the logits for both kinds of labels; `None` where not asked."""
+        denoised = classified = None
+        if diffusion is not None:
+            noisy_latents = self.noise_scheduler.add_noise(diffusion.latents, diffusion.noise, diffusion.timesteps)
+            denoised = UNetInput(noisy_latents, diffusion.timesteps)
+        batches = [batch for batch in (labelled, pseudo_labelled) if batch is not None]
+        if batches:
+            latents, timesteps = ([getattr(b, name) for b in batches] for name in ("latents", "timesteps"))
+            classified = UNetInput(torch.cat(latents), torch.cat(timesteps))
+        output, logits = self._predict(self.unet, denoised, classified, self.share_forward)
+        num_labelled = 0 if labelled is None else len(labelled.latents)
+        return output, (None, None) if logits is None else (logits[:num_labelled], logits[num_labelled:])
 
 
 def classification_is_due(step: int, start_step: int, every: int, weight: float) -> bool:
