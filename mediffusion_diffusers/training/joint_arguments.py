@@ -28,6 +28,7 @@ def joint_parser() -> argparse.ArgumentParser:
     _add_model_arguments(parser)
     _add_diffusion_arguments(parser)
     _add_semi_supervised_arguments(parser)
+    _add_speed_arguments(parser)
     add_hub_arguments(parser)
     return parser
 
@@ -139,6 +140,37 @@ def _add_semi_supervised_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_speed_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("speed")
+    group.add_argument(
+        "--cache_latents",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Encode all images once and keep their latents on disk; a later run with the same images, autoencoder "
+        "and augmentation finds them there.",
+    )
+    group.add_argument(
+        "--cache_latents_variants", type=int, default=4, help="Augmented variants per image; one without augmentation."
+    )
+    group.add_argument(
+        "--latent_cache_dir", default=None, help="Folder of cached latents; by default 'latents' beside `output_dir`."
+    )
+    group.add_argument(
+        "--share_forward",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Run the encoder once for both losses.",
+    )
+    group.add_argument(
+        "--compile",
+        nargs="?",
+        const="inductor",
+        default=None,
+        metavar="BACKEND",
+        help="Compile the U-Net's pass with torch.compile; the backend is inductor unless another is named.",
+    )
+
+
 def check_joint_arguments(args: argparse.Namespace) -> None:
     """Check the command line before any work.
 
@@ -151,7 +183,10 @@ def check_joint_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"`labelled_split` must be a split file, but {args.labelled_split!r} does not exist.")
     if (args.vae_path is None) == (args.vae is None) and not (args.dry_run and args.vae is None):
         raise ValueError("Exactly one of `vae_path` (a trained autoencoder) and `vae` (space_to_depth) is needed.")
-    for name in ("labelled_batch_size", "classifier_every", "num_sample_images", "sample_inference_steps"):
+    for name in (
+        *("labelled_batch_size", "classifier_every", "num_sample_images", "sample_inference_steps"),
+        "cache_latents_variants",
+    ):
         if getattr(args, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, but got {getattr(args, name)}.")
     for name in ("classifier_start_step", "classifier_loss_weight", "diffusion_loss_weight"):

@@ -4,41 +4,37 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from diffusers.utils import logging
 
 from ..data.transforms import ImageTransform
-from ..latents import encode_pixels, vae_scale_factor
+from ..latents import vae_scale_factor
 from .checkpoints import module_tensors, optimizer_tensors, restore_module, restore_optimizer
 from .components import build_noise_scheduler, build_unet, load_vae
 from .dry_run import describe_joint_run
 from .ema import EMAWeights, validation_weights
 from .final_model import check_publishable, save_joint_pipeline
-from .image_rows import stream_batches
 from .interruption import explained_full_disk
 from .joint_arguments import check_joint_arguments
-from .label_balance import BalancedIndexStream, resolve_pos_weight, warn_about_missing_labels
+from .joint_batches import JointBatches, open_latent_caches
+from .label_balance import resolve_pos_weight, warn_about_missing_labels
+from .latent_cache import LatentCache
 from .latent_statistics import measure_latent_std
 from .learning_rate import lr_factor, set_learning_rate
-from .loss_weights import min_snr_weights
 from .objectives import (
-    DiffusionBatch,
     JointObjective,
     LabelledBatch,
     classification_is_due,
     classification_steps_before,
-    count_known,
 )
 from .optimizer import build_adamw, count_parameters, joint_parameter_groups
 from .pseudo_labels import confident_labels, num_pseudo_terms
-from .randomness import keyed_generator, keyed_seed, seed_step
+from .randomness import keyed_seed, seed_step
 from .run import TrainingRun, check_output_folder
 from .sample_grids import sample_images, save_image_grid
-from .streams import IndexStream, slice_bounds
-from .training_data import TrainingData, load_training_data, num_workers, train_transform
+from .training_data import TrainingData, load_training_data
 from .validation import ValidationResult, validate
 
 
@@ -69,7 +65,6 @@ class JointTrainer:
         if args.classifier_loss_weight > 0:
             warn_about_missing_labels(labels, info.label_names)
         self.pos_weight = resolve_pos_weight(args.pos_weight, labels, info.problem_type)
-        self.transform = train_transform(args, info.channels)
         self.plain_transform = ImageTransform(args.resolution, info.channels)
         self.vae = load_vae(args, info)
         self.noise_scheduler = build_noise_scheduler(args)
@@ -103,7 +98,7 @@ class JointTrainer:
         run = self.run = TrainingRun(args)
         device = run.accelerator.device
         self.vae.to(device)
-        self._scale_latents()
+        train_cache = self._prepare_latents()
 
         self.unet.to(device=device, memory_format=torch.channels_last)
         head_rate = args.learning_rate if args.classifier_learning_rate is None else args.classifier_learning_rate
@@ -123,10 +118,13 @@ class JointTrainer:
             args.diffusion_loss_weight,
             args.pseudo_label_weight,
             self.pos_weight,
+            args.share_forward,
+            args.compile,
         )
         objective, optimizer = run.accelerator.prepare(objective, self.optimizer)
         objective.train()
-        train_images, labelled_images = self._image_streams()
+        self.batches = JointBatches(args, run, self.data, self.vae, self.noise_scheduler, train_cache)
+        train_images, labelled_images = self.batches.streams()
         restart = args.classifier_start_step if args.lr_restart_at_classifier_start else None
 
         for step in run.steps():
@@ -143,8 +141,8 @@ class JointTrainer:
                     labelled = next(labelled_images) if has_classification else None
                 with run.accelerator.accumulate(objective):
                     # 1. Clean latents, noise and timesteps of this process's slice.
-                    diffusion_batch = None if images is None else self._diffusion_batch(images, step, part)
-                    labelled_batch = None if labelled is None else self._labelled_batch(labelled, step, part)
+                    diffusion_batch = None if images is None else self.batches.diffusion(images, step, part)
+                    labelled_batch = None if labelled is None else self.batches.labelled(labelled, step, part)
                     pseudo_batch = None
                     if has_pseudo_labels and diffusion_batch is not None:
                         pseudo_batch = self._pseudo_labelled_batch(diffusion_batch.latents, step, part)
@@ -181,16 +179,22 @@ class JointTrainer:
                 save_joint_pipeline(run, self.unet, self.vae, self.noise_scheduler, self.data, result)
         run.finish()
 
-    def _scale_latents(self) -> None:
-        """Measure the latents' standard deviation; a latent made here is scaled to 1."""
-        std = measure_latent_std(self.vae, self.data.rows, self.plain_transform)
-        if self.args.vae is not None:
+    def _prepare_latents(self) -> LatentCache | None:
+        """Scale a latent that is made here to 1, cache what is to be cached, check the scale of an autoencoder's."""
+        args, rows = self.args, self.data.rows
+        if args.vae is not None:
+            std = measure_latent_std(self.vae, rows, self.plain_transform)
             self.vae.register_to_config(scaling_factor=self.vae.config.scaling_factor / std)
-        elif not 0.5 < std < 2:
+        train_cache, self.validation_cache = open_latent_caches(args, self.data, self.vae)
+        if args.vae is not None:
+            return train_cache
+        std = measure_latent_std(self.vae, rows, self.plain_transform) if train_cache is None else train_cache.std()
+        if not 0.5 < std < 2:
             logger.warning(
                 f"The scaled latents have standard deviation {std:.3f}, but the noise schedule expects about 1. Set "
                 f"`scaling_factor` in the autoencoder's config to {self.vae.config.scaling_factor / std:.5f}."
             )
+        return train_cache
 
     def _losses_of(self, step: int) -> tuple[bool, bool]:
         """Whether a step has a diffusion loss, and whether it has a classification loss."""
@@ -215,74 +219,6 @@ class JointTrainer:
         size = self.unet.config.sample_size
         return (size, size) if isinstance(size, int) else tuple(size)
 
-    def _image_streams(self) -> tuple[Iterator[torch.Tensor], Iterator[torch.Tensor]]:
-        """The two streams' images, entered at the first step that is left."""
-        args, run, data = self.args, self.run, self.data
-        self.train_stream = IndexStream(data.train_indices, args.train_batch_size, args.seed, "diffusion")
-        places = (run.accelerator.process_index, run.num_processes, run.num_parts)
-        options = {
-            "num_workers": num_workers(args, data.rows),
-            "pin_memory": run.accelerator.device.type == "cuda",
-        }
-        train_images = stream_batches(data.rows, self.transform, self.train_stream, run.first_step, *places, **options)
-        if args.classifier_loss_weight == 0:
-            return train_images, iter(())
-        self.labelled_stream = self._labelled_stream()
-        first = self._classification_steps_before(run.first_step)
-        return train_images, stream_batches(data.rows, self.transform, self.labelled_stream, first, *places, **options)
-
-    def _labelled_stream(self) -> IndexStream:
-        """The labelled images, as often as they are or every class equally often."""
-        args, rows = self.args, self.data.labelled_indices
-        if args.balanced_labelled_sampling:
-            return BalancedIndexStream(rows, self.data.labels[rows], args.labelled_batch_size, args.seed, "labelled")
-        return IndexStream(rows, args.labelled_batch_size, args.seed, "labelled")
-
-    def _slice_of(self, length: int, part: int) -> slice:
-        """This process's slice of a global batch."""
-        run = self.run
-        place = part * run.num_processes + run.accelerator.process_index
-        return slice(*slice_bounds(length, place, run.num_processes * run.num_parts))
-
-    @torch.no_grad()
-    def _encode(self, images: torch.Tensor) -> torch.Tensor:
-        latents = encode_pixels(self.vae, images.to(self.vae.device)).float()
-        return latents.contiguous(memory_format=torch.channels_last)
-
-    def _diffusion_batch(self, images: torch.Tensor, step: int, part: int) -> DiffusionBatch:
-        """Noise and timesteps are drawn for the global batch, so that the number of processes changes nothing."""
-        args = self.args
-        latents = self._encode(images)
-        generator = keyed_generator(args.seed, "diffusion noise", step)
-        timesteps = torch.randint(0, args.num_train_timesteps, (args.train_batch_size,), generator=generator)
-        noise = torch.randn((args.train_batch_size, *latents.shape[1:]), generator=generator)
-        own = self._slice_of(args.train_batch_size, part)
-        timesteps = timesteps[own].to(latents.device)
-        return DiffusionBatch(
-            latents=latents,
-            noise=noise[own].to(latents.device).contiguous(memory_format=torch.channels_last),
-            timesteps=timesteps,
-            num_images=args.train_batch_size,
-            weights=args.snr_gamma and min_snr_weights(self.noise_scheduler, timesteps, args.snr_gamma),
-        )
-
-    def _labelled_batch(self, images: torch.Tensor, step: int, part: int) -> LabelledBatch:
-        """Clean latents at t = 0, except for a share that is noised to a random t."""
-        args = self.args
-        stream_step = self._classification_steps_before(step)
-        indices = [item.row for item in self.labelled_stream.batch(stream_step)]
-        labels = torch.from_numpy(self.data.labels[indices])
-        num_known = count_known(labels, self.data.info.problem_type)
-        own = self._slice_of(args.labelled_batch_size, part)
-        labels = labels[own]
-        if len(labels) == 0:  # more processes than labelled images: one image that counts for nothing
-            images = torch.zeros(1, self.data.info.channels, args.resolution, args.resolution)
-            labels = torch.full((1, labels.shape[1]), torch.nan)
-            own = slice(0, 1)
-        latents = self._encode(images)
-        latents, timesteps = self._noise_some(latents, args.labelled_batch_size, own, "classifier noise", step)
-        return LabelledBatch(latents, timesteps, labels.to(latents.device), num_known)
-
     def _pseudo_labelled_batch(self, latents: torch.Tensor, step: int, part: int) -> LabelledBatch:
         """The diffusion stream's images, labelled by the averaged model where it is sure of the clean latents."""
         args, problem_type = self.args, self.data.info.problem_type
@@ -290,31 +226,18 @@ class JointTrainer:
             logits = teacher(latents, 0, return_sample=False).logits
         labels = confident_labels(logits, args.pseudo_label_threshold, problem_type)
         size = args.train_batch_size
-        own = self._slice_of(size, part)
-        latents, timesteps = self._noise_some(latents, size, own, "pseudo-label noise", step)
+        own = self.batches.slice_of(size, part)
+        latents, timesteps = self.batches.noise_some(latents, size, own, "pseudo-label noise", step)
         return LabelledBatch(latents, timesteps, labels, num_pseudo_terms(size, labels.shape[1], problem_type))
-
-    def _noise_some(
-        self, latents: torch.Tensor, size: int, own: slice, purpose: str, step: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise a share of the classifier's inputs; drawn for the global batch of `size`, of which `own` is here."""
-        args = self.args
-        generator = keyed_generator(args.seed, purpose, step)
-        is_noised = torch.rand(size, generator=generator) < args.classifier_noise_prob
-        timesteps = torch.randint(0, args.classifier_max_timestep, (size,), generator=generator)
-        timesteps = torch.where(is_noised, timesteps, torch.zeros_like(timesteps))[own].to(latents.device)
-        if args.classifier_noise_prob > 0:
-            noise = torch.randn((size, *latents.shape[1:]), generator=generator)[own].to(latents.device)
-            noisy_latents = self.noise_scheduler.add_noise(latents, noise, timesteps)
-            noised = is_noised[own].to(latents.device).view(-1, 1, 1, 1)
-            latents = torch.where(noised, noisy_latents, latents).contiguous(memory_format=torch.channels_last)
-        return latents, timesteps
 
     def _validate(self, done: int, log: bool = True) -> ValidationResult | None:
         if len(self.data.validation_indices) == 0:
             return None
         with validation_weights(self.unet, self.ema) as unet:
-            result = validate(self.run, unet, self.vae, self.noise_scheduler, self.data, self.plain_transform)
+            result = validate(
+                *(self.run, unet, self.vae, self.noise_scheduler, self.data, self.plain_transform),
+                self.validation_cache,
+            )
         if log:
             self.run.log(result.record(done))
             if result.macro_auroc is not None:

@@ -38,7 +38,7 @@ _FREE_ARGUMENTS = frozenset(
     (
         *("resume_from_checkpoint", "overwrite_output_dir", "dry_run", "output_dir", "report_to", "hub_model_id"),
         *("push_to_hub", "hub_private_repo", "tracker_project_name", "checkpoints_total_limit", "cache_images"),
-        *("dataloader_num_workers", "validation_batch_size"),
+        *("dataloader_num_workers", "validation_batch_size", "latent_cache_dir"),
     )
 )
 

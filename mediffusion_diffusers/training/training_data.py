@@ -80,6 +80,11 @@ def num_workers(args: argparse.Namespace, rows: ImageRows) -> int:
     return 0 if rows.is_cached else 2
 
 
+def latent_cache_folder(args: argparse.Namespace) -> Path:
+    """Where cached latents lie: by default beside `output_dir`, so that runs in one folder share them."""
+    return Path(args.latent_cache_dir or Path(args.output_dir).parent / "latents")
+
+
 def load_training_data(
     args: argparse.Namespace, labelled_split: str | None = None, needs_labels: bool = True
 ) -> TrainingData:

@@ -13,6 +13,7 @@ from ..data.transforms import ImageTransform
 from ..evaluation.classification import per_label_auroc, youden_threshold
 from ..latents import encode_pixels
 from ..models import JointUNet2DModel
+from .latent_cache import LatentCache
 from .objectives import classification_loss, diffusion_target
 from .randomness import keyed_generator
 from .run import TrainingRun
@@ -63,6 +64,7 @@ def validate(
     noise_scheduler: Any,
     data: TrainingData,
     transform: ImageTransform,
+    latent_cache: LatentCache | None = None,
 ) -> ValidationResult:
     """Classify and denoise the validation images; every process takes a share of the batches.
 
@@ -73,6 +75,7 @@ def validate(
         noise_scheduler: the noise schedule of training.
         data: must have validation rows.
         transform: decodes images, without augmentation.
+        latent_cache: latents of the validation images, if they are cached.
 
     Returns:
         The same on all processes.
@@ -85,8 +88,10 @@ def validate(
         if number % run.num_processes != run.accelerator.process_index:
             continue
         indices = data.validation_indices[start : start + size]
-        pixels = data.validation_rows.batch(indices, transform).to(vae.device)
-        latents = encode_pixels(vae, pixels).float()
+        if latent_cache is None:
+            latents = encode_pixels(vae, data.validation_rows.batch(indices, transform).to(vae.device)).float()
+        else:
+            latents = latent_cache.batch(indices).to(vae.device)
         timesteps, noise = validation_noise(run.args.seed, number, latents.shape, run.args.num_train_timesteps)
         timesteps, noise = timesteps.to(latents.device), noise.to(latents.device)
         noisy_latents = noise_scheduler.add_noise(latents, noise, timesteps)
