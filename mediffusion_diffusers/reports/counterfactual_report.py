@@ -174,7 +174,7 @@ def _main_table(part: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     has_oracle, has_boxes, has_truth = "oracle" in part, "localisation" in part, "truth" in part
     columns = ["", "own flips"]
     columns += ["oracle Diff", "oracle Other diff", "oracle flips"] if has_oracle else []
-    columns += ["L1", "high frequencies"] + (["inside/outside", "in a wrong box"] if has_boxes else [])
+    columns += ["L1", "high frequency"] + (["inside / outside", "in a wrong box"] if has_boxes else [])
     columns += ["cosine to truth"] if has_truth else []
 
     def row(name: str, summary: Mapping[str, Any], localisation: Mapping[str, Any] | None) -> list[Any]:
@@ -193,7 +193,7 @@ def _main_table(part: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
         null += [part["oracle"]["null"] - part["oracle"]["before"], part["oracle"]["null_other_diff"], None]
     rows.append(null + [part["change"]["null_l1"]] + [None] * (1 + 2 * has_boxes + has_truth))
     for name, control in part["controls"].items():
-        rows.append(row(_CONTROLS[name], control, control.get("localisation")))
+        rows.append(row(_CONTROLS[name].partition(",")[0], control, control.get("localisation")))
     if has_truth:
         rows.append(row("true counterfactual", part["truth"], None))
     return columns, rows
@@ -203,8 +203,9 @@ def _main_caption(part: Mapping[str, Any]) -> str:
     text = (
         "Own flips: share of the model's decisions that turned over; any change can do that. Diff: mean change of the "
         "target's probability (Tables 4 to 7). Other diff: mean absolute change of the other findings'. L1: mean "
-        "absolute change of a pixel, as a share of the intensity range. High frequencies: share of the change's "
-        "energy above half of the highest frequency; white noise has 0.80."
+        "absolute change of a pixel, as a share of the intensity range. High frequency: share of the change's "
+        "energy above half of the highest frequency; white noise has 0.80. Gradient and noise are scaled, image by "
+        "image, to the counterfactual's L1."
     )
     if "localisation" in part:
         text += (
@@ -223,7 +224,7 @@ def _label_table(part: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     has_oracle, has_boxes = "oracle" in part, "localisation" in part
     columns = ["finding", "images", "own before", "own after", "own flips"]
     columns += ["oracle before", "oracle after", "Diff", "Other diff"] if has_oracle else []
-    columns += ["inside/outside", "wrong box", "average box"] if has_boxes else []
+    columns += ["inside / outside", "wrong box", "average box"] if has_boxes else []
     rows = []
     for name, summary in part["per_label"].items():
         own = summary["own"]

@@ -31,7 +31,7 @@ _CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main { max-width: 64rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
 h2 { font-size: 1.3rem; margin: 3rem 0 .6rem; padding-top: 1.2rem; border-top: 1px solid var(--line); }
 p { margin: .6rem 0; max-width: 46rem; }
@@ -49,8 +49,8 @@ figure img { display: block; max-width: 100%; height: auto; background: var(--fr
   border-radius: .6rem; padding: .5rem; }
 figcaption { color: var(--muted); font-size: .9rem; margin-top: .5rem; max-width: 46rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .38rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: nowrap; }
 tbody tr.strong td { font-weight: 650; }
@@ -223,8 +223,8 @@ def format_value(value: Any) -> str:
     """A cell's text: three decimals for fractions, thousands separators for counts, a dash for nothing.
 
     Example:
-        >>> [format_value(value) for value in (0.12345, -0.5, 12000, None, float("nan"), "Mass", [0.1, 0.2])]
-        ['0.123', '−0.500', '12,000', '–', '–', 'Mass', '0.100 to 0.200']
+        >>> [format_value(value) for value in (0.12345, -0.5, 10.0, 12000, None, float("nan"), "Mass", [0.1, 0.2])]
+        ['0.123', '−0.500', '10', '12,000', '–', '–', 'Mass', '0.100 to 0.200']
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
@@ -233,7 +233,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}".replace("-", "−")
     if isinstance(value, float):
-        digits = 3 if abs(value) < 100 else 0
+        digits = 0 if abs(value) >= 100 or (abs(value) >= 10 and value.is_integer()) else 3
         return f"{value:.{digits}f}".replace("-", "−")
     if isinstance(value, (list, tuple)) and len(value) == 2:
         return f"{format_value(value[0])} to {format_value(value[1])}"
