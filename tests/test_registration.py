@@ -7,7 +7,7 @@ import diffusers.pipelines.pipeline_loading_utils as loading
 import pytest
 
 import mediffusion_diffusers
-from mediffusion_diffusers.registration import LIBRARY_NAME, LOADABLE_MODELS, register_with_diffusers
+from mediffusion_diffusers.registration import LIBRARY_NAME, LOADABLE_CLASSES, register_with_diffusers
 
 
 def test_diffusers_still_reads_the_tables_that_are_written():
@@ -16,7 +16,7 @@ def test_diffusers_still_reads_the_tables_that_are_written():
     assert loading.ALL_IMPORTABLE_CLASSES["ModelMixin"] == ["save_pretrained", "from_pretrained"]
 
 
-@pytest.mark.parametrize("name", LOADABLE_MODELS)
+@pytest.mark.parametrize("name", LOADABLE_CLASSES)
 def test_models_are_registered_under_the_package(name):
     assert loading.LOADABLE_CLASSES[LIBRARY_NAME][name] == ["save_pretrained", "from_pretrained"]
     assert name in loading.ALL_IMPORTABLE_CLASSES

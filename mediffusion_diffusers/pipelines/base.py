@@ -46,8 +46,11 @@ class MediffusionPipelineMixin:
             )
         if vae is not None and vae.config.in_channels not in (1, 3):
             raise ValueError(f"`vae` must take 1 (grey) or 3 (RGB) channels, but takes {vae.config.in_channels}.")
-        if scheduler is not None and not hasattr(scheduler, "alphas_cumprod"):
-            raise ValueError(f"`scheduler` must have `alphas_cumprod`, but {type(scheduler).__name__} has none.")
+        if scheduler is not None and not isinstance(scheduler, (DDIMScheduler, DDPMScheduler)):
+            raise ValueError(
+                f"`scheduler` must be a DDIMScheduler or a DDPMScheduler, but got {type(scheduler).__name__}. Make "
+                "one with `DDIMScheduler.from_config(scheduler.config)`."
+            )
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
         self.image_processor = MediffusionImageProcessor(channels=vae.config.in_channels if vae is not None else 1)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiffusionPipeline
-from diffusers.utils import replace_example_docstring
+from diffusers.utils import logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..guidance import GUIDANCE_MODES, Labels, build_target, predict_guided, sampling_mode
@@ -25,6 +25,8 @@ from .base import (
 )
 from .outputs import MediffusionCounterfactualPipelineOutput
 
+
+logger = logging.get_logger(__name__)
 
 STARTS = ("inversion", "noise")
 
@@ -84,8 +86,14 @@ class MediffusionCounterfactualPipeline(MediffusionPipelineMixin, DiffusionPipel
         Returns:
             All five of them.
         """
-        given = {name: value for name, value in arguments.items() if value is not None}
-        return {**DEFAULT_SETTINGS, **(self.unet.config.guidance_defaults or {}), **given}
+        stored = self.unet.config.guidance_defaults or {}
+        unknown = sorted(stored.keys() - DEFAULT_SETTINGS.keys())
+        if unknown:
+            logger.warning(f"The checkpoint's `guidance_defaults` hold {unknown}, which this version does not know.")
+        settings = dict(DEFAULT_SETTINGS)
+        for source in (stored, arguments):
+            settings.update({name: source[name] for name in settings if source.get(name) is not None})
+        return settings
 
     def check_inputs(
         self,
