@@ -78,7 +78,7 @@ def render_model_card(
     arguments = dict(training_config.get("arguments") or {})
     _check_mandatory(dataset_info, arguments)
     results = {kind: _last_record(metrics, kind) for kind in ("validation", "test")}
-    license = license or _license_of(dataset_info.licence)
+    license = license or license_of(dataset_info.licence)
     model_name = repo_id.split("/")[-1] if repo_id else f"mediffusion-{dataset_info.name}"
     eval_results = [
         EvalResult(
@@ -167,7 +167,7 @@ def _last_record(metrics: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str
     return next((record for record in reversed(metrics) if record.get("kind") == kind), {})
 
 
-def _license_of(licence: str) -> str:
+def license_of(licence: str) -> str:
     """The Hub's identifier of a licence written for people, `"other"` if it is none that the Hub knows."""
     spelled = re.sub(r"[^a-z0-9.]+", "-", licence.lower())
     return next((known for known in _HUB_LICENSES if re.match(rf"{re.escape(known)}(-|$)", spelled)), "other")

@@ -56,8 +56,49 @@ def publish_pipeline_folder(
             for a repository that is public.
         PermissionError: if nobody is logged in or the token may not write to the repository.
     """
-    folder = Path(folder)
-    _check_folder(folder, token)
+    return _publish(Path(folder), "model_index.json", (), repo_id, token, private, commit_message, revision, create_pr)
+
+
+def publish_autoencoder_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    token: str | None = None,
+    private: bool = False,
+    commit_message: str = "Upload an autoencoder",
+) -> str:
+    """Upload the folder of a trained autoencoder like `publish_pipeline_folder`, which says what is left out.
+
+    The panels of `samples/` show images of patients and stay at home as well.
+
+    Args:
+        folder: holds the autoencoder's `config.json` and weights, and the model card as `README.md`.
+        repo_id: see `publish_pipeline_folder`, as for the arguments that follow.
+        token: a token that may write to the repository.
+        private: whether the repository is hidden from the public.
+        commit_message: title of the commit.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        ValueError: as `publish_pipeline_folder`.
+        PermissionError: as `publish_pipeline_folder`.
+    """
+    return _publish(Path(folder), "config.json", ("samples/*",), repo_id, token, private, commit_message, None, False)
+
+
+def _publish(
+    folder: Path,
+    index_file: str,
+    private_files: tuple[str, ...],
+    repo_id: str,
+    token: str | None,
+    private: bool,
+    commit_message: str,
+    revision: str | None,
+    create_pr: bool,
+) -> str:
+    _check_folder(folder, index_file, token)
     _forget_local_paths(folder)
     api = HfApi(token=token)
     try:
@@ -75,7 +116,7 @@ def publish_pipeline_folder(
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
-            ignore_patterns=list(IGNORE_PATTERNS),
+            ignore_patterns=[*IGNORE_PATTERNS, *private_files],
         )
     except HfHubHTTPError as error:
         if error.response.status_code == 401:
@@ -92,12 +133,13 @@ def publish_pipeline_folder(
     return commit.commit_url
 
 
-def _check_folder(folder: Path, token: str | None) -> None:
-    """Raise `ValueError` unless the folder is a pipeline with a card and without credentials."""
-    if not (folder / "model_index.json").is_file():
+def _check_folder(folder: Path, index_file: str, token: str | None) -> None:
+    """Raise `ValueError` unless the folder is a pipeline or a model with a card and without credentials."""
+    if not (folder / index_file).is_file():
+        kind = "pipeline" if index_file == "model_index.json" else "model"
         raise ValueError(
-            "`folder` must be a pipeline folder, which has a model_index.json, but "
-            f"{folder.name!r} has none. Save the pipeline there with `pipeline.save_pretrained(folder)` first."
+            f"`folder` must be a {kind} folder, which has a {index_file}, but {folder.name!r} has none. Save the "
+            f"{kind} there with `{kind}.save_pretrained(folder)` first."
         )
     if not (folder / "README.md").is_file():
         raise ValueError(

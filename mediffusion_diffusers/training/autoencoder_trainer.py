@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from torch import nn
+from torch.optim import Optimizer
 
 from ..data.transforms import ImageTransform
 from ..image_processor import denormalize
-from .arguments import public_arguments
-from .autoencoder_arguments import check_autoencoder_arguments
-from .autoencoder_objective import AutoencoderObjective, PerceptualLoss
+from ..latents import vae_scale_factor
+from .adversarial import DiscriminatorObjective
+from .autoencoder_arguments import check_autoencoder_arguments, has_discriminator
+from .autoencoder_models import build_autoencoder
+from .autoencoder_objective import AutoencoderObjective
 from .checkpoints import module_tensors, optimizer_tensors, restore_module, restore_optimizer
+from .dry_run import describe_autoencoder_run
 from .ema import EMAWeights, validation_weights
+from .final_autoencoder import save_autoencoder
+from .final_model import check_publishable
 from .image_rows import stream_batches
 from .interruption import explained_full_disk
 from .latent_statistics import measure_latent_std
 from .learning_rate import lr_factor, set_learning_rate
 from .optimizer import build_adamw, count_parameters
+from .patch_discriminator import PatchDiscriminator
+from .perceptual_loss import load_perceptual_loss
 from .randomness import keyed_generator, keyed_seed, seed_step
-from .run import TrainingRun, check_output_folder, publish_folder
+from .reconstruction import QUALITY_MEASURES, reconstruction_quality
+from .run import TrainingRun, check_output_folder
 from .sample_grids import save_image_grid
 from .streams import IndexStream, slice_bounds
 from .training_data import TrainingData, load_training_data, num_workers, train_transform
@@ -33,39 +44,32 @@ class AutoencoderTrainer:
 
     Args:
         args: the parsed command line (`autoencoder_parser`).
-        perceptual_loss: see [`AutoencoderObjective`].
 
     Raises:
         ValueError: for arguments or data that do not fit together; nothing is written before that.
     """
 
-    def __init__(self, args: argparse.Namespace, perceptual_loss: PerceptualLoss | None = None):
+    def __init__(self, args: argparse.Namespace):
         check_autoencoder_arguments(args)
         check_output_folder(args)
         self.args = args
         self.data: TrainingData = load_training_data(args, needs_labels=False)
-        channels = self.data.info.channels
-        self.transform = train_transform(args, channels)
-        self.plain_transform = ImageTransform(args.resolution, channels)
+        info = self.data.info
+        if args.push_to_hub:
+            check_publishable(info)
+        self.transform = train_transform(args, info.channels)
+        self.plain_transform = ImageTransform(args.resolution, info.channels)
         torch.manual_seed(keyed_seed(args.seed, "initial weights"))
-        num_levels = len(args.block_out_channels)
-        self.vae = AutoencoderKL(
-            in_channels=channels,
-            out_channels=channels,
-            down_block_types=("DownEncoderBlock2D",) * num_levels,
-            up_block_types=("UpDecoderBlock2D",) * num_levels,
-            block_out_channels=tuple(args.block_out_channels),
-            layers_per_block=args.layers_per_block,
-            latent_channels=args.latent_channels,
-            norm_num_groups=args.norm_num_groups,
-            sample_size=args.resolution,
-            scaling_factor=1.0,
-        )
+        self.vae = build_autoencoder(args, info.channels)
         if args.gradient_checkpointing:
             self.vae.enable_gradient_checkpointing()
-        self.objective = AutoencoderObjective(self.vae, args.kl_weight, perceptual_loss)
-        size = args.resolution // 2 ** (num_levels - 1)
-        self.latent_shape = (args.latent_channels, size, size)
+        self.perceptual_loss = load_perceptual_loss(args.perceptual)
+        self.discriminator: PatchDiscriminator | None = None
+        if has_discriminator(args):
+            torch.manual_seed(keyed_seed(args.seed, "initial weights of the discriminator"))
+            self.discriminator = PatchDiscriminator(info.channels, args.disc_channels, args.disc_num_layers)
+        size = args.resolution // vae_scale_factor(self.vae)
+        self.latent_shape = (self.vae.config.latent_channels, size, size)
 
     def facts(self) -> dict[str, Any]:
         """What describes the run beside its arguments."""
@@ -75,6 +79,7 @@ class AutoencoderTrainer:
             "num_train_images": len(self.data.train_indices),
             "num_validation_images": len(self.data.validation_indices),
             "num_vae_parameters": count_parameters(self.vae),
+            "num_discriminator_parameters": 0 if self.discriminator is None else count_parameters(self.discriminator),
             "latent_shape": list(self.latent_shape),
         }
 
@@ -82,52 +87,62 @@ class AutoencoderTrainer:
         """Run the training, or what is left of it, and save the autoencoder."""
         args = self.args
         run = self.run = TrainingRun(args)
-        self.objective.to(run.accelerator.device)
+        device = run.accelerator.device
         self.vae.to(memory_format=torch.channels_last)
-        group = {"params": list(self.objective.parameters()), "lr": args.learning_rate}
-        self.optimizer = build_adamw(
-            [{**group, "initial_lr": args.learning_rate}],
-            betas=(args.adam_beta1, args.adam_beta2),
-            weight_decay=args.adam_weight_decay,
-            eps=args.adam_epsilon,
-        )
+        if self.discriminator is not None:
+            self.discriminator.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.objective = AutoencoderObjective(
+            self.vae,
+            args.kl_weight,
+            None if self.perceptual_loss is None else self.perceptual_loss.to(device),
+            args.perceptual_weight,
+            self.discriminator,
+            args.disc_weight,
+            None if run.num_processes == 1 else partial(run.accelerator.reduce, reduction="sum"),
+        ).to(device)
+        self.optimizer = self._adamw(self.objective)
+        self.discriminator_optimizer = None if self.discriminator is None else self._adamw(self.discriminator)
         self.ema = EMAWeights(self.vae, args.ema_decay) if args.use_ema else None
         self._resume()
         run.begin(self.facts())
-        objective, optimizer = run.accelerator.prepare(self.objective, self.optimizer)
+        # The optimizers stay unwrapped: with fp16 both share one gradient scaler, which is updated once a step.
+        objective = run.accelerator.prepare(self.objective)
         objective.train()
-        stream = IndexStream(self.data.train_indices, args.train_batch_size, args.seed, "autoencoder")
-        batches = stream_batches(
-            self.data.rows,
-            self.transform,
-            stream,
-            run.first_step,
-            run.accelerator.process_index,
-            run.num_processes,
-            run.num_parts,
-            num_workers=num_workers(args, self.data.rows),
-            pin_memory=run.accelerator.device.type == "cuda",
-        )
+        models = [objective]
+        if self.discriminator is not None:
+            models.append(run.accelerator.prepare(DiscriminatorObjective(self.discriminator)))
+        batches = self._image_stream()
 
         for step in run.steps():
             factor = lr_factor(step, args.lr_scheduler, args.lr_warmup_steps, args.max_train_steps)
-            set_learning_rate(optimizer, factor)
+            is_adversarial = self.discriminator is not None and step >= args.disc_start
             losses: dict[str, torch.Tensor] = {}
             for part in range(run.num_parts):
                 with run.waiting_for_data():
                     images = next(batches)
-                with run.accelerator.accumulate(objective):
-                    images = images.to(run.accelerator.device).contiguous(memory_format=torch.channels_last)
+                with run.accelerator.accumulate(*models):
+                    # 1. The autoencoder against the frozen discriminator. Each slice is a sum over the global batch;
+                    #    accelerate and DDP average over parts and processes.
+                    images = images.to(device).contiguous(memory_format=torch.channels_last)
                     seed_step(args.seed, "dropout", step, part, run.accelerator.process_index)
-                    output = objective(images, self._noise(step, part).to(images), args.train_batch_size)
-                    # Each slice is a sum over the global batch; accelerate and DDP average over parts and processes.
+                    output = objective(
+                        images,
+                        self._noise(step, part).to(images),
+                        args.train_batch_size,
+                        is_perceptual=step >= args.perceptual_start,
+                        is_adversarial=is_adversarial,
+                    )
                     run.accelerator.backward(output["loss"] * (run.num_parts * run.num_processes))
-                    if run.accelerator.sync_gradients:
-                        run.accelerator.clip_grad_norm_(objective.parameters(), args.max_grad_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
+                    reconstructions = output.pop("reconstructions")
+                    # 2. The discriminator against these reconstructions.
+                    if is_adversarial:
+                        judged = models[1](images, reconstructions, args.train_batch_size)
+                        run.accelerator.backward(judged.pop("loss") * (run.num_parts * run.num_processes))
+                        output.update(judged)
                 for name, value in output.items():
                     losses[name] = losses.get(name, torch.zeros_like(value)) + value.detach()
+            # 3. One step of both. Before `disc_start` the discriminator has no gradient and is left alone.
+            self._step_optimizers(factor, is_adversarial)
             if self.ema is not None:
                 self.ema.step()
 
@@ -135,7 +150,7 @@ class AutoencoderTrainer:
             rates = {"learning_rate": args.learning_rate * factor, "log_variance": self.objective.log_variance.item()}
             run.record_losses(run.sum_over_processes(losses), step, args.train_batch_size, rates)
             with run.outside_training():
-                if run.is_due(done, args.validation_steps):
+                if run.is_due(done, args.validation_steps) or (self.discriminator and done == args.disc_start):
                     self._validate(done)
                 if run.checkpoint_is_due(done):
                     self._save_checkpoint(done)
@@ -143,6 +158,51 @@ class AutoencoderTrainer:
         if run.is_main:
             self._save_autoencoder()
         run.finish()
+
+    def _adamw(self, module: nn.Module) -> Optimizer:
+        """The optimizer of the autoencoder or of the discriminator, with the same settings."""
+        args = self.args
+        group = {
+            "params": list(module.parameters()),
+            "lr": args.learning_rate,
+            "initial_lr": args.learning_rate,
+        }
+        betas = (args.adam_beta1, args.adam_beta2)
+        return build_adamw([group], betas=betas, weight_decay=args.adam_weight_decay, eps=args.adam_epsilon)
+
+    def _image_stream(self) -> Iterator[torch.Tensor]:
+        """The training images, entered at the first step that is left."""
+        args, run, rows = self.args, self.run, self.data.rows
+        return stream_batches(
+            rows,
+            self.transform,
+            IndexStream(self.data.train_indices, args.train_batch_size, args.seed, "autoencoder"),
+            run.first_step,
+            run.accelerator.process_index,
+            run.num_processes,
+            run.num_parts,
+            num_workers=num_workers(args, rows),
+            pin_memory=run.accelerator.device.type == "cuda",
+        )
+
+    def _step_optimizers(self, factor: float, is_adversarial: bool) -> None:
+        """Clip and apply the gradients of the autoencoder and, once it takes part, of the discriminator."""
+        pairs: list[tuple[Optimizer, nn.Module]] = [(self.optimizer, self.objective)]
+        if is_adversarial and self.discriminator is not None and self.discriminator_optimizer is not None:
+            pairs.append((self.discriminator_optimizer, self.discriminator))
+        scaler = self.run.accelerator.scaler
+        for optimizer, module in pairs:
+            set_learning_rate(optimizer, factor)
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(module.parameters(), self.args.max_grad_norm)
+            if scaler is not None:
+                scaler.step(optimizer)
+            else:
+                optimizer.step()
+            optimizer.zero_grad()
+        if scaler is not None:
+            scaler.update()
 
     def _noise(self, step: int, part: int) -> torch.Tensor:
         """This process's slice of the noise of the global batch."""
@@ -154,7 +214,7 @@ class AutoencoderTrainer:
 
     @torch.no_grad()
     def _validate(self, done: int) -> None:
-        """L1 and PSNR of the posterior's mode on the validation images, and a panel of some of them."""
+        """L1, PSNR and SSIM of the posterior's mode on the validation images, and a panel of some of them."""
         data, run = self.data, self.run
         if data.validation_rows is None or len(data.validation_indices) == 0:
             return
@@ -167,15 +227,18 @@ class AutoencoderTrainer:
                 indices = data.validation_indices[start : start + size]
                 images = data.validation_rows.batch(indices, self.plain_transform).to(vae.device)
                 reconstructions = vae.decode(vae.encode(images).latent_dist.mode()).sample.float()
-                error = denormalize(images) - denormalize(reconstructions)
-                l1 = error.abs().flatten(1).mean(dim=1)
-                psnr = -10 * error.square().flatten(1).mean(dim=1).clamp_min(1e-10).log10()
-                chunks.append((number, torch.stack([l1, psnr]).double().cpu()))
+                quality = reconstruction_quality(denormalize(images), denormalize(reconstructions))
+                chunks.append((number, torch.stack(list(quality.values())).double().cpu()))
                 if number == 0:
                     self._save_panel(images, reconstructions, done)
-        measures = torch.cat(run.gather_chunks(chunks), dim=1).mean(dim=1).tolist()
-        run.log({"kind": "validation", "step": done, "l1": measures[0], "psnr": measures[1]})
-        run.say(f"step {done}: validation L1 {measures[0]:.4f}, PSNR {measures[1]:.2f} dB")
+        means = torch.cat(run.gather_chunks(chunks), dim=1).mean(dim=1).tolist()
+        measures = dict(zip(QUALITY_MEASURES, means, strict=True))
+        is_adversarial = self.discriminator is not None and done > self.args.disc_start
+        run.log({"kind": "validation", "step": done, **measures, "adversarial": is_adversarial})
+        run.say(
+            f"step {done}: validation L1 {measures['l1']:.4f}, PSNR {measures['psnr']:.2f} dB, "
+            f"SSIM {measures['ssim']:.3f}"
+        )
 
     def _save_panel(self, images: torch.Tensor, reconstructions: torch.Tensor, done: int) -> None:
         """Originals above, reconstructions below."""
@@ -185,22 +248,24 @@ class AutoencoderTrainer:
         save_image_grid(panel, path, num_columns=count)
 
     def _save_autoencoder(self) -> None:
-        """Save the averaged weights with `scaling_factor = 1 / std` of the training latents."""
-        partial = self.run.output_dir / ".autoencoder.partial"
+        """Save the averaged weights with `scaling_factor = 1 / std` of the training latents, and publish them."""
+        run, done = self.run, self.args.max_train_steps
         with validation_weights(self.vae, self.ema) as vae:
+            vae.register_to_config(scaling_factor=1.0)
             std = measure_latent_std(vae, self.data.rows, self.plain_transform)
             vae.register_to_config(scaling_factor=1.0 / max(std, 1e-6))
-            vae.save_pretrained(partial)
-        publish_folder(partial, self.run.output_dir)
-        done = self.args.max_train_steps
-        self.run.log({"kind": "latents", "step": done, "std": std, "scaling_factor": 1.0 / max(std, 1e-6)})
-        self.run.say(f"Saved the autoencoder in {self.run.output_dir} (standard deviation of the latents {std:.4f}).")
+            if run.first_step < done:
+                run.log({"kind": "latents", "step": done, "std": std, "scaling_factor": vae.config.scaling_factor})
+            save_autoencoder(run, vae, self.data.info)
 
     def _save_checkpoint(self, done: int) -> None:
         tensors = {
             "objective": module_tensors(self.objective),
             "optimizer": optimizer_tensors(self.optimizer, self.objective),
         }
+        if self.discriminator is not None and self.discriminator_optimizer is not None:
+            tensors["discriminator"] = module_tensors(self.discriminator)
+            tensors["discriminator_optimizer"] = optimizer_tensors(self.discriminator_optimizer, self.discriminator)
         state: dict[str, Any] = {}
         if self.ema is not None:
             tensors["ema"] = self.ema.state_tensors()
@@ -215,14 +280,25 @@ class AutoencoderTrainer:
         restore_optimizer(self.optimizer, self.objective, checkpoint.tensors["optimizer"])
         if self.ema is not None and "ema" in checkpoint.tensors:
             self.ema.load_state(checkpoint.tensors["ema"], checkpoint.state["ema"])
+        if self.discriminator is not None and self.discriminator_optimizer is not None:
+            # A run that was to end before `disc_start` stored none; it would have been the initial one.
+            if "discriminator" in checkpoint.tensors:
+                optimizer_state = checkpoint.tensors["discriminator_optimizer"]
+                restore_module(self.discriminator, checkpoint.tensors["discriminator"], checkpoint.path)
+                restore_optimizer(self.discriminator_optimizer, self.discriminator, optimizer_state)
+            elif checkpoint.step > self.args.disc_start:
+                raise ValueError(
+                    f"Checkpoint {checkpoint.path} holds no discriminator, but `disc_start={self.args.disc_start}` is "
+                    f"over. Set `disc_start` to {checkpoint.step} or later."
+                )
         self.run.checkpoint = None
 
 
 def train_autoencoder(args: argparse.Namespace) -> None:
     """Train as the arguments of `train_autoencoder.py` say, or print what would be trained (`--dry_run`)."""
-    trainer = AutoencoderTrainer(args)
     if args.dry_run:
-        print(json.dumps({"arguments": public_arguments(args), **trainer.facts()}, indent=2))
+        check_autoencoder_arguments(args)
+        print(json.dumps(describe_autoencoder_run(args), indent=2))
         return
     with explained_full_disk(args.output_dir):
-        trainer.train()
+        AutoencoderTrainer(args).train()

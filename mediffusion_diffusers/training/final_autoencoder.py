@@ -1,0 +1,41 @@
+"""The end of an autoencoder's training: the weights that were validated, with a card, on disk and on the Hub."""
+
+from __future__ import annotations
+
+import json
+
+from diffusers import AutoencoderKL
+
+from ..data.schema import DatasetInfo
+from .metrics_log import read_metrics
+from .run import CONFIG_FILE, METRICS_FILE, TrainingRun, publish_folder
+
+
+def save_autoencoder(run: TrainingRun, vae: AutoencoderKL, info: DatasetInfo) -> None:
+    """Save the autoencoder with its card into the run's folder, say how good it is, and publish it if asked.
+
+    Args:
+        run: the training run.
+        vae: the autoencoder with the weights and the `scaling_factor` to save, in evaluation mode.
+        info: what it was trained on.
+    """
+    from ..reports.autoencoder_card import render_autoencoder_card
+    from ..reports.publishing import publish_autoencoder_folder
+
+    args = run.args
+    metrics = read_metrics(run.output_dir / METRICS_FILE)
+    partial = run.output_dir / ".autoencoder.partial"
+    vae.save_pretrained(partial)
+    try:
+        config = json.loads((run.output_dir / CONFIG_FILE).read_text())
+        render_autoencoder_card(vae, info, config, metrics, args.hub_model_id).save(partial / "README.md")
+    except ValueError as error:
+        run.say(f"No model card was written: {error}")
+    publish_folder(partial, run.output_dir)
+    std = 1 / vae.config.scaling_factor
+    run.say(f"Saved the autoencoder in {run.output_dir} (standard deviation of the latents {std:.4f}).")
+    if args.push_to_hub:
+        url = publish_autoencoder_folder(
+            run.output_dir, args.hub_model_id, token=args.hub_token, private=args.hub_private_repo
+        )
+        run.say(f"Published it: {url}")
