@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, softmax
 from tqdm.auto import tqdm
 
 from ..data.schema import label_matrix, load_info, load_prepared, parquet_files
@@ -44,11 +46,14 @@ def predict_split(
     rows = np.flatnonzero(~np.isnan(labels).all(axis=1))
     if not len(rows):
         raise ValueError(f"Split {split!r} of {str(folder)!r} has no labelled image to evaluate on.")
+    # Double precision from the logits on: rounding sure answers to 1 would tie them and lower the AUROC.
+    to_probabilities = partial(softmax, axis=1) if not info.is_multi_label else expit
     probabilities = []
     pipeline.set_progress_bar_config(disable=True)
     for start in tqdm(range(0, len(rows), batch_size), desc=f"Classifying {split}", unit="batch"):
         images = dataset[rows[start : start + batch_size].tolist()]["image"]
-        probabilities.append(pipeline(images, batch_size=batch_size).probabilities)
+        logits = pipeline(images, batch_size=batch_size).logits
+        probabilities.append(to_probabilities(logits.astype(np.float64)))
     patients = [dataset["patient_id"][row] for row in rows.tolist()]
     return labels[rows], np.concatenate(probabilities), patients
 
