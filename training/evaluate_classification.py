@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mediffusion_diffusers.data.schema import write_json
+from mediffusion_diffusers.atomic_files import write_json
 from mediffusion_diffusers.evaluation.classification_study import study_classification
 
 

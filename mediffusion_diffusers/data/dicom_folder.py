@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import secrets
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..atomic_files import write_text
 from .conversion import SourceImage, write_sources
 from .dicom import read_dicom, read_header
 from .label_table import LabelTable, read_label_table
@@ -227,10 +228,10 @@ def _pseudonym(identifier: str, salt: str) -> str:
 
 
 def _write_key(path: Path, rows: Sequence[tuple[str, str, str]]) -> None:
+    """Write the table that undoes the pseudonyms, for its owner's eyes only."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["file", "image_id", "patient_id"])
+    writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "image_id", "patient_id"])
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    write_text(path, text.getvalue(), mode=0o600)

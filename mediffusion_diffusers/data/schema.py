@@ -18,13 +18,14 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ..atomic_files import write_json
 
 
 if TYPE_CHECKING:
@@ -284,20 +285,6 @@ def label_matrix(dataset: datasets.Dataset, info: DatasetInfo) -> np.ndarray:
     matrix[known_rows] = 0.0
     matrix[known_rows, labels[known_rows]] = 1.0
     return matrix
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON aside in the same folder, then rename it into place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _file_name(image_id: str, image: bytes) -> str:

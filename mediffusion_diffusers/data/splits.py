@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .schema import DatasetInfo, label_matrix, write_json
+from ..atomic_files import write_json
+from .schema import DatasetInfo, label_matrix
 from .summary import count_positives, no_finding_rows
 
 

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .schema import INFO_FILE, SPLITS, DatasetInfo, features, write_json
+from ..atomic_files import write_json
+from .schema import INFO_FILE, SPLITS, DatasetInfo, features
 from .summary import demographics
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.schema import write_json
+from ..atomic_files import write_json
 from ..evaluation.counterfactual_study import CounterfactualStudy, StudiedDirection
 from .figures import PanelRow, panel, score_change_chart
 from .html import HtmlReport

@@ -6,7 +6,6 @@ import base64
 import io
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from ..atomic_files import write_text
 
 
 DISCLAIMER = (
@@ -207,15 +208,7 @@ class HtmlReport:
         """Write the page aside, then rename it into place."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.render())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_text(path, self.render())
         return path
 
 

@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import filter_repo_objects
 
+from ..atomic_files import write_text
 from .privacy import holds_token, is_local_path
 
 
@@ -170,6 +171,4 @@ def _forget_local_paths(folder: Path) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         if is_local_path(config.get("_name_or_path")):
             del config["_name_or_path"]
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            os.replace(partial, path)
+            write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")

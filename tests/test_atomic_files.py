@@ -1,0 +1,35 @@
+import json
+import os
+import stat
+
+import pytest
+
+from mediffusion_diffusers.atomic_files import write_json, write_text
+
+
+def test_text_is_written_as_given(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "naïve\r\nsecond\n")
+    assert path.read_bytes() == "naïve\r\nsecond\n".encode()
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_permissions(tmp_path):
+    write_text(tmp_path / "open.txt", "")
+    write_text(tmp_path / "private.txt", "", mode=0o600)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("open.txt", "private.txt")]
+    assert modes == [0o644, 0o600]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
