@@ -136,15 +136,26 @@ def build_noise_scheduler(args: argparse.Namespace) -> DDPMScheduler:
     )
 
 
-def sampling_scheduler(noise_scheduler: Any) -> DDIMScheduler:
+def sampling_scheduler(noise_scheduler: Any, vae: Any) -> DDIMScheduler:
     """The scheduler that is saved with the model: DDIM on the same noise schedule, `set_alpha_to_one=False`.
 
     With zero terminal SNR its steps are spaced from the end, so that sampling begins at the pure noise of the last
-    timestep (Lin et al., 2023).
+    timestep (Lin et al., 2023). The latents of `SpaceToDepthAutoencoder` are pixels, whose range is known: as usual for
+    pixels, generation clips the predicted clean sample to it (other latents are unbounded and, as in the paper, not
+    clipped). Counterfactuals never clip: inversion could not undo it.
+
+    Args:
+        noise_scheduler: the noise schedule of training.
+        vae: the autoencoder.
     """
     spacing = "trailing" if noise_scheduler.config.rescale_betas_zero_snr else noise_scheduler.config.timestep_spacing
+    is_pixels = isinstance(vae, SpaceToDepthAutoencoder)
     return DDIMScheduler.from_config(
-        noise_scheduler.config, set_alpha_to_one=False, clip_sample=False, timestep_spacing=spacing
+        noise_scheduler.config,
+        set_alpha_to_one=False,
+        clip_sample=is_pixels,
+        clip_sample_range=float(vae.config.scaling_factor) if is_pixels else 1.0,
+        timestep_spacing=spacing,
     )
 
 

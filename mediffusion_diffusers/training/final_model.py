@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from ..data.schema import DatasetInfo
 from ..models import JointUNet2DModel
+from ..reports.privacy import without_tokens
 from .components import sampling_scheduler
+from .hub_checkpoints import with_retries
 from .metrics_log import read_metrics
 from .run import CONFIG_FILE, METRICS_FILE, TrainingRun, publish_folder
 from .training_data import TrainingData
@@ -50,16 +53,50 @@ def save_joint_pipeline(
         data: what it was trained on.
         validation: the last validation; multi-label models get their thresholds from it.
     """
+    from ..reports.publishing import publish_pipeline_folder
+
+    args = run.args
+    partial = run.output_dir / ".pipeline.partial"
+    write_joint_pipeline(run, unet, vae, noise_scheduler, data, validation, partial)
+    publish_folder(partial, run.output_dir)
+    run.say(f"Saved the pipeline in {run.output_dir}.")
+    if not args.push_to_hub:
+        return
+    if run.uploads is not None:
+        run.uploads.wait()
+    token = args.hub_token
+    try:
+        url = with_retries(
+            lambda: publish_pipeline_folder(run.output_dir, args.hub_model_id, token, args.hub_private_repo),
+            "Publishing the pipeline",
+            token,
+        )
+    except Exception as error:  # the Hub's client raises many kinds
+        raise OSError(
+            f"The pipeline is saved in {run.output_dir}, but was not published: {without_tokens(str(error), token)} "
+            "To publish it, start the same command again with `--resume_from_checkpoint latest`."
+        ) from None
+    run.say(f"Published it: {url}")
+
+
+def write_joint_pipeline(
+    run: TrainingRun,
+    unet: JointUNet2DModel,
+    vae: Any,
+    noise_scheduler: Any,
+    data: TrainingData,
+    validation: ValidationResult | None,
+    folder: Path,
+) -> None:
+    """Write a `MediffusionCounterfactualPipeline` with its card into a folder; see `save_joint_pipeline`."""
     from ..pipelines import MediffusionCounterfactualPipeline
     from ..reports.model_card import render_model_card
-    from ..reports.publishing import publish_pipeline_folder
 
     args = run.args
     if validation is not None and data.info.is_multi_label:
         unet.register_to_config(label_thresholds=label_thresholds(validation, data.info.problem_type))
-    pipeline = MediffusionCounterfactualPipeline(vae=vae, unet=unet, scheduler=sampling_scheduler(noise_scheduler))
-    partial = run.output_dir / ".pipeline.partial"
-    pipeline.save_pretrained(partial)
+    pipeline = MediffusionCounterfactualPipeline(vae=vae, unet=unet, scheduler=sampling_scheduler(noise_scheduler, vae))
+    pipeline.save_pretrained(folder)
     try:
         card = render_model_card(
             pipeline,
@@ -70,13 +107,6 @@ def save_joint_pipeline(
             repo_id=args.hub_model_id,
             dataset_id=args.dataset_name,
         )
-        card.save(partial / "README.md")
+        card.save(folder / "README.md")
     except ValueError as error:
         run.say(f"No model card was written: {error}")
-    publish_folder(partial, run.output_dir)
-    run.say(f"Saved the pipeline in {run.output_dir}.")
-    if args.push_to_hub:
-        url = publish_pipeline_folder(
-            run.output_dir, args.hub_model_id, token=args.hub_token, private=args.hub_private_repo
-        )
-        run.say(f"Published it: {url}")

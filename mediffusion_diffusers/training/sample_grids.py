@@ -41,7 +41,7 @@ def sample_images(
     Returns:
         Shape `(num_images, channels, height, width)` in [-1, 1], on the CPU.
     """
-    scheduler = sampling_scheduler(noise_scheduler)
+    scheduler = sampling_scheduler(noise_scheduler, vae)
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     shape = (num_images, unet.config.in_channels, height, width)

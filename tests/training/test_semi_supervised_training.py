@@ -7,11 +7,17 @@ import torch
 from diffusers import DDIMScheduler
 from diffusers.utils import logging
 from safetensors.torch import load_file
+from support.components import tiny_vae
 from support.training import TINY_JOINT, joint_arguments
 
-from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers import (
+    MediffusionCounterfactualPipeline,
+    MediffusionGuidedPipeline,
+    SpaceToDepthAutoencoder,
+)
 from mediffusion_diffusers.data.schema import load_info, load_prepared
 from mediffusion_diffusers.data.splits import draw_labelled_split
+from mediffusion_diffusers.guidance import GUIDANCE_MODES
 from mediffusion_diffusers.training.components import build_noise_scheduler, sampling_scheduler
 from mediffusion_diffusers.training.joint_arguments import check_joint_arguments
 from mediffusion_diffusers.training.joint_trainer import train_joint
@@ -94,11 +100,24 @@ def test_zero_terminal_snr_samples_from_pure_noise(phantoms, tmp_path):
     image = load_prepared(phantoms, "validation")[0]["image"]
     output = pipe(image, away="Mass", num_inference_steps=2, guidance_scale=1.0, output_type="np")
     assert output.images.shape == (1, 16, 16, 1)
+    guided = MediffusionGuidedPipeline(**pipe.components)
+    guided.set_progress_bar_config(disable=True)
+    for mode in GUIDANCE_MODES:
+        options = {"num_inference_steps": 3, "num_images": 1, "guidance_mode": mode, "output_type": "latent"}
+        latents = guided(towards="Mass", guidance_scale=2.0, **options).images
+        assert torch.as_tensor(latents).isfinite().all()
 
 
 def test_without_it_the_saved_scheduler_is_as_before():
-    scheduler = sampling_scheduler(build_noise_scheduler(joint_arguments()))
+    scheduler = sampling_scheduler(build_noise_scheduler(joint_arguments()), SpaceToDepthAutoencoder())
     assert scheduler.config.timestep_spacing == "leading" and scheduler.alphas_cumprod[-1] > 0
+
+
+def test_generation_clips_latents_that_are_pixels_and_no_others():
+    noise_scheduler = build_noise_scheduler(joint_arguments())
+    pixels = sampling_scheduler(noise_scheduler, SpaceToDepthAutoencoder(scaling_factor=2.5)).config
+    assert (pixels.clip_sample, pixels.clip_sample_range) == (True, 2.5)
+    assert not sampling_scheduler(noise_scheduler, tiny_vae("kl")).config.clip_sample
 
 
 @pytest.mark.filterwarnings("ignore:The labelled split")  # drawing it warns as well
