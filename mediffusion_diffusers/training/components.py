@@ -140,9 +140,9 @@ def sampling_scheduler(noise_scheduler: Any, vae: Any) -> DDIMScheduler:
     """The scheduler that is saved with the model: DDIM on the same noise schedule, `set_alpha_to_one=False`.
 
     With zero terminal SNR its steps are spaced from the end, so that sampling begins at the pure noise of the last
-    timestep (Lin et al., 2023). The latents of `SpaceToDepthAutoencoder` are pixels, whose range is known: as usual for
-    pixels, generation clips the predicted clean sample to it (other latents are unbounded and, as in the paper, not
-    clipped). Counterfactuals never clip: inversion could not undo it.
+    timestep (Lin et al., 2023). The latents of `SpaceToDepthAutoencoder` are pixels, whose range is known: as usual
+    for pixels, generation clips the predicted clean sample to it (other latents are unbounded and, as in the paper,
+    not clipped). Counterfactuals never clip: inversion could not undo it.
 
     Args:
         noise_scheduler: the noise schedule of training.

@@ -95,7 +95,8 @@ def write_joint_pipeline(
     args = run.args
     if validation is not None and data.info.is_multi_label:
         unet.register_to_config(label_thresholds=label_thresholds(validation, data.info.problem_type))
-    pipeline = MediffusionCounterfactualPipeline(vae=vae, unet=unet, scheduler=sampling_scheduler(noise_scheduler, vae))
+    scheduler = sampling_scheduler(noise_scheduler, vae)
+    pipeline = MediffusionCounterfactualPipeline(vae=vae, unet=unet, scheduler=scheduler)
     pipeline.save_pretrained(folder)
     try:
         card = render_model_card(
