@@ -18,3 +18,8 @@ def is_local_path(value: Any) -> bool:
 def holds_token(text: str, token: str | None = None) -> bool:
     """Whether a text holds an access token of the Hub, or the given one."""
     return _TOKEN.search(text) is not None or (token is not None and token in text)
+
+
+def without_tokens(text: str, token: str | None = None) -> str:
+    """The text with `***` in place of access tokens of the Hub and of the given one."""
+    return _TOKEN.sub("***", text if not token else text.replace(token, "***"))

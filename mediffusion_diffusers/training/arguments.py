@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .hub_checkpoints import hub_source
 from .learning_rate import LR_SCHEDULERS
 
 
@@ -68,7 +69,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--resume_from_checkpoint",
         default=None,
-        help="'latest' (starts afresh if there is none) or the path of a checkpoint folder.",
+        help="'latest' (starts afresh if there is none), the path of a checkpoint folder, 'hub' (the newest of disk "
+        "and `hub_model_id`), or organisation/name@revision.",
     )
     group.add_argument("--report_to", default=None, help="Tracker beside metrics.jsonl: tensorboard or wandb.")
     group.add_argument("--tracker_project_name", default="mediffusion")
@@ -128,7 +130,13 @@ def add_optimizer_arguments(
 def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
     """Publishing the result."""
     group = parser.add_argument_group("Hub")
-    group.add_argument("--push_to_hub", action="store_true", help="Publish the final folder.")
+    group.add_argument("--push_to_hub", action="store_true", help="Publish the model in the Hub.")
+    group.add_argument(
+        "--hub_strategy",
+        choices=("end", "every_save"),
+        default="end",
+        help="Publish at the end, or also in the background at every checkpoint, which can then be resumed from.",
+    )
     group.add_argument("--hub_model_id", default=None, help="Repository, as organisation/name.")
     group.add_argument("--hub_token", default=None, help="Token; by default that of `hf auth login`. Never stored.")
     group.add_argument("--hub_private_repo", action="store_true")
@@ -168,6 +176,7 @@ def check_hub_arguments(args: argparse.Namespace) -> None:
     Raises:
         ValueError: if the repository is missing, or a token is given beside wandb.
     """
+    hub_source(args.resume_from_checkpoint, args.hub_model_id)
     if args.push_to_hub and args.hub_model_id is None:
         raise ValueError("`push_to_hub` needs `hub_model_id`: the repository as organisation/name.")
     if args.hub_token is not None and args.report_to == "wandb":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from .checkpoints import module_tensors, optimizer_tensors, restore_module, rest
 from .components import build_noise_scheduler, build_unet, load_vae
 from .dry_run import describe_joint_run
 from .ema import EMAWeights, validation_weights
-from .final_model import check_publishable, save_joint_pipeline
+from .final_model import check_publishable, save_joint_pipeline, write_joint_pipeline
 from .interruption import explained_full_disk
 from .joint_arguments import check_joint_arguments
 from .joint_batches import JointBatches, open_latent_caches
@@ -68,6 +69,7 @@ class JointTrainer:
         self.plain_transform = ImageTransform(args.resolution, info.channels)
         self.vae = load_vae(args, info)
         self.noise_scheduler = build_noise_scheduler(args)
+        self.last_validation: ValidationResult | None = None
         torch.manual_seed(keyed_seed(args.seed, "initial weights"))
         self.unet = build_unet(args, info, self.vae.config.latent_channels, vae_scale_factor(self.vae))
         if args.gradient_checkpointing:
@@ -166,17 +168,18 @@ class JointTrainer:
             rates = {"learning_rate": args.learning_rate * factor, "classifier_learning_rate": head_rate * factor}
             run.record_losses(run.sum_over_processes(losses), step, num_images, rates)
             with run.outside_training():
-                result = self._validate(done) if run.is_due(done, args.validation_steps) else None
+                if run.is_due(done, args.validation_steps):
+                    self._validate(done)
                 if run.is_due(done, args.sample_steps or args.validation_steps):
                     self._save_samples(done)
                 if run.checkpoint_is_due(done):
                     self._save_checkpoint(done)
 
         if run.first_step >= args.max_train_steps:  # resumed from the last checkpoint
-            result = self._validate(run.first_step, log=False)
+            self._validate(run.first_step, log=False)
         if run.is_main:
             with validation_weights(self.unet, self.ema):
-                save_joint_pipeline(run, self.unet, self.vae, self.noise_scheduler, self.data, result)
+                save_joint_pipeline(run, self.unet, self.vae, self.noise_scheduler, self.data, self.last_validation)
         run.finish()
 
     def _prepare_latents(self) -> LatentCache | None:
@@ -238,6 +241,7 @@ class JointTrainer:
                 *(self.run, unet, self.vae, self.noise_scheduler, self.data, self.plain_transform),
                 self.validation_cache,
             )
+        self.last_validation = result
         if log:
             self.run.log(result.record(done))
             if result.macro_auroc is not None:
@@ -267,7 +271,13 @@ class JointTrainer:
         if self.ema is not None:
             tensors["ema"] = self.ema.state_tensors()
             state["ema"] = self.ema.state_scalars()
-        self.run.save(done, tensors, state)
+        self.run.save(done, tensors, state, self._write_pipeline)
+
+    def _write_pipeline(self, folder: Path) -> None:
+        with validation_weights(self.unet, self.ema):
+            write_joint_pipeline(
+                self.run, self.unet, self.vae, self.noise_scheduler, self.data, self.last_validation, folder
+            )
 
     def _resume(self) -> None:
         checkpoint = self.run.checkpoint

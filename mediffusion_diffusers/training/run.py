@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from ..version import __version__
 from .arguments import public_arguments
 from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from .hub_checkpoints import HubUploads, download_for_resuming, hub_source
 from .interruption import StopRequest, TrainingStopped
 from .metrics_log import LossWindow, MetricsLog
 
@@ -37,10 +38,12 @@ METRICS_FILE = "metrics.jsonl"
 _FREE_ARGUMENTS = frozenset(
     (
         *("resume_from_checkpoint", "overwrite_output_dir", "dry_run", "output_dir", "report_to", "hub_model_id"),
-        *("push_to_hub", "hub_private_repo", "tracker_project_name", "checkpoints_total_limit", "cache_images"),
-        *("dataloader_num_workers", "validation_batch_size", "latent_cache_dir"),
+        *("push_to_hub", "hub_strategy", "hub_private_repo", "tracker_project_name", "checkpoints_total_limit"),
+        *("cache_images", "dataloader_num_workers", "validation_batch_size", "latent_cache_dir"),
     )
 )
+# How long a run that was told to stop waits for its last upload; a batch system kills after half a minute or so.
+_UPLOAD_GRACE_SECONDS = 15.0
 
 
 class TrainingRun:
@@ -82,6 +85,9 @@ class TrainingRun:
         self.checkpoint = self._find_checkpoint()
         self.first_step = 0 if self.checkpoint is None else self.checkpoint.step
         self._check_same_start()
+        self.uploads: HubUploads | None = None
+        if self.is_main and args.push_to_hub and args.hub_strategy == "every_save":
+            self.uploads = HubUploads(args.hub_model_id, args.hub_token, args.hub_private_repo)
         self.stop = StopRequest()
         self.must_stop = False
         self.window = LossWindow(None if self.checkpoint is None else self.checkpoint.state["loss_window"])
@@ -211,13 +217,29 @@ class TrainingRun:
         gathered = gather_object(chunks)
         return [value for _, value in sorted(gathered, key=lambda pair: pair[0])]
 
-    def save(self, done: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
-        """Write `checkpoint-{done}` on the main process."""
+    def save(
+        self,
+        done: int,
+        tensors: dict[str, dict[str, torch.Tensor]],
+        state: dict[str, Any],
+        write_pipeline: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Write `checkpoint-{done}` on the main process, and begin to upload it if every one is wanted on the Hub.
+
+        Args:
+            done: optimizer steps done.
+            tensors: see `save_checkpoint`.
+            state: see `save_checkpoint`.
+            write_pipeline: writes the pipeline to upload with it into a folder; at the end that is done anyway.
+        """
         if self.is_main:
             state = {**state, "loss_window": self.window.state(), "num_processes": self.num_processes}
             if self.accelerator.scaler is not None:
                 state["grad_scaler"] = self.accelerator.scaler.state_dict()
-            save_checkpoint(self.output_dir, done, tensors, state, self.args.checkpoints_total_limit)
+            path = save_checkpoint(self.output_dir, done, tensors, state, self.args.checkpoints_total_limit)
+            if self.uploads is not None:
+                is_last = self.must_stop or done >= self.args.max_train_steps
+                self.uploads.submit(path, None if is_last else write_pipeline)
         self.accelerator.wait_for_everyone()
 
     def say(self, text: str) -> None:
@@ -231,8 +253,10 @@ class TrainingRun:
         self._num_images = 0
 
     def finish(self) -> None:
-        """Close the trackers."""
+        """Close the trackers and wait for uploads; not for long, after a signal."""
         self.accelerator.wait_for_everyone()
+        if self.uploads is not None and not self.uploads.wait(_UPLOAD_GRACE_SECONDS if self.must_stop else None):
+            self.say("The newest checkpoint is not on the Hub: there was no time left to upload it.")
         self.accelerator.end_training()
 
     def _end_early(self, done: int) -> None:
@@ -258,12 +282,24 @@ class TrainingRun:
     def _find_checkpoint(self) -> Checkpoint | None:
         if self.args.resume_from_checkpoint is None:
             return None
-        path, passed_over = find_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
+        path, passed_over = find_checkpoint(self.output_dir, self._resume_from())
         if self.is_main:
             for sentence in passed_over:
                 logger.warning(sentence)
             self.say("Starting afresh: there is no checkpoint." if path is None else f"Resuming from {path}.")
         return None if path is None else load_checkpoint(path)
+
+    def _resume_from(self) -> str:
+        """`resume_from_checkpoint`, after one process of each machine has fetched what it names on the Hub."""
+        args = self.args
+        if hub_source(args.resume_from_checkpoint, args.hub_model_id) is None:
+            return args.resume_from_checkpoint
+        found = None
+        if self.accelerator.is_local_main_process:
+            found = download_for_resuming(
+                self.output_dir, args.resume_from_checkpoint, args.hub_model_id, args.hub_token
+            )
+        return gather_object([found])[0]
 
     def _prepare_folder(self) -> None:
         """Delete another run's files if asked to, and what a killed run left half written."""
@@ -313,7 +349,8 @@ def check_output_folder(args: argparse.Namespace) -> None:
             f"`output_dir` {args.output_dir!r} holds another run. Continue it with `--resume_from_checkpoint latest`, "
             "delete it with `--overwrite_output_dir`, or choose another folder."
         )
-    if args.resume_from_checkpoint is not None and not args.overwrite_output_dir:
+    is_local = hub_source(args.resume_from_checkpoint, args.hub_model_id) is None
+    if args.resume_from_checkpoint is not None and is_local and not args.overwrite_output_dir:
         find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
     available = [tracker.value for tracker in get_available_trackers()]
     if args.report_to is not None and args.report_to not in available:

@@ -139,7 +139,7 @@ def test_training_from_the_cache_never_touches_the_encoder(phantoms, tmp_path):
     line = list(TINY_JOINT)
     place = line.index("--vae")
     line[place : place + 2] = ["--vae_path", tmp_path / "vae"]
-    line += ["--dataset_dir", phantoms, "--random_shift", 0, "--labelled_batch_size", 1]
+    line += ["--dataset_dir", phantoms, "--random_shift", 0, "--classifier_dropout", 0, "--labelled_batch_size", 1]
     train_joint(joint_arguments(*line, "--output_dir", tmp_path / "runs" / "plain"))
     cached = (*line, "--cache_latents", "--gradient_accumulation_steps", 2)
     train_joint(joint_arguments(*cached, "--output_dir", tmp_path / "runs" / "cached"))

@@ -1,0 +1,264 @@
+"""Checkpoints on the Hub while training goes on, and resuming from there on an empty disk.
+
+The newest checkpoint lies on the branch `checkpoints` of the model's repository, as `checkpoint-{step}/` beside the
+metrics up to that step; every commit of the branch is one checkpoint, so that `organisation/name@<commit>` names any
+of them. The branch `main` holds the pipeline alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffusers.utils import logging
+
+from ..reports.privacy import without_tokens
+from .checkpoints import MANIFEST, incomplete_reason, list_checkpoints
+
+
+logger = logging.get_logger(__name__)
+
+CHECKPOINT_BRANCH = "checkpoints"
+NUM_ATTEMPTS, FIRST_DELAY = 5, 5.0
+_REVISION = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>.+)")
+_FILE = re.compile(rf"checkpoint-(\d+)/{re.escape(MANIFEST)}")
+
+Result = TypeVar("Result")
+
+
+def hub_source(resume_from: str | None, hub_model_id: str | None) -> tuple[str, str] | None:
+    """Repository and revision that `--resume_from_checkpoint` names; `None` for a local one.
+
+    Args:
+        resume_from: `"hub"` is the newest checkpoint of `hub_model_id`; `"organisation/name@revision"` is that of a
+            branch, tag or commit.
+        hub_model_id: the run's own repository.
+
+    Raises:
+        ValueError: for `"hub"` without `hub_model_id`.
+    """
+    if resume_from == "hub":
+        if hub_model_id is None:
+            raise ValueError("`resume_from_checkpoint='hub'` needs `hub_model_id`: the repository of the run.")
+        return hub_model_id, CHECKPOINT_BRANCH
+    match = _REVISION.fullmatch(resume_from or "")
+    return None if match is None or Path(resume_from or "").is_dir() else (match["repo_id"], match["revision"])
+
+
+def fetch_checkpoint(
+    output_dir: Path, repo_id: str, revision: str, token: str | None = None, newer_than: int = -1
+) -> Path | None:
+    """Download the newest checkpoint of a revision into a run's folder, with its metrics if there are none.
+
+    Args:
+        output_dir: folder of the run.
+        repo_id: repository.
+        revision: branch, tag or commit.
+        token: a token that may read it.
+        newer_than: leave it there unless it has more steps than this.
+
+    Returns:
+        `output_dir/checkpoint-{step}`, or `None` if the repository, the revision or a newer checkpoint do not exist.
+
+    Raises:
+        OSError: if the Hub cannot be reached or the download is not whole.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    api = HfApi(token=token)
+    try:
+        files = api.list_repo_files(repo_id, revision=revision)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return None
+    steps = [int(match[1]) for name in files if (match := _FILE.fullmatch(name))]
+    if not steps or max(steps) <= newer_than:
+        return None
+    name = f"checkpoint-{max(steps)}"
+    target = output_dir / name
+    stage = output_dir / ".hub-download.partial"
+    shutil.rmtree(stage, ignore_errors=True)
+    api.snapshot_download(repo_id, revision=revision, allow_patterns=[f"{name}/*", "metrics.jsonl"], local_dir=stage)
+    if reason := incomplete_reason(stage / name):
+        raise OSError(f"The checkpoint of {repo_id}@{revision} cannot be used: {reason}.")
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(stage / name, target)
+    metrics = output_dir / "metrics.jsonl"
+    if (stage / "metrics.jsonl").is_file() and not metrics.exists():
+        os.replace(stage / "metrics.jsonl", metrics)
+    shutil.rmtree(stage)
+    return target
+
+
+def download_for_resuming(output_dir: Path, resume_from: str, hub_model_id: str | None, token: str | None) -> str:
+    """Make a checkpoint of the Hub a local one.
+
+    Returns:
+        What to resume from instead: `"latest"` for `"hub"`, which takes the newer one of disk and Hub; the path of
+        the checkpoint for a named revision.
+
+    Raises:
+        ValueError: if a named revision has no checkpoint.
+    """
+    source = hub_source(resume_from, hub_model_id)
+    if source is None:
+        return resume_from
+    if resume_from == "hub":
+        own = [path for path in list_checkpoints(output_dir) if incomplete_reason(path) is None]
+        newest = int(own[-1].name.rpartition("-")[2]) if own else 0
+        fetch_checkpoint(output_dir, *source, token=token, newer_than=newest)
+        return "latest"
+    path = fetch_checkpoint(output_dir, *source, token=token)
+    if path is None:
+        raise ValueError(
+            f"`resume_from_checkpoint` must name a revision that holds a checkpoint, but {source[0]} has none at "
+            f"{source[1]!r}. Runs with `--hub_strategy every_save` write the branch '{CHECKPOINT_BRANCH}'."
+        )
+    return str(path)
+
+
+class HubUploads:
+    """Uploads checkpoints in the background; a failed upload is tried again and never stops the training.
+
+    While one upload runs, a newer checkpoint takes the place of one that still waits.
+
+    Args:
+        repo_id: the run's repository.
+        token: a token that may write to it.
+        private: whether a new repository is private.
+    """
+
+    def __init__(self, repo_id: str, token: str | None = None, private: bool = False):
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()  # they would tear the training's own
+        self.repo_id, self.token, self.private = repo_id, token, private
+        self._waiting: tuple[Path, int] | None = None
+        self._is_off = False
+        self._changed = threading.Condition()
+        self._is_working = False
+
+    def submit(self, checkpoint: Path, write_pipeline: Callable[[Path], None] | None = None) -> None:
+        """Take a snapshot of a checkpoint and upload it when the line is free.
+
+        Args:
+            checkpoint: folder `checkpoint-{step}` of a run; it may be deleted afterwards.
+            write_pipeline: writes the pipeline with its card into the folder that it is called with.
+        """
+        if self._is_off:
+            return
+        step = int(checkpoint.name.rpartition("-")[2])
+        stage = checkpoint.with_name(f".hub-{step}.partial")
+        shutil.rmtree(stage, ignore_errors=True)
+        shutil.copytree(checkpoint, stage / "state" / checkpoint.name, copy_function=_link)
+        metrics = checkpoint.with_name("metrics.jsonl")
+        if metrics.is_file():
+            shutil.copy(metrics, stage / "state")
+        if write_pipeline is not None:
+            write_pipeline(stage / "pipeline")
+            if metrics.is_file():
+                shutil.copy(metrics, stage / "pipeline")
+        with self._changed:
+            if self._waiting is not None:
+                shutil.rmtree(self._waiting[0], ignore_errors=True)
+            self._waiting = (stage, step)
+            if not self._is_working:
+                self._is_working = True
+                threading.Thread(target=self._work, name="hub-uploads", daemon=True).start()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is left to upload; whether that came true within `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._is_working, timeout)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                if self._waiting is None:
+                    self._is_working = False
+                    self._changed.notify_all()
+                    return
+                (stage, step), self._waiting = self._waiting, None
+            try:
+                with_retries(partial(self._upload, stage, step), f"Uploading checkpoint-{step}", self.token)
+            except (PermissionError, ValueError) as error:
+                self._is_off = True
+                logger.warning(f"Nothing more is uploaded while training: {without_tokens(str(error), self.token)}")
+            except Exception as error:
+                text = without_tokens(str(error), self.token)
+                logger.warning(f"checkpoint-{step} was not uploaded, and training goes on: {text}")
+            shutil.rmtree(stage, ignore_errors=True)
+
+    def _upload(self, stage: Path, step: int) -> None:
+        from huggingface_hub import HfApi
+
+        from ..reports.publishing import publish_pipeline_folder
+
+        if (stage / "pipeline" / "README.md").is_file():
+            title = f"Upload the pipeline after {step} training steps"
+            publish_pipeline_folder(stage / "pipeline", self.repo_id, self.token, self.private, title)
+        api = HfApi(token=self.token)
+        repo_id = api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id
+        api.create_branch(repo_id, branch=CHECKPOINT_BRANCH, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=stage / "state",
+            revision=CHECKPOINT_BRANCH,
+            commit_message=f"checkpoint-{step}",
+            delete_patterns="*",
+        )
+
+
+def with_retries(
+    action: Callable[[], Result],
+    what: str,
+    token: str | None = None,
+    num_attempts: int | None = None,
+    first_delay: float | None = None,
+) -> Result:
+    """Try until it works, waiting twice as long each time; errors that no repetition mends are raised at once.
+
+    Args:
+        action: what to do.
+        what: its name in warnings.
+        token: never shown.
+        num_attempts: `NUM_ATTEMPTS` by default.
+        first_delay: seconds before the second attempt, `FIRST_DELAY` by default.
+
+    Returns:
+        What `action` returned.
+
+    Raises:
+        PermissionError: if the token may not do it.
+        ValueError: if the arguments are wrong.
+        Exception: the last one, after `num_attempts`.
+    """
+    num_attempts = NUM_ATTEMPTS if num_attempts is None else num_attempts
+    delay = FIRST_DELAY if first_delay is None else first_delay
+    for attempt in range(1, num_attempts):
+        try:
+            return action()
+        except (PermissionError, ValueError):
+            raise
+        except Exception as error:
+            text = without_tokens(str(error), token)
+            logger.warning(f"{what} failed ({attempt} of {num_attempts}), again in {delay:g} s: {text}")
+        time.sleep(delay)
+        delay *= 2
+    return action()
+
+
+def _link(source: str, target: str) -> Any:
+    """A hard link, which costs no space; a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
+    return target
