@@ -164,7 +164,8 @@ def guide_model_output(
     Args:
         model_output: prediction of the U-Net, shape `(batch, channels, height, width)`.
         log_prob_grad: gradient of the *summed* log-probability with respect to z_t, same shape.
-        alpha_prod_t: abar_t in (0, 1], a scalar.
+        alpha_prod_t: abar_t in [0, 1], a scalar. At 0 (zero terminal SNR) z_t holds nothing of an image, and the
+            prediction of `z_0` or v stays unguided.
         guidance_scale: s >= 0, no unit, a number or one per image; 0 is unguided (unlike classifier-free guidance,
             where 1 is).
         prediction_type: `"epsilon"`, `"sample"` or `"v_prediction"`.
@@ -186,10 +187,13 @@ def guide_model_output(
             f"`guidance_scale` must be at least 0, but got {guidance_scale}. To lower a label's probability name it "
             "in `away`."
         )
+    is_pure_noise = bool(alpha_prod_t == 0)
     alpha_prod_t = alpha_prod_t.to(model_output.device)  # not to its dtype: half precision rounds 1 - abar_t away
     shift = -scale.reshape(-1, 1, 1, 1) * (1 - alpha_prod_t).sqrt() * log_prob_grad
     if prediction_type == "epsilon":
         return model_output + shift
+    if is_pure_noise:
+        return model_output.clone()
     if prediction_type == "v_prediction":
         return model_output + shift / alpha_prod_t.sqrt()
     if prediction_type == "sample":

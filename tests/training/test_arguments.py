@@ -3,13 +3,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from support.training import TINY_AUTOENCODER, TINY_JOINT, autoencoder_arguments, joint_arguments
 
+from mediffusion_diffusers.data.schema import load_prepared
+from mediffusion_diffusers.data.splits import LabelledSplit
 from mediffusion_diffusers.training.arguments import public_arguments
 from mediffusion_diffusers.training.autoencoder_arguments import check_autoencoder_arguments
-from mediffusion_diffusers.training.dry_run import describe_joint_run
+from mediffusion_diffusers.training.dry_run import describe_autoencoder_run, describe_joint_run
 from mediffusion_diffusers.training.joint_arguments import check_joint_arguments
+from mediffusion_diffusers.training.memory_estimate import saved_activation_bytes
 from mediffusion_diffusers.training.presets import AUTOENCODER_PRESETS, JOINT_PRESETS
 
 
@@ -32,10 +37,13 @@ def test_autoencoder_presets_are_valid(preset, tmp_path):
 
 
 def test_explicit_arguments_override_a_preset_wherever_they_stand():
-    for line in (("--learning_rate", 7, "--preset", "isic2019"), ("--preset", "isic2019", "--learning_rate", 7)):
+    for line in (
+        ("--learning_rate", 7, "--preset", "isic2019-2pct"),
+        ("--preset", "isic2019-2pct", "--learning_rate", 7),
+    ):
         args = joint_arguments(*line)
         assert args.learning_rate == 7 and args.classifier_loss_weight == 1e-3 and args.horizontal_flip
-    assert not joint_arguments("--preset", "isic2019", "--no-horizontal_flip").horizontal_flip
+    assert not joint_arguments("--preset", "isic2019-2pct", "--no-horizontal_flip").horizontal_flip
 
 
 def test_the_papers_settings():
@@ -47,6 +55,36 @@ def test_the_papers_settings():
     for args in (two, five, twenty):
         assert (args.max_train_steps, args.train_batch_size, args.labelled_batch_size) == (200_000, 64, 32)
         assert (args.learning_rate, args.classifier_start_step, args.horizontal_flip) == (5e-5, 5000, False)
+
+
+def test_every_experiment_of_the_paper_has_its_row():
+    """Tables 1 to 3 and App. C and D."""
+    for share in (2, 5, 10, 15, 20, 100):
+        assert f"chestxray14-{share}pct" in JOINT_PRESETS
+    for share in (2, 5, 10, 20):
+        args = joint_arguments("--preset", f"isic2019-{share}pct")
+        assert (args.max_train_steps, args.learning_rate, args.classifier_loss_weight) == (20_000, 5e-5, 1e-3)
+    for share, num_images in ((2, 1731), (5, 4327), (10, 8653), (20, 17305), (100, 86524)):
+        args = joint_arguments("--preset", f"chestxray14-{share}pct-no-diffusion")
+        assert (args.learning_rate, args.labelled_batch_size, args.diffusion_loss_weight) == (1e-4, 64, 0)
+        assert args.max_train_steps == 100 * -(-num_images // 64)
+    for name in ("chestxray14", "isic2019"):
+        args = autoencoder_arguments("--preset", f"{name}-autoencoder")
+        assert (args.max_train_steps, args.train_batch_size, args.learning_rate) == (300_000, 64, 4.5e-6)
+        assert (args.disc_start, args.disc_weight, args.kl_weight) == (50_001, 0.5, 1e-6)
+        assert (args.adam_beta1, args.adam_beta2, args.perceptual_weight) == (0.5, 0.9, 1.0)
+
+
+def test_the_dry_run_of_the_papers_autoencoder():
+    args = autoencoder_arguments("--preset", "chestxray14-autoencoder", "--train_batch_size", 2, "--dry_run")
+    check_autoencoder_arguments(args)
+    facts = describe_autoencoder_run(args)
+    assert facts["num_vae_parameters"] == 83_649_253 and facts["latent_shape"] == [4, 32, 32]
+    assert facts["num_adversarial_steps"] == 300_000 - 50_001
+    memory = facts["memory_with_one_process"]
+    assert memory["adamw_gib"] == pytest.approx(2 * memory["gradients_gib"], abs=2e-3)
+    assert memory["sum_gib"] > memory["activations_gib"] > 2
+    assert "the perceptual network and its activations" in memory["not_included"]
 
 
 def test_an_unknown_preset_is_refused():
@@ -61,6 +99,9 @@ def test_a_dry_run_needs_no_data():
     assert facts["num_unet_parameters"] == 257_733_124 and facts["num_classifier_features"] == 5632
     assert facts["num_classification_steps"] == len(range(5000, 200_000, 4))
     assert facts["latent_shape"] == [4, 32, 32]
+    memory = facts["memory_with_one_process"]
+    assert memory["adamw_gib"] == pytest.approx(2 * 263_502_341 * 4 / 2**30, abs=1e-3)
+    assert "the autoencoder" in memory["not_included"]
 
 
 def test_a_dry_run_describes_the_data(phantoms):
@@ -69,6 +110,17 @@ def test_a_dry_run_describes_the_data(phantoms):
     facts = describe_joint_run(args)
     assert facts["num_labelled_images"] == 12 and facts["dataset"]["num_rows"] == {"train": 24, "validation": 12}
     assert facts["latent_shape"] == [4, 8, 8]
+    labels = np.array(load_prepared(phantoms, "train")["labels"][:])
+    rows = LabelledSplit.load(split).indices(load_prepared(phantoms, "train"))
+    assert list(facts["labelled_images_per_label"].values()) == labels[rows].sum(axis=0).tolist()
+
+
+def test_activations_are_those_that_the_backward_pass_needs():
+    """A linear map keeps its input, a product both factors; the parameters and a repeated tensor count once."""
+    linear = torch.nn.Linear(10, 5)
+    inputs = torch.zeros(3, 10, requires_grad=True)
+    assert saved_activation_bytes(lambda: linear(inputs), list(linear.parameters())) == 3 * 10 * 4
+    assert saved_activation_bytes(lambda: (inputs * inputs) * 2, []) == 3 * 10 * 4
 
 
 def test_the_token_is_not_public():
