@@ -7,13 +7,14 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quality style docs-check clean
+.PHONY: help install demo test quality style docs-check kill-matrix clean
 
 help:
 	@echo "make demo        the whole road on generated images, in minutes: demo/report.html"
 	@echo "make test        quality and all tests"
 	@echo "make quality     ruff and mypy, changing nothing"
 	@echo "make style       let ruff format and mend"
+	@echo "make kill-matrix kill trainings at random moments, resume them, compare bit for bit; some minutes"
 	@echo "make docs-check  links and Python examples of the documents"
 	@echo "make clean       remove what builds and checks leave behind (not .venv, demo/ or runs/)"
 
@@ -42,6 +43,9 @@ style: install
 
 docs-check: install
 	$(BIN)/python -m pytest tests/test_documents.py
+
+kill-matrix: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/training/kill_matrix.py --output benchmarks/results/kill_matrix.json
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -119,7 +119,14 @@ def _metrics(folder: Path) -> list[dict]:
 
 
 def kill_chain(
-    scratch: Path, data: Path, num_kills: int, num_processes: int, num_steps: int, seed: int, extra: Sequence[str] = ()
+    scratch: Path,
+    data: Path,
+    num_kills: int,
+    num_processes: int,
+    num_steps: int,
+    seed: int,
+    extra: Sequence[str] = (),
+    run_to_the_end: Callable[[list[str], Path], None] = run_to_the_end,
 ) -> dict:
     """Kill runs `num_kills` times, at most five times each, finish each one and compare it with one left alone."""
     rng = random.Random(seed)

@@ -1,22 +1,57 @@
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from support.training import TINY_JOINT, joint_arguments
 
+from mediffusion_diffusers.training.checkpoints import find_checkpoint
 from mediffusion_diffusers.training.joint_trainer import train_joint
 from mediffusion_diffusers.training.metrics_log import read_metrics
 
 
 SCRIPT = Path(__file__).parents[2] / "training" / "train_joint.py"
 LAUNCH = (
-    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
-    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
 )
+
+
+def start(*arguments, machines=("--num_machines", "1", "--main_process_port", "0")):
+    """Launch train_joint.py on real processes that talk over gloo."""
+    return subprocess.Popen(
+        [sys.executable, *LAUNCH, *map(str, machines), str(SCRIPT), *map(str, arguments)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+
+
+def assert_same_run(folder, reference, num_steps):
+    """Weights and losses agree up to rounding, and nothing was counted twice."""
+    assert json.loads((folder / "training_config.json").read_text())["num_processes"] == 2
+    name = f"checkpoint-{num_steps}/unet.safetensors"
+    weights, others = load_file(reference / name), load_file(folder / name)
+    assert all(torch.allclose(tensor, others[key], atol=1e-4) for key, tensor in weights.items())
+    records, other_records = (read_metrics(each / "metrics.jsonl") for each in (reference, folder))
+    assert len(records) == len(other_records)
+    for record, other in zip(records, other_records, strict=True):
+        assert record["kind"] == other["kind"] and record.get("num_images") == other.get("num_images")
+        for loss in ("diffusion_loss", "classification_loss"):
+            if loss in record:
+                assert abs(record[loss] - other[loss]) < 1e-4 * abs(record[loss])
 
 
 def test_two_processes_train_as_one(phantoms, tmp_path):
@@ -25,21 +60,41 @@ def test_two_processes_train_as_one(phantoms, tmp_path):
     line = (*line, "--classifier_start_step", "1", "--classifier_every", "2", "--logging_steps", "1")
     train_joint(joint_arguments(*line, "--output_dir", tmp_path / "one"))
     two = ("--output_dir", tmp_path / "two", "--gradient_accumulation_steps", "2")
-    result = subprocess.run(
-        [sys.executable, *LAUNCH, str(SCRIPT), *map(str, (*line, *two))],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert json.loads((tmp_path / "two" / "training_config.json").read_text())["num_processes"] == 2
+    finish(start(*line, *two))
+    assert_same_run(tmp_path / "two", tmp_path / "one", 3)
 
-    weights, others = (load_file(tmp_path / each / "checkpoint-3" / "unet.safetensors") for each in ("one", "two"))
-    assert all(torch.allclose(tensor, others[name], atol=1e-4) for name, tensor in weights.items())
-    records, other_records = (read_metrics(tmp_path / each / "metrics.jsonl") for each in ("one", "two"))
-    assert len(records) == len(other_records)
-    for record, other in zip(records, other_records, strict=True):
-        assert record["kind"] == other["kind"] and record.get("num_images") == other.get("num_images")
-        for name in ("diffusion_loss", "classification_loss"):
-            if name in record:
-                assert abs(record[name] - other[name]) < 1e-4 * abs(record[name])
+
+def test_two_machines_train_as_one(phantoms, tmp_path):
+    """One process each, on loopback, with a labelled batch that only one of them gets; latents come from a cache."""
+    line = (*TINY_JOINT, "--dataset_dir", phantoms, "--classifier_dropout", "0", "--max_train_steps", "2")
+    line = (*line, "--labelled_batch_size", "1", "--logging_steps", "1", "--cache_latents")
+    train_joint(joint_arguments(*line, "--output_dir", tmp_path / "one" / "run"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = []
+    for rank in range(2):
+        place = ("--num_machines", 2, "--machine_rank", rank, "--main_process_ip", "127.0.0.1")
+        place = (*place, "--main_process_port", port)
+        machines.append(start(*line, "--output_dir", tmp_path / "two" / "run", machines=place))
+    for machine in machines:
+        finish(machine)
+    assert_same_run(tmp_path / "two" / "run", tmp_path / "one" / "run", 2)
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_with_a_checkpoint(phantoms, tmp_path):
+    folder = tmp_path / "run"
+    line = (*TINY_JOINT, "--dataset_dir", phantoms, "--max_train_steps", "100000", "--checkpointing_steps", "100000")
+    process = start(*line, "--validation_steps", "100000", "--output_dir", folder)
+    try:
+        while not read_metrics(folder / "metrics.jsonl"):
+            assert process.poll() is None, process.communicate()[0][-3000:]
+            time.sleep(0.1)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode != 0 and "Stopped by SIGTERM after step" in output
+    path, passed_over = find_checkpoint(folder, "latest")
+    assert path is not None and passed_over == []
