@@ -43,3 +43,23 @@ def test_a_run_publishes_its_pipeline_and_card(hub, tmp_path):
     assert 'from_pretrained("org/mediffusion-phantom")' in card and "| `max_train_steps` | 2 |" in card
     assert hub.token not in card and str(tmp_path) not in card
     assert hub.run_python(EXPLAIN).stdout.strip() == "7.0 (1, 16, 16, 1)"
+
+
+def test_an_autoencoder_is_published_without_pictures_of_patients(hub, tmp_path):
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    prepare_phantoms(data, num_train=8, num_validation=4, num_test=0, image_size=16, show_progress=False)
+    arguments = f"""
+        --dataset_dir {data} --output_dir {runs} --resolution 16 --block_out_channels 8 8 --layers_per_block 1
+        --norm_num_groups 4 --train_batch_size 4 --max_train_steps 2 --validation_steps 2 --checkpointing_steps 2
+        --disc_start 1 --disc_num_layers 2 --disc_channels 4 --push_to_hub --hub_model_id org/phantom-vae
+    """.split()
+    completed = hub.run_python(RUN_SCRIPT, ROOT / "training" / "train_autoencoder.py", *arguments, token=hub.token)
+
+    assert hub.token not in completed.stdout + completed.stderr
+    assert (runs / "samples").is_dir() and (runs / "checkpoint-2" / "discriminator.safetensors").is_file()
+    paths = hub.repository("org/phantom-vae").paths()
+    assert {"config.json", "diffusion_pytorch_model.safetensors", "README.md"} <= set(paths)
+    assert not [path for path in paths if path.startswith(("samples", "checkpoint", "training_config"))]
+    card = hub.read("org/phantom-vae", "README.md").decode()
+    assert 'from_pretrained("org/phantom-vae")' in card and str(tmp_path) not in card
+    assert "| saved, step 2 |" in card and "| `disc_start` | 1 |" in card
