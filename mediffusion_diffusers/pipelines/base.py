@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -38,6 +39,11 @@ class MediffusionPipelineMixin:
             raise ValueError(
                 f"`unet` must be a JointUNet2DModel, but got {type(unet).__name__}, which has no classifier head. "
                 "Extend it with `JointUNet2DModel.from_unet(unet, num_labels=...)` and train the head."
+            )
+        if vae is not None and "latent_channels" not in vae.config:
+            raise ValueError(
+                f"`vae` must be an AutoencoderKL or a SpaceToDepthAutoencoder, but got {type(vae).__name__}. Use the "
+                "autoencoder that the U-Net was trained with."
             )
         if vae is not None and unet is not None and vae.config.latent_channels != unet.config.in_channels:
             raise ValueError(
@@ -128,7 +134,13 @@ class MediffusionPipelineMixin:
         return type(self.scheduler).from_config(self.scheduler.config)
 
     def check_generator(self, generator: Generators, batch_size: int) -> None:
-        """Refuse a list of generators that does not match the batch."""
+        """Refuse what is no generator, and a list of generators that does not match the batch."""
+        members = generator if isinstance(generator, list) else [] if generator is None else [generator]
+        if not all(isinstance(member, torch.Generator) for member in members):
+            raise ValueError(
+                f"`generator` must be a torch.Generator or a list of them, but got {generator!r}. For a seed pass "
+                "`torch.Generator().manual_seed(seed)`."
+            )
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"`generator` as a list must hold one generator per image, {batch_size}, but holds {len(generator)}."
@@ -142,6 +154,12 @@ class MediffusionPipelineMixin:
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, but got "
                 f"{unknown}."
             )
+
+
+def check_number(name: str, value: Any, whole: bool = False) -> None:
+    """Refuse what is not a number, or not a whole one, before it is compared with bounds."""
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        raise ValueError(f"`{name}` must be a {'whole ' if whole else ''}number, but got {value!r}.")
 
 
 def check_output_type(output_type: str, known: Sequence[str] = ("pil", "np", "pt", "latent")) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -120,7 +121,7 @@ class MediffusionClassifyPipeline(MediffusionPipelineMixin, DiffusionPipeline):
             ValueError: for images or arguments that cannot be used.
         """
         # 1. Check arguments
-        timesteps = [timesteps] if isinstance(timesteps, int) else list(timesteps)
+        timesteps = [int(timesteps)] if isinstance(timesteps, Integral) else list(timesteps)  # type: ignore[arg-type]
         self.check_inputs(
             timesteps, num_noise_samples, thresholds, batch_size, output_type, callback_on_step_end_tensor_inputs
         )

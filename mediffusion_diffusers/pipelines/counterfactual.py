@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..schedulers import MultistepDDIMScheduler, time_grid
 from .base import (
     Generators,
     MediffusionPipelineMixin,
+    check_number,
     check_output_type,
     clone_generator,
     own_generator,
@@ -109,13 +111,15 @@ class MediffusionCounterfactualPipeline(MediffusionPipelineMixin, DiffusionPipel
     ) -> None:
         """Refuse arguments that cannot work, before any work is done."""
         strength, start = settings["strength"], settings["start"]
+        for name, value in (("strength", strength), ("guidance_scale", settings["guidance_scale"]), ("eta", eta)):
+            check_number(name, value)
         if not 0 < strength <= 1:
             raise ValueError(
                 f"`strength` must lie in (0, 1], the share of the noise schedule to go back, but got {strength}. "
                 "The paper uses 0.05 to 0.3."
             )
-        if not settings["guidance_scale"] >= 0:
-            raise ValueError(f"`guidance_scale` must be at least 0, but got {settings['guidance_scale']}.")
+        if not 0 <= settings["guidance_scale"] < math.inf:
+            raise ValueError(f"`guidance_scale` must be at least 0 and finite, but got {settings['guidance_scale']}.")
         if start not in STARTS:
             raise ValueError(f"`start` must be one of {STARTS}, but got {start!r}.")
         if settings["guidance_mode"] not in GUIDANCE_MODES:
@@ -127,7 +131,10 @@ class MediffusionCounterfactualPipeline(MediffusionPipelineMixin, DiffusionPipel
             ("num_inference_steps", settings["num_inference_steps"]),
             ("num_inversion_steps", num_inversion_steps),
         ):
-            if steps is not None and not 1 <= steps <= max_timestep:
+            if steps is None:
+                continue
+            check_number(name, steps, whole=True)
+            if not 1 <= steps <= max_timestep:
                 raise ValueError(
                     f"`{name}` counts the steps between the start and the clean image and must lie in "
                     f"[1, {max_timestep}] at `strength={strength}`, but got {steps}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
 from .base import (
     Generators,
     MediffusionPipelineMixin,
+    check_number,
     check_output_type,
     clone_generator,
     own_generator,
@@ -72,10 +74,15 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
         """Refuse arguments that cannot work, before any work is done."""
+        check_number("num_images", num_images, whole=True)
+        check_number("num_inference_steps", num_inference_steps, whole=True)
+        check_number("eta", eta)
+        for scale in guidance_scales:
+            check_number("guidance_scale", scale)
         if num_images < 1:
             raise ValueError(f"`num_images` must be at least 1, but got {num_images}.")
-        if not guidance_scales or any(not scale >= 0 for scale in guidance_scales):
-            raise ValueError(f"`guidance_scale` must be at least 0, but got {list(guidance_scales)}.")
+        if not guidance_scales or any(not 0 <= scale < math.inf for scale in guidance_scales):
+            raise ValueError(f"`guidance_scale` must be at least 0 and finite, but got {list(guidance_scales)}.")
         if not has_target and any(scale > 0 for scale in guidance_scales):
             raise ValueError(
                 "`guidance_scale` above 0 needs a label in `towards` or `away`. Known labels: "

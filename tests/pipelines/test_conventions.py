@@ -390,6 +390,11 @@ class TestComponents:
         with pytest.raises(ValueError, match="takes 4 latent channels, but `vae` makes 12"):
             cls(**{**tiny_components(), "vae": tiny_vae(channels=3)})
 
+    def test_what_is_no_autoencoder(self):
+        components = tiny_components()
+        with pytest.raises(ValueError, match=r"`vae` must be an AutoencoderKL .* but got JointUNet2DModel"):
+            MediffusionClassifyPipeline(**{**components, "vae": components["unet"]})
+
     def test_autoencoder_of_odd_channels(self):
         components = {"vae": tiny_vae(channels=2), "unet": tiny_unet(in_channels=8, out_channels=8)}
         with pytest.raises(ValueError, match="1 \\(grey\\) or 3 \\(RGB\\)"):
@@ -398,7 +403,7 @@ class TestComponents:
     def test_scheduler_without_a_noise_schedule(self):
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        with pytest.raises(ValueError, match="alphas_cumprod"):
+        with pytest.raises(ValueError, match="`scheduler` must be a DDIMScheduler or a DDPMScheduler, but got FlowMatch"):
             MediffusionGuidedPipeline(**{**tiny_components(), "scheduler": FlowMatchEulerDiscreteScheduler()})
 
     @pytest.mark.parametrize("sample_size", [8, (8, 8), [8, 8], (8, 16)])
