@@ -394,8 +394,11 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
                 f"Checkpoint {str(pretrained_model_name_or_path)!r} lacks weights, probably those of the classifier "
                 "head, and cannot be spread by `device_map`. Load it without `device_map` to see which."
             ) from error
-        mismatched = [key for key, *_ in info["mismatched_keys"]]
-        wrong = [*info["missing_keys"], *mismatched]
+        shapes = {
+            key: f" ({tuple(saved)} in the checkpoint, {tuple(own)} in the model)"
+            for key, saved, own in info["mismatched_keys"]
+        }
+        wrong = [*info["missing_keys"], *shapes]
         foreign = [key for key in wrong if not key.startswith("classifier.")]
         if foreign:
             raise ValueError(
@@ -405,10 +408,11 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         if wrong:
             if not fresh_head:
                 raise ValueError(
-                    f"Checkpoint {str(pretrained_model_name_or_path)!r} has no classifier head for this model "
-                    f"(missing or of another shape: {', '.join(sorted(wrong))}). Pass `ignore_mismatched_sizes=True` "
-                    "to start a fresh head that has yet to be trained, or build the model with "
-                    "`JointUNet2DModel.from_unet(UNet2DModel.from_pretrained(...), num_labels=...)`."
+                    f"Checkpoint {str(pretrained_model_name_or_path)!r} has no classifier head for the "
+                    f"{model.config.num_labels} labels of this model. Missing or of another shape: "
+                    f"{', '.join(key + shapes.get(key, '') for key in sorted(wrong))}. Pass "
+                    "`ignore_mismatched_sizes=True` to start a fresh head that has yet to be trained, or build the "
+                    "model with `JointUNet2DModel.from_unet(UNet2DModel.from_pretrained(...), num_labels=...)`."
                 )
             logger.warning("The classifier head is newly initialised and has yet to be trained.")
             model._initialise_classifier()
