@@ -230,6 +230,11 @@ def _read_boxes(path: Path, entries: dict[str, _Entry], report: ConversionReport
     boxes: dict[str, list[dict[str, float]]] = defaultdict(list)
     foreign = 0
     for line, row in read_rows(path)[1]:
+        if len(row) < 6:
+            raise ValueError(
+                f"{path.name}, line {line}: image, finding and four numbers x, y, width, height are expected, but got "
+                f"{row}."
+            )
         image_id, name = row[0], _BOX_FINDINGS.get(row[1], row[1])
         if name not in FINDINGS:
             raise ValueError(

@@ -162,6 +162,7 @@ def test_malformed_files_are_refused(tmp_path):
     boxes = "BBox_List_2017.csv"
     refuse("line 3, image x.png: unknown finding 'Spot'", lambda source: append(source / boxes, "x.png,Spot,1,2,3,4"))
     refuse("four numbers", lambda source: append(source / boxes, "x.png,Mass,1,2,3"))
+    refuse("line 3: image, finding", lambda source: append(source / boxes, "x.png"))
 
 
 def append(path, line):
