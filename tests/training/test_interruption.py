@@ -1,0 +1,164 @@
+"""How a run ends early: killed, told to stop, or out of space; and that it then goes on as if nothing had happened."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import kill_matrix
+import pytest
+import torch
+from safetensors import SafetensorError
+from support.training import TINY_JOINT, joint_arguments
+
+from mediffusion_diffusers.training import joint_trainer
+from mediffusion_diffusers.training.checkpoints import find_checkpoint, save_checkpoint
+from mediffusion_diffusers.training.interruption import StopRequest, TrainingStopped, explained_full_disk
+from mediffusion_diffusers.training.joint_trainer import train_joint
+
+
+def run(phantoms, output_dir, *arguments):
+    line = (*TINY_JOINT, "--dataset_dir", phantoms, "--checkpointing_steps", 100)
+    train_joint(joint_arguments(*line, "--output_dir", output_dir, *arguments))
+
+
+def test_killed_twice_a_run_ends_as_if_left_alone(phantoms, tmp_path):
+    """The small version of `make kill-matrix`; the runs that nobody kills are not processes of their own."""
+
+    def run_here(line, log):
+        torch.set_num_threads(1)
+        train_joint(joint_arguments(*line[2:]))
+
+    result = kill_matrix.kill_chain(tmp_path, phantoms, 2, 1, num_steps=16, seed=0, run_to_the_end=run_here)
+    assert result["num_kills"] == 2 and result["bit_identical"], result["runs"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_saves_at_the_next_step_boundary_and_the_run_goes_on(phantoms, tmp_path, number, monkeypatch, capsys):
+    run(phantoms, tmp_path / "whole", "--classifier_dropout", 0.3)
+    steps = []
+
+    def interrupt(*keys):
+        steps.append(keys)
+        if len(steps) == 4:  # in the middle of the fourth step
+            signal.raise_signal(number)
+        return seed_step(*keys)
+
+    seed_step = joint_trainer.seed_step
+    monkeypatch.setattr(joint_trainer, "seed_step", interrupt)
+    before = signal.getsignal(number)
+    with pytest.raises(TrainingStopped) as stop:
+        run(phantoms, tmp_path / "run", "--classifier_dropout", 0.3)
+    assert stop.value.code == 128 + number and signal.getsignal(number) is before
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-4"]
+    message = capsys.readouterr().out
+    assert f"Stopped by {number.name} after step 4, and saved checkpoint-4" in message
+    assert "--resume_from_checkpoint latest" in message
+
+    run(phantoms, tmp_path / "run", "--classifier_dropout", 0.3, "--resume_from_checkpoint", "latest")
+    assert kill_matrix.differences(tmp_path / "run", tmp_path / "whole", 6) == []
+
+
+def test_a_signal_at_the_last_step_lets_the_run_finish(phantoms, tmp_path, monkeypatch):
+    seed_step = joint_trainer.seed_step
+
+    def interrupt(*keys):
+        signal.raise_signal(signal.SIGTERM)
+        return seed_step(*keys)
+
+    monkeypatch.setattr(joint_trainer, "seed_step", interrupt)
+    run(phantoms, tmp_path / "run", "--max_train_steps", 1)
+    assert (tmp_path / "run" / "model_index.json").is_file()
+
+
+def test_a_repeated_signal_is_one_request_and_a_later_one_ends_the_process(monkeypatch):
+    stop = StopRequest()
+    with stop.listening():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal_number == signal.SIGINT
+        monkeypatch.setattr("mediffusion_diffusers.training.interruption._REPETITION_SECONDS", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    stop = StopRequest()
+    before = signal.getsignal(signal.SIGTERM)
+
+    def listen():
+        with stop.listening():
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    assert signal.getsignal(signal.SIGTERM) is before
+    thread.join()
+
+
+@pytest.fixture
+def no_room():
+    """Files cannot grow beyond 64 KiB, which fails in the operating system as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_failed_write_leaves_the_last_good_checkpoint_and_no_rest(tmp_path, no_room):
+    good = save_checkpoint(tmp_path, 3, {"unet": {"weight": torch.zeros(10)}}, {}, total_limit=1)
+    with pytest.raises((OSError, SafetensorError)):
+        save_checkpoint(tmp_path, 6, {"unet": {"weight": torch.zeros(100_000)}}, {}, total_limit=1)
+    assert list(tmp_path.iterdir()) == [good] and find_checkpoint(tmp_path, "latest") == (good, [])
+
+
+FULL_DISK = """
+mount -t tmpfs -o size={kib}k tmpfs {disk} || exit 77
+{python} {script} {line}
+code=$?
+cp -r {disk} {copy}
+exit $code
+"""
+
+
+def test_a_full_disk_stops_with_the_last_good_checkpoint(phantoms, tmp_path):
+    """On a real file system with room for little more than one checkpoint."""
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare is not installed")
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
+    disk.mkdir()
+    line = (*TINY_JOINT, "--dataset_dir", phantoms, "--output_dir", disk / "run", "--checkpointing_steps", 1)
+    run(phantoms, tmp_path / "measured", "--max_train_steps", 1)
+    num_bytes = sum(path.stat().st_size for path in (tmp_path / "measured" / "checkpoint-1").iterdir())
+    places = {"disk": disk, "copy": copy, "python": sys.executable, "script": kill_matrix.SCRIPT}
+    script = FULL_DISK.format(kib=num_bytes * 3 // 2 // 1024, line=" ".join(map(str, line)), **places)
+    result = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode == 77 or "unshare" in result.stderr[:200]:
+        pytest.skip("no file system may be mounted here")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    newest, passed_over = find_checkpoint(copy / "run", "latest")
+    assert newest is not None and passed_over == []
+    assert "The disk of `output_dir` is full" in result.stderr
+    assert f"the last good checkpoint is {disk / 'run' / newest.name}" in result.stderr
+    run(phantoms, copy / "run", "--resume_from_checkpoint", "latest")
+    assert (copy / "run" / "model_index.json").is_file()
+
+
+def test_other_errors_pass_unchanged(tmp_path):
+    with pytest.raises(OSError, match="other"), explained_full_disk(tmp_path):
+        raise OSError("other")
+    with pytest.raises(SafetensorError, match="other"), explained_full_disk(tmp_path):
+        raise SafetensorError("other")
+    with pytest.raises(OSError, match="there is no checkpoint yet"), explained_full_disk(tmp_path):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
