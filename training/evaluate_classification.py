@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from mediffusion_diffusers.atomic_files import write_json
@@ -20,9 +21,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed of these draws.")
     args = parser.parse_args()
 
-    result = study_classification(
-        args.pretrained_model_name_or_path, args.dataset_dir, args.split, args.num_resamples, args.seed
-    )
+    try:
+        result = study_classification(
+            args.pretrained_model_name_or_path, args.dataset_dir, args.split, args.num_resamples, args.seed
+        )
+    except (OSError, ValueError) as error:
+        sys.exit(f"evaluate_classification.py: {error}")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(args.output_dir / "classification.json", result)
 

@@ -55,7 +55,7 @@ def main() -> None:
         )
         directions = DIRECTIONS if args.direction == "both" else (args.direction,)
         study = runner.run(directions, args.num_images_per_label, args.only_with_boxes)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"evaluate_counterfactuals.py: {error}")
     report = write_study(study, args.output_dir)
     for direction, studied in study.directions.items():

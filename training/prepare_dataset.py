@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         args.run(args)
-    except ValueError as error:
+    except (ImportError, OSError, ValueError) as error:  # a missing extra, no network or disk, a wrong file
         sys.exit(f"Error: {error}")
 
 

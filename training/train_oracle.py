@@ -18,7 +18,7 @@ def main() -> None:
     """Parse the command line, train, and print the figures."""
     try:
         print(json.dumps(train_oracle(oracle_parser().parse_args()), indent=2))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"train_oracle.py: {error}")
 
 

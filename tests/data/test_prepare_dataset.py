@@ -87,3 +87,6 @@ def test_errors_without_traceback(main, tmp_path):
     main("medmnist", "--npz_file", tmp_path / "a.npz", "--output_dir", tmp_path / "set", "--overwrite")
     with pytest.raises(SystemExit, match="must be a prepared dataset"):
         main("split", "--dataset_dir", tmp_path, "--share", 10, "--output", tmp_path / "a.json")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"Error: .*Not a directory|Error: .*File exists"):
+        main("medmnist", "--npz_file", tmp_path / "a.npz", "--output_dir", tmp_path / "file/set")
