@@ -16,9 +16,8 @@ from ..data.phantom import PHANTOM_VERSION, true_counterfactual
 from ..data.schema import label_matrix, load_info, load_prepared
 from ..guidance import build_target, sampling_mode
 from ..image_processor import normalize
-from ..models.oracle_classifier import OracleClassifier, load_oracle
+from ..models.oracle_classifier import PATIENTS_FILE, OracleClassifier, load_oracle, patient_digest
 from ..pipelines import MediffusionClassifyPipeline, MediffusionCounterfactualPipeline
-from ..training.oracle import PATIENTS_FILE, patient_digest
 from .controls import plain_gradient_control, random_noise_control
 from .counterfactual_selection import (
     SELECTION_RULE,

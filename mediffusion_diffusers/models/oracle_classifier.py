@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 
+PATIENTS_FILE = "training_patients.json"  # digests of the patients that the oracle was trained on
 MIN_INPUT_SIZE = 64  # smaller images are enlarged to this: the stems of these networks reduce them fourfold at once
 
 
@@ -97,6 +99,11 @@ def load_oracle(path: str | os.PathLike[str], device: str | torch.device = "cpu"
     if missing:
         raise ValueError(f"The config in {str(path)!r} must state {missing}: write them into its config.json.")
     return OracleClassifier(model.to(device))
+
+
+def patient_digest(dataset_name: str, patient_id: str) -> str:
+    """A short digest that tells whether two data sets share a patient without naming anyone."""
+    return hashlib.sha256(f"{dataset_name}\x1f{patient_id}".encode()).hexdigest()[:12]
 
 
 def resize_for_oracle(images: torch.Tensor, resolution: int) -> torch.Tensor:

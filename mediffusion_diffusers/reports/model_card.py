@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.schema import DatasetInfo
 from ..data.splits import LabelledSplit
-from .privacy import is_local_path
+from ..privacy import is_local_path
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")

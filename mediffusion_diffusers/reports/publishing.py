@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import filter_repo_objects
 
 from ..atomic_files import write_text
-from .privacy import holds_token, is_local_path
+from ..privacy import holds_token, is_local_path
 
 
 # Patterns of `fnmatch`, whose `*` also crosses folders. What resumes a run, what names places on the training

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.schema import DatasetInfo
 from ..models import JointUNet2DModel
-from ..reports.privacy import without_tokens
+from ..privacy import without_tokens
 from .components import sampling_scheduler
 from .hub_checkpoints import with_retries
 from .metrics_log import read_metrics

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from diffusers.utils import logging
 
-from ..reports.privacy import without_tokens
+from ..privacy import without_tokens
 from .checkpoints import MANIFEST, incomplete_reason, list_checkpoints
 
 

@@ -9,10 +9,7 @@ should be trained on other patients.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from ..atomic_files import write_json
 from ..data.schema import DatasetInfo, label_matrix, load_info, load_prepared, parquet_files
 from ..data.transforms import ImageTransform
 from ..evaluation.classification import per_label_auroc, youden_threshold
-from ..models.oracle_classifier import OracleClassifier, resize_for_oracle
+from ..models.oracle_classifier import PATIENTS_FILE, OracleClassifier, patient_digest, resize_for_oracle
 from ..version import __version__
 from .image_rows import ImageRows, stream_batches
 from .learning_rate import lr_factor
@@ -45,7 +43,6 @@ TEST_NOISE_L1 = 0.03  # mean absolute change in units of the full intensity rang
 TEST_BLUR_SIGMA = 0.7
 
 METRICS_FILE = "oracle_metrics.json"
-PATIENTS_FILE = "training_patients.json"
 
 
 def oracle_parser() -> argparse.ArgumentParser:
@@ -152,8 +149,8 @@ def train_oracle(args: argparse.Namespace) -> dict[str, Any]:
         if info.is_multi_label:
             model.config.label_thresholds = _choose_thresholds(oracle, *validation)
     oracle.save_pretrained(output_dir)
-    _write_json(output_dir / PATIENTS_FILE, sorted({patient_digest(info.name, patient) for patient in patients}))
-    _write_json(output_dir / METRICS_FILE, metrics)
+    write_json(output_dir / PATIENTS_FILE, sorted({patient_digest(info.name, patient) for patient in patients}))
+    write_json(output_dir / METRICS_FILE, metrics)
     return metrics
 
 
@@ -235,11 +232,6 @@ def measure_oracle(
     return result
 
 
-def patient_digest(dataset_name: str, patient_id: str) -> str:
-    """A short digest that tells whether two data sets share a patient without naming anyone."""
-    return hashlib.sha256(f"{dataset_name}\x1f{patient_id}".encode()).hexdigest()[:12]
-
-
 def _load_split(folder: str, info: DatasetInfo, split: str) -> tuple[ImageRows, np.ndarray, list[str]]:
     """Pictures, labels and patients of a split; rows without any known label are left out of `indices`."""
     dataset = load_prepared(folder, split)
@@ -304,9 +296,3 @@ def _choose_thresholds(oracle: OracleClassifier, images: torch.Tensor, labels: n
     scores = oracle(images).numpy()
     thresholds = [youden_threshold(labels[:, k], scores[:, k]) for k in range(labels.shape[1])]
     return [0.5 if math.isnan(threshold) else threshold for threshold in thresholds]
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
