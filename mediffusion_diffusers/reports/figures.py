@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..training.metrics_log import read_metrics
+from ..metrics_log import read_metrics
 
 
 DPI = 130

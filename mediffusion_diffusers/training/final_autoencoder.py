@@ -7,7 +7,7 @@ import json
 from diffusers import AutoencoderKL
 
 from ..data.schema import DatasetInfo
-from .metrics_log import read_metrics
+from ..metrics_log import read_metrics
 from .run import CONFIG_FILE, METRICS_FILE, TrainingRun, publish_folder
 
 

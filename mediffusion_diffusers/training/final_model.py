@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data.schema import DatasetInfo
+from ..metrics_log import read_metrics
 from ..models import JointUNet2DModel
 from ..privacy import without_tokens
 from .components import sampling_scheduler
 from .hub_checkpoints import with_retries
-from .metrics_log import read_metrics
 from .run import CONFIG_FILE, METRICS_FILE, TrainingRun, publish_folder
 from .training_data import TrainingData
 from .validation import ValidationResult, label_thresholds

@@ -23,11 +23,11 @@ from ..atomic_files import write_json
 from ..data.schema import DatasetInfo, label_matrix, load_info, load_prepared, parquet_files
 from ..data.transforms import ImageTransform
 from ..evaluation.classification import per_label_auroc, youden_threshold
+from ..metrics_log import MetricsLog
 from ..models.oracle_classifier import PATIENTS_FILE, OracleClassifier, patient_digest, resize_for_oracle
 from ..version import __version__
 from .image_rows import ImageRows, stream_batches
 from .learning_rate import lr_factor
-from .metrics_log import MetricsLog
 from .objectives import classification_loss
 from .randomness import keyed_generator
 from .streams import IndexStream

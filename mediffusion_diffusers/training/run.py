@@ -22,12 +22,12 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from diffusers.utils import logging
 from tqdm.auto import tqdm
 
+from ..metrics_log import LossWindow, MetricsLog
 from ..version import __version__
 from .arguments import public_arguments
 from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from .hub_checkpoints import HubUploads, download_for_resuming, hub_source
 from .interruption import StopRequest, TrainingStopped
-from .metrics_log import LossWindow, MetricsLog
 
 
 logger = logging.get_logger(__name__)

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from support.training import TINY_JOINT, joint_arguments
 
+from mediffusion_diffusers.metrics_log import read_metrics
 from mediffusion_diffusers.training.checkpoints import find_checkpoint
 from mediffusion_diffusers.training.joint_trainer import train_joint
-from mediffusion_diffusers.training.metrics_log import read_metrics
 
 
 SCRIPT = Path(__file__).parents[2] / "training" / "train_joint.py"

@@ -18,10 +18,10 @@ from mediffusion_diffusers import (
 from mediffusion_diffusers.data.schema import load_info, load_prepared
 from mediffusion_diffusers.data.splits import draw_labelled_split
 from mediffusion_diffusers.guidance import GUIDANCE_MODES
+from mediffusion_diffusers.metrics_log import read_metrics
 from mediffusion_diffusers.training.components import build_noise_scheduler, sampling_scheduler
 from mediffusion_diffusers.training.joint_arguments import check_joint_arguments
 from mediffusion_diffusers.training.joint_trainer import train_joint
-from mediffusion_diffusers.training.metrics_log import read_metrics
 
 
 PSEUDO = (

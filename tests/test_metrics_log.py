@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mediffusion_diffusers.training.metrics_log import LossWindow, MetricsLog, read_metrics
+from mediffusion_diffusers.metrics_log import LossWindow, MetricsLog, read_metrics
 
 
 def test_records_after_the_resumed_step_are_dropped(tmp_path):
