@@ -8,7 +8,7 @@ import torch
 from support.components import LABELS, MULTI_LABEL, PROBLEM_TYPES, SINGLE_LABEL, tiny_scheduler, tiny_unet
 
 from mediffusion_diffusers.guidance import (
-    GUIDANCE_MODES,
+    OWN_GUIDANCE_MODES,
     GuidanceTarget,
     build_target,
     guide_model_output,
@@ -52,7 +52,7 @@ def finite_difference(function, latents, direction, step=1e-5):
 class TestGradient:
     @pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
     @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-    @pytest.mark.parametrize("mode", GUIDANCE_MODES)
+    @pytest.mark.parametrize("mode", OWN_GUIDANCE_MODES)
     def test_is_the_finite_difference(self, mode, prediction_type, problem_type):
         unet = tiny_unet(problem_type=problem_type).double().eval()
         latents, target = make_latents(), make_target(problem_type)
@@ -90,7 +90,7 @@ class TestGradient:
             assert abs((gradient * direction).sum() - expected) <= 1e-4 * abs(expected) + 1e-7
         assert gradient.abs().max() > 1e-5
 
-    @pytest.mark.parametrize("mode", GUIDANCE_MODES)
+    @pytest.mark.parametrize("mode", OWN_GUIDANCE_MODES)
     def test_is_a_sum_over_the_batch(self, mode):
         unet, latents, target = tiny_unet().double(), make_latents(), make_target(MULTI_LABEL)
         batch = guidance_gradient(unet, latents, target, mode)
@@ -109,7 +109,7 @@ class TestGradient:
         assert torch.equal(prediction.logits, output.logits)
         assert torch.equal(prediction.model_output, guide_model_output(output.sample.detach(), expected, ALPHA, 2.0))
 
-    @pytest.mark.parametrize("mode", GUIDANCE_MODES)
+    @pytest.mark.parametrize("mode", OWN_GUIDANCE_MODES)
     def test_scale_zero_is_unguided(self, mode):
         unet, latents = tiny_unet(), make_latents(dtype=torch.float32)
         with torch.no_grad():
@@ -117,7 +117,7 @@ class TestGradient:
         prediction = predict_guided(unet, latents, TIMESTEP, make_target(MULTI_LABEL), 0.0, ALPHA, mode=mode)
         assert torch.equal(prediction.model_output, expected)
 
-    @pytest.mark.parametrize("mode", GUIDANCE_MODES)
+    @pytest.mark.parametrize("mode", OWN_GUIDANCE_MODES)
     def test_works_under_inference_mode_and_leaves_nothing_behind(self, mode):
         unet, latents, target = tiny_unet(), make_latents(dtype=torch.float32), make_target(MULTI_LABEL)
         with sampling_mode(unet):

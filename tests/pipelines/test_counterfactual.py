@@ -15,7 +15,7 @@ from support.components import (
 )
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline, MultistepDDIMScheduler
-from mediffusion_diffusers.guidance import GUIDANCE_MODES
+from mediffusion_diffusers.guidance import OWN_GUIDANCE_MODES
 from mediffusion_diffusers.schedulers import time_grid
 
 
@@ -147,7 +147,7 @@ class TestNullEdit:
 class TestSteering:
     @pytest.mark.parametrize("direction", ["towards", "away"])
     @pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
-    @pytest.mark.parametrize("mode", GUIDANCE_MODES)
+    @pytest.mark.parametrize("mode", OWN_GUIDANCE_MODES)
     @pytest.mark.parametrize("scheduler, start", [("ddim", "inversion"), ("ddim", "noise"), ("ddpm", "noise")])
     def test_moves_the_probability(self, scheduler, start, mode, problem_type, direction):
         pipe = tiny_pipeline(MediffusionCounterfactualPipeline, scheduler=scheduler, problem_type=problem_type)
@@ -176,7 +176,7 @@ class TestSteering:
         alone = pipe(random_images(2), towards="Mass", **arguments)
         assert (output.probabilities_after[:, 1] < alone.probabilities_after[:, 1]).all()
 
-    @pytest.mark.parametrize("mode", GUIDANCE_MODES)
+    @pytest.mark.parametrize("mode", OWN_GUIDANCE_MODES)
     def test_batch_is_single(self, route, mode):
         pipe, arguments = route
         images = random_pil(3)

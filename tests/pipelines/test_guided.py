@@ -15,7 +15,7 @@ from support.components import (
 )
 
 from mediffusion_diffusers import MediffusionGuidedPipeline
-from mediffusion_diffusers.guidance import GUIDANCE_MODES
+from mediffusion_diffusers.guidance import OWN_GUIDANCE_MODES
 
 
 SCHEDULERS = ("ddim", "ddpm")
@@ -80,7 +80,7 @@ class TestScaleZero:
 class TestSteering:
     @pytest.mark.parametrize("direction", ["towards", "away"])
     @pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
-    @pytest.mark.parametrize("mode", GUIDANCE_MODES)
+    @pytest.mark.parametrize("mode", OWN_GUIDANCE_MODES)
     def test_moves_the_probability(self, mode, problem_type, direction):
         pipe = tiny_pipeline(MediffusionGuidedPipeline, problem_type=problem_type)
         output = pipe(
@@ -104,7 +104,7 @@ class TestSteering:
         second = pipe(away="Cardiomegaly", generator=generators(1), **arguments)
         torch.testing.assert_close(both.images, torch.cat([first.images, second.images]), atol=1e-5, rtol=0)
 
-    @pytest.mark.parametrize("mode", GUIDANCE_MODES)
+    @pytest.mark.parametrize("mode", OWN_GUIDANCE_MODES)
     @pytest.mark.parametrize("scheduler", SCHEDULERS)
     def test_batch_is_single(self, scheduler, mode):
         pipe = tiny_pipeline(MediffusionGuidedPipeline, scheduler=scheduler)

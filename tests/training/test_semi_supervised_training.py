@@ -17,7 +17,7 @@ from mediffusion_diffusers import (
 )
 from mediffusion_diffusers.data.schema import load_info, load_prepared
 from mediffusion_diffusers.data.splits import draw_labelled_split
-from mediffusion_diffusers.guidance import GUIDANCE_MODES
+from mediffusion_diffusers.guidance import OWN_GUIDANCE_MODES
 from mediffusion_diffusers.metrics_log import read_metrics
 from mediffusion_diffusers.training.components import build_noise_scheduler, sampling_scheduler
 from mediffusion_diffusers.training.joint_arguments import check_joint_arguments
@@ -106,7 +106,7 @@ def test_zero_terminal_snr_samples_from_pure_noise(phantoms, tmp_path):
     assert output.images.shape == (1, 16, 16, 1)
     guided = MediffusionGuidedPipeline(**pipe.components)
     guided.set_progress_bar_config(disable=True)
-    for mode in GUIDANCE_MODES:
+    for mode in OWN_GUIDANCE_MODES:
         options = {"num_inference_steps": 3, "num_images": 1, "guidance_mode": mode, "output_type": "latent"}
         latents = guided(towards="Mass", guidance_scale=2.0, **options).images
         assert torch.as_tensor(latents).isfinite().all()

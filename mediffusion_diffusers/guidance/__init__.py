@@ -1,0 +1,26 @@
+"""Classifier guidance (paper Sec. 3.4, Eq. 2 and 7), as functions of tensors and models."""
+
+from .external import ExternalClassifier
+from .formulas import guide_model_output, predict_epsilon, predict_original_sample
+from .freezing import sampling_mode
+from .prediction import GUIDANCE_MODES, OWN_GUIDANCE_MODES, GuidedPrediction, LatentClassifier, hold_at, predict_guided
+from .targets import GuidanceTarget, Labels, build_target, count_label_rows
+
+
+__all__ = [
+    "GUIDANCE_MODES",
+    "OWN_GUIDANCE_MODES",
+    "ExternalClassifier",
+    "GuidanceTarget",
+    "GuidedPrediction",
+    "Labels",
+    "LatentClassifier",
+    "build_target",
+    "count_label_rows",
+    "guide_model_output",
+    "hold_at",
+    "predict_epsilon",
+    "predict_guided",
+    "predict_original_sample",
+    "sampling_mode",
+]
