@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from mediffusion_diffusers.reports import figures
+from mediffusion_diffusers.reports import drawing, figures
 
 
 @pytest.fixture
@@ -67,8 +67,8 @@ def test_brighter_is_red_and_darker_is_blue():
 
 
 def test_one_weak_difference_does_not_look_strong():
-    assert figures.difference_limit([np.full((4, 4), 0.001)]) == figures.MIN_DIFFERENCE_SCALE
-    assert figures.difference_limit([np.zeros((4, 4)), np.full((4, 4), -0.4)]) == pytest.approx(0.4)
+    assert drawing.difference_limit([np.full((4, 4), 0.001)]) == drawing.MIN_DIFFERENCE_SCALE
+    assert drawing.difference_limit([np.zeros((4, 4)), np.full((4, 4), -0.4)]) == pytest.approx(0.4)
 
 
 def test_image_grid(rng):
