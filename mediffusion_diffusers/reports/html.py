@@ -1,4 +1,4 @@
-"""A self-contained HTML report: one file, pictures inside, no script and nothing loaded from elsewhere."""
+"""A self-contained HTML report: one file, pictures inside, nothing loaded from elsewhere, no script of its own."""
 
 from __future__ import annotations
 
@@ -93,6 +93,9 @@ class HtmlReport:
         True
     """
 
+    style = _CSS
+    script = ""  # a kind of report that moves brings its own, inside the page
+
     def __init__(self, title: str, subtitle: str = ""):
         self.title = title
         self.subtitle = subtitle
@@ -135,12 +138,9 @@ class HtmlReport:
             caption: what one sees.
             alt: text in place of the picture; by default the caption.
         """
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG", optimize=True)
-        data = base64.b64encode(buffer.getvalue()).decode()
         self._parts.append(
             f'<figure><img alt="{escape(alt or caption)}" width="{image.width}" height="{image.height}" '
-            f'style="width:{image.width * 0.72:.0f}px" src="data:image/png;base64,{data}">'
+            f'style="width:{image.width * 0.72:.0f}px" src="{data_url(image)}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
         return self
@@ -193,15 +193,16 @@ class HtmlReport:
         """The page as text."""
         subtitle = f'<p class="subtitle">{escape(self.subtitle)}</p>' if self.subtitle else ""
         notice = f'<p class="notice" role="note">{escape(DISCLAIMER)}</p>'
+        script = f"<script>{self.script}</script>\n" if self.script else ""
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             '<meta name="color-scheme" content="light dark">\n'
-            f"<title>{escape(self.title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
+            f"<title>{escape(self.title)}</title>\n<style>{self.style}</style>\n</head>\n<body>\n<main>\n"
             f"<h1>{escape(self.title)}</h1>\n{subtitle}\n{notice}\n"
             + "\n".join(self._parts)
             + "\n<footer>Made with mediffusion-diffusers. Research use only, not for clinical use.</footer>\n"
-            "</main>\n</body>\n</html>\n"
+            f"</main>\n{script}</body>\n</html>\n"
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -210,6 +211,13 @@ class HtmlReport:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, self.render())
         return path
+
+
+def data_url(image: Image.Image) -> str:
+    """A picture as an address that holds it, in PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def format_value(value: Any) -> str:
