@@ -18,7 +18,7 @@ from ..guidance import build_target, sampling_mode
 from ..image_processor import normalize
 from ..models.oracle_classifier import PATIENTS_FILE, OracleClassifier, load_oracle, patient_digest
 from ..pipelines import MediffusionClassifyPipeline, MediffusionCounterfactualPipeline
-from .controls import plain_gradient_control, random_noise_control
+from ..controls import plain_gradient_control, random_noise_control
 from .counterfactual_selection import (
     SELECTION_RULE,
     Selection,
@@ -238,6 +238,7 @@ class CounterfactualStudyRunner:
                 **self.settings,
                 generator=[torch.Generator().manual_seed(self.seed * 1_000_003 + int(row)) for row in rows],
                 output_type="pt",
+                controls=False,  # the study makes its own, with more steps and on the pixels
             )
             for name in images:
                 images[name].append(getattr(output, name).float().cpu().numpy())

@@ -3,7 +3,7 @@
 x is an original, x' its counterfactual, k the target label. The *null edit* x0 has the same start and steps without
 guidance: what differs between x0 and x is due to the autoencoder and the noise, what differs between x' and x0 to the
 explanation. A flip of the explained classifier proves nothing by itself, since invisible adversarial changes flip it
-too: read the scores of an outside classifier (the *oracle*), beside the controls of `evaluation.controls`.
+too: read the scores of an outside classifier (the *oracle*), beside the controls of `controls`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ..controls import high_frequency_share
 from .bootstrap import bootstrap_mean
 from .classification import nan_to_none
 
 
-HIGH_FREQUENCY = 0.25  # cycles per pixel, half of what the grid can hold
 _EPSILON = 1e-6  # keeps logits of probabilities finite
 
 
@@ -158,26 +158,6 @@ def flips(scores: Scores, targets: np.ndarray, direction: str) -> np.ndarray:
 def mean_absolute_change(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """L1: mean absolute change per pixel and channel, per image, in units of the full intensity range."""
     return np.abs(images - references).reshape(len(images), -1).mean(1)
-
-
-def high_frequency_share(difference: np.ndarray) -> np.ndarray:
-    """Share of a change's energy above `HIGH_FREQUENCY`, its mean left out; NaN for no change.
-
-    Anatomical edits are smooth; of white noise, 0.80 lies above (the share of the frequency plane).
-
-    Args:
-        difference: shape `(num, channels, height, width)`.
-
-    Returns:
-        Shape `(num,)`, in [0, 1].
-    """
-    height, width = difference.shape[-2:]
-    energy = (np.abs(np.fft.fft2(difference)) ** 2).sum(1)
-    energy[:, 0, 0] = 0
-    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
-    total = energy.sum((1, 2))
-    with np.errstate(invalid="ignore"):
-        return np.where(total > 1e-12, energy[:, radius > HIGH_FREQUENCY].sum(1) / total, np.nan)
 
 
 def summarize(counterfactuals: Counterfactuals) -> dict[str, Any]:

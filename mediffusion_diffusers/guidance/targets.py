@@ -102,6 +102,7 @@ def build_target(
     batch_size: int,
     label_names: Sequence[str],
     problem_type: str,
+    hold: float = 0.0,
 ) -> GuidanceTarget:
     """Turn label names or indices into a target.
 
@@ -114,6 +115,7 @@ def build_target(
         batch_size: number of images.
         label_names: the model's labels in order.
         problem_type: as in the model's config.
+        hold: weight of the penalty on changes of the other labels' logits, at least 0.
 
     Returns:
         The target, on the CPU.
@@ -143,7 +145,7 @@ def build_target(
             "This model knows one class per image, so `towards` must name one class for each image, but it names "
             "several."
         )
-    return GuidanceTarget(direction, problem_type)
+    return GuidanceTarget(direction, problem_type, hold)
 
 
 def count_label_rows(labels: Labels | Sequence[Labels] | None) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,21 @@ class MediffusionGuidedPipelineOutput(BaseOutput):
 
 
 @dataclass
+class ControlEdit:
+    """A change of the size (L1) of a counterfactual, to compare it with; see `mediffusion_diffusers.controls`.
+
+    Args:
+        images: the changed images.
+        probabilities: the model's probabilities for them, shape `(batch, num_labels)`.
+        high_frequency_share: share of the change's energy above half of the highest frequency, shape `(batch,)`.
+    """
+
+    images: Images
+    probabilities: Scores
+    high_frequency_share: Scores
+
+
+@dataclass
 class MediffusionCounterfactualPipelineOutput(BaseOutput):
     """Output of [`MediffusionCounterfactualPipeline`].
 
@@ -76,7 +92,27 @@ class MediffusionCounterfactualPipelineOutput(BaseOutput):
         timesteps: timesteps of the guided evaluations, noisiest first.
         image_size: height and width of the results; images of other sizes were resized.
         settings: the values used, after the checkpoint's defaults: `strength`, `guidance_scale`,
-            `num_inference_steps`, `num_inversion_steps`, `start`, `guidance_mode`, `solver_order`, `eta`.
+            `num_inference_steps`, `num_inversion_steps`, `start`, `guidance_mode`, `follow_inversion`,
+            `solver_order`, `eta`, `hold`, and `target_probability` of a search.
+        guidance_scales: the scale of each counterfactual, as given or found.
+        strengths: likewise.
+        reached: of a search: whether the counterfactual, as returned, reaches the target probability; bool.
+        plain_gradient_images: each image changed as much (L1) as its counterfactual by the model's plain gradient;
+            None, like all of the controls, for `controls=False` and `output_type="latent"`.
+        plain_gradient_probabilities: the model's probabilities for them.
+        random_noise_images: each image changed as much by white noise.
+        random_noise_probabilities: the model's probabilities for them.
+        l1: mean absolute change of each counterfactual, in units of the full intensity range.
+        high_frequency_shares: share of the change's energy above half of the highest frequency, of the
+            counterfactual, the plain gradient and the noise (0.80), shape `(batch, 3)`.
+        region: where the image was allowed to change, on the latents' grid; None for everywhere.
+        external_probabilities_before: the external classifier's probabilities for the originals.
+        external_probabilities_after: for the counterfactuals.
+        external_probabilities_null: for the null edits.
+        external_label_names: names of their columns.
+
+    Several counterfactuals of one image repeat its original and its scores, so that all fields have one entry per
+    counterfactual.
     """
 
     images: Images
@@ -90,4 +126,33 @@ class MediffusionCounterfactualPipelineOutput(BaseOutput):
     label_names: list[str]
     timesteps: list[int]
     image_size: tuple[int, int]
-    settings: dict[str, float | int | str]
+    settings: dict[str, Any]
+    guidance_scales: Scores | None = None
+    strengths: Scores | None = None
+    reached: np.ndarray | None = None
+    plain_gradient_images: Images | None = None
+    plain_gradient_probabilities: Scores | None = None
+    random_noise_images: Images | None = None
+    random_noise_probabilities: Scores | None = None
+    l1: Scores | None = None
+    high_frequency_shares: Scores | None = None
+    region: np.ndarray | None = None
+    external_probabilities_before: Scores | None = None
+    external_probabilities_after: Scores | None = None
+    external_probabilities_null: Scores | None = None
+    external_label_names: list[str] | None = None
+
+    @property
+    def controls(self) -> dict[str, ControlEdit] | None:
+        """The counterfactual, the plain gradient and the noise, by name, side by side; None without controls."""
+        if self.plain_gradient_images is None:
+            return None
+        changes = {
+            "counterfactual": (self.images, self.probabilities_after),
+            "plain_gradient": (self.plain_gradient_images, self.plain_gradient_probabilities),
+            "random_noise": (self.random_noise_images, self.random_noise_probabilities),
+        }
+        return {
+            name: ControlEdit(*change, self.high_frequency_shares[:, column])  # type: ignore
+            for column, (name, change) in enumerate(changes.items())
+        }

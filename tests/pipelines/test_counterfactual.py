@@ -244,8 +244,10 @@ class TestOutput:
             "num_inversion_steps": 10,
             "start": "inversion",
             "guidance_mode": "zt",
+            "follow_inversion": False,
             "solver_order": 2,
             "eta": 0.0,
+            "hold": 0.0,
         }
 
     def test_eta_means_first_order(self, pipe):
@@ -303,7 +305,8 @@ class TestMistakes:
             ({"strength": "0.3"}, "`strength` must be a number, but got '0.3'"),
             ({"guidance_scale": -1.0}, "`guidance_scale` must be at least 0"),
             ({"guidance_scale": float("inf")}, "and finite, but got inf"),
-            ({"guidance_scale": [1, 2]}, r"`guidance_scale` must be a number, but got \[1, 2\]"),
+            ({"guidance_scale": [1, "2"]}, "`guidance_scale` must be a number, but got '2'"),
+            ({"image": random_pil(2), "guidance_scale": [1, 2, 3]}, "one scale per counterfactual.* but it holds 3"),
             ({"num_inference_steps": 2.5}, "`num_inference_steps` must be a whole number, but got 2.5"),
             ({"generator": 1}, r"must be a torch.Generator .* but got 1\. For a seed"),
             ({"start": "middle"}, "`start` must be one of"),
@@ -323,7 +326,8 @@ class TestMistakes:
             ({"away": "Hernia"}, "unknown label 'Hernia'.*Known labels: Cardiomegaly"),
             ({"towards": "Mass"}, "'Mass' is named in both"),
             ({"away": None}, "at least one label"),
-            ({"away": [["Mass"], ["Mass"]]}, "each of the 1 images"),
+            ({"image": random_pil(2), "away": [["Mass"]] * 3}, "each of the 2 images"),
+            ({"away": [["Mass"]] * 2, "towards": [["Effusion"]] * 3}, "but it holds 2 items"),
             ({"image": []}, "the list is empty"),
             ({"image": np.zeros((4, 4, 2), dtype=np.float32)}, r"1 \(grey\) or 3 \(RGB\) channels"),
             ({"image": np.full((16, 16), np.nan, dtype=np.float32)}, "NaN or infinite"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mediffusion_diffusers.evaluation.controls import change_by, plain_gradient_control, random_noise_control
+from mediffusion_diffusers.controls import change_by, plain_gradient_control, random_noise_control
 
 
 @pytest.fixture

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 
+HIGH_FREQUENCY = 0.25  # cycles per pixel, half of what the grid can hold
 _BISECTIONS = 40
 _MAX_STRETCH = 64  # how much further than without clamping `change_by` goes to make up for it
 
@@ -62,6 +64,33 @@ def plain_gradient_control(
     return change_by(originals, images - originals, l1)
 
 
+def ascend_log_probability(
+    latents: torch.Tensor,
+    size: torch.Tensor,
+    log_probability: Callable[[torch.Tensor], torch.Tensor],
+    num_steps: int = 5,
+) -> torch.Tensor:
+    """The plain gradient in latent space: ascent towards a target with steps of equal length, without any diffusion.
+
+    Args:
+        latents: shape `(num, channels, height, width)`.
+        size: length (2-norm) of the whole change if all steps go the same way, per image, shape `(num,)`.
+        log_probability: log-probability of what is wanted of each image, shape `(num,)`, from latents; differentiable.
+        num_steps: gradient evaluations.
+
+    Returns:
+        Changed latents, same shape. Where the gradient vanishes the image stays as it is.
+    """
+    changed = latents.clone()
+    for _ in range(num_steps):
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = changed.detach().clone().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(log_probability(leaf).sum(), leaf)
+        length = gradient.flatten(1).norm(dim=1).clamp_min(1e-20)
+        changed = changed + (size.to(length) / num_steps / length).view(-1, 1, 1, 1) * gradient
+    return changed
+
+
 def change_by(originals: torch.Tensor, direction: torch.Tensor, l1: torch.Tensor) -> torch.Tensor:
     """Go along `direction` until the clamped change has the wanted size.
 
@@ -83,6 +112,26 @@ def change_by(originals: torch.Tensor, direction: torch.Tensor, l1: torch.Tensor
         is_small = reached < l1.to(size)
         low, high = torch.where(is_small, middle, low), torch.where(is_small, high, middle)
     return _changed(originals, unit, (low + high) / 2)
+
+
+def high_frequency_share(difference: np.ndarray) -> np.ndarray:
+    """Share of a change's energy above `HIGH_FREQUENCY`, its mean left out; NaN for no change.
+
+    Anatomical edits are smooth; of white noise, 0.80 lies above (the share of the frequency plane).
+
+    Args:
+        difference: shape `(num, channels, height, width)`.
+
+    Returns:
+        Shape `(num,)`, in [0, 1].
+    """
+    height, width = difference.shape[-2:]
+    energy = (np.abs(np.fft.fft2(difference)) ** 2).sum(1)
+    energy[:, 0, 0] = 0
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
+    total = energy.sum((1, 2))
+    with np.errstate(invalid="ignore"):
+        return np.where(total > 1e-12, energy[:, radius > HIGH_FREQUENCY].sum(1) / total, np.nan)
 
 
 def _changed(originals: torch.Tensor, unit: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

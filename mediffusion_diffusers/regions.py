@@ -1,0 +1,96 @@
+"""Where an edit may happen: a user's mask or box, or where the model's own edit changed most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+
+def prepare_region(region: Any, num_rows: int, image_size: tuple[int, int], latent_size: tuple[int, int]) -> Any:
+    """Bring a region to the latents' grid; a latent position is inside if any of its pixels is.
+
+    Args:
+        region: a PIL image, array or tensor of shape `(height, width)`, `(1, height, width)` or
+            `(rows, [1,] height, width)`, above 0 where the edit may happen (values in between blend); or boxes, a list
+            of `{"x", "y", "width", "height"}` in relative units; or a list of any of these, one per row.
+        num_rows: number of counterfactuals.
+        image_size: height and width of the model's images; other masks are resized.
+        latent_size: height and width of the latents.
+
+    Returns:
+        Shape `(num_rows or 1, 1, *latent_size)` in [0, 1].
+
+    Raises:
+        ValueError: for shapes, values or boxes that cannot be used.
+    """
+    if isinstance(region, (list, tuple)) and not (region and isinstance(region[0], Mapping)):
+        if len(region) != num_rows:
+            raise ValueError(f"`mask` as a list must hold one mask per counterfactual, {num_rows}, not {len(region)}.")
+        return torch.cat([prepare_region(item, 1, image_size, latent_size) for item in region])
+    if isinstance(region, (list, tuple)):
+        mask = boxes_to_mask(region, *image_size)
+    elif isinstance(region, Image.Image):
+        mask = torch.from_numpy(np.asarray(region.convert("L"), dtype=np.float32) / 255)
+    else:
+        mask = torch.as_tensor(region)
+        mask = mask.float() / 255 if mask.dtype == torch.uint8 and mask.max() > 1 else mask.float()
+    mask = mask.reshape(1, 1, *mask.shape) if mask.ndim == 2 else mask
+    mask = mask[:, None] if mask.ndim == 3 else mask
+    if mask.ndim != 4 or mask.shape[1] != 1 or len(mask) not in (1, num_rows):
+        raise ValueError(
+            f"`mask` must have shape (height, width) or ({num_rows}, 1, height, width), but got {tuple(mask.shape)}."
+        )
+    if not torch.isfinite(mask).all() or mask.min() < 0 or mask.max() > 1:
+        raise ValueError("`mask` must lie in [0, 1]: 0 where the image must stay, 1 where it may change.")
+    if mask.shape[-2:] not in (image_size, latent_size):
+        mask = F.interpolate(mask, image_size, mode="bilinear", align_corners=False)
+    return F.adaptive_max_pool2d(mask, latent_size)
+
+
+def boxes_to_mask(boxes: Sequence[Mapping[str, float]], height: int, width: int) -> torch.Tensor:
+    """1 inside any of the boxes, 0 elsewhere; shape `(height, width)`.
+
+    Args:
+        boxes: `x`, `y` of the upper left corner, `width` and `height`, in relative units in [0, 1].
+        height: of the mask in pixels.
+        width: of the mask in pixels.
+
+    Raises:
+        ValueError: for a box that lacks a side or covers nothing.
+    """
+    mask = torch.zeros(height, width)
+    for box in boxes:
+        try:
+            left, top = float(box["x"]) * width, float(box["y"]) * height
+            right, bottom = left + float(box["width"]) * width, top + float(box["height"]) * height
+        except KeyError as error:
+            raise ValueError(
+                f"A box needs x, y, width and height in relative units, but {dict(box)} lacks {error}."
+            ) from None
+        rows = slice(max(int(np.floor(top)), 0), int(np.ceil(bottom)))
+        columns = slice(max(int(np.floor(left)), 0), int(np.ceil(right)))
+        if not mask[rows, columns].numel():
+            raise ValueError(f"The box {dict(box)} covers no pixel; x, y, width and height are relative, in [0, 1].")
+        mask[rows, columns] = 1
+    return mask
+
+
+def region_of_change(deviation: torch.Tensor, share: float = 0.25) -> torch.Tensor:
+    """Where an edit changed the latents most.
+
+    Args:
+        deviation: counterfactual minus null edit, shape `(rows, channels, height, width)`.
+        share: area of the region, as a share of the image, in (0, 1].
+
+    Returns:
+        1 inside, 0 outside, shape `(rows, 1, height, width)`: the positions above the quantile of the change,
+        averaged over 3 x 3 positions.
+    """
+    size = F.avg_pool2d(deviation.float().abs().mean(1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
+    threshold = torch.quantile(size.flatten(1), 1 - share, dim=1).view(-1, 1, 1, 1)
+    return ((size >= threshold) & (size > 0)).to(deviation)
