@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from mediffusion_diffusers.atomic_files import write_json, write_text
+from mediffusion_diffusers.atomic_files import write_bytes, write_json, write_text
 
 
 def test_text_is_written_as_given(tmp_path):
@@ -14,6 +14,11 @@ def test_text_is_written_as_given(tmp_path):
     write_text(path, "new")
     assert path.read_text() == "new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_bytes_are_written_as_given(tmp_path):
+    write_bytes(tmp_path / "a.bin", bytes(range(256)))
+    assert (tmp_path / "a.bin").read_bytes() == bytes(range(256))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")

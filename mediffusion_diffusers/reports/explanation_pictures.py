@@ -35,6 +35,7 @@ from .explained_image import ExplainedImage, GuidanceSweep, ScoredImage
 
 _SWEEP_SIDE, _SWEEP_COLUMN = 160, 110  # pixels: a sweep has many pictures
 _BAR_WIDTH = 200  # pixels, with what its ticks need
+_KEY_HEIGHT = 150  # pixels: the words and the colour bar below the original
 _SPREAD_COLOURS, _AGREEMENT_COLOURS = "Purples", "YlOrBr"
 
 
@@ -56,7 +57,7 @@ def explanation_panel(explained: ExplainedImage) -> Image.Image:
     num_scores = max(len(_score_lines(image)) for image in (explained.original, *dict(changed).values()))
     top = heading_height(explained.heading, explained.name) + 30
     below = top + height + 8 + LINE * num_scores + GAP
-    canvas_height = below + height + 8 + 2 * LINE + GAP + notice_height(canvas_width)
+    canvas_height = below + max(height + 8 + 2 * LINE, _KEY_HEIGHT) + GAP + notice_height(canvas_width)
     limit, shown = explained.limit(), None
     with new_canvas(canvas_width, canvas_height) as canvas:
         canvas.heading(explained.heading, explained.name)
@@ -169,7 +170,7 @@ def severity_sweep(sweep: GuidanceSweep, label: str, original: np.ndarray | None
             for index, difference in enumerate(differences):
                 axes = canvas.axes(MARGIN + column * index, below, width, height)
                 shown = show_difference(axes, difference, limit)
-            bar = canvas.axes(canvas_width - MARGIN - 78, below + 12, 12, height - 24)
+            bar = canvas.axes(canvas_width - MARGIN - 72, below + 12, 12, height - 24)
             difference_bar(canvas.figure, shown, bar)
         canvas.notice()
         return canvas.to_image()
