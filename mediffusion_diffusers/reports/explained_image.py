@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..evaluation.counterfactuals import high_frequency_share
+from ..controls import high_frequency_share
 from .drawing import difference_limit, grey
 
 
@@ -104,7 +104,7 @@ class ExplainedImage:
         original: x.
         counterfactual: x'.
         null_edit: x0, from the same start and steps without guidance.
-        plain_gradient: the model's gradient followed on the pixels, without diffusion, at the counterfactual's L1.
+        plain_gradient: the model's gradient followed without any diffusion, at the counterfactual's L1.
         random_noise: white noise, at the counterfactual's L1.
         name: what to call the image; it is printed, so it must not identify a person.
         boxes: `{"x", "y", "width", "height"}` of the finding, in relative units, if known.
