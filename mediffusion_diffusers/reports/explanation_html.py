@@ -35,9 +35,7 @@ HOW_TO_READ = (
     "a share of the intensity range). High frequency is the share of a change's energy above half of the highest "
     "frequency: anatomical changes are smooth, white noise has 0.80."
 )
-NO_NULL_EDIT = (
-    "No null edit was computed for this image: what is due to the method alone cannot be told from the explanation."
-)
+NOT_COMPUTED = "Not computed for this image: {}. Without them, what is due to the method or to any change of this size is unknown."
 _SMOOTH_FROM = 192  # pixels of height from which a browser may smooth a picture that it enlarges
 _GRADIENT_STOPS = 9
 _FADE_STEP = 0.05  # of the way, per press of an arrow key
@@ -97,8 +95,14 @@ class ExplanationReport(HtmlReport):
         """Add a section: sliders, the panel with the controls, and its numbers as a table."""
         self.add_section(explained.heading, explained.name)
         self.add_sliders(explained)
-        if explained.null_edit is None:
-            self.add_text(NO_NULL_EDIT)
+        controls = {
+            "null edit": explained.null_edit,
+            "plain gradient": explained.plain_gradient,
+            "random noise": explained.random_noise,
+        }
+        missing = [name for name, control in controls.items() if control is None]
+        if missing:
+            self.add_text(NOT_COMPUTED.format(", ".join(missing)))
         caption = "Above, the pictures with the model's probability of the finding, before → after; below, their "
         self.add_figure(
             explanation_panel(explained), caption + "differences to the original on one scale.", explained.heading
