@@ -1,0 +1,149 @@
+"""The rows of an input shard, one after the other, and the pictures in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from ..data.pictures import open_picture
+from ..data.schema import UNKNOWN_LABEL
+from ..image_processor import pil_to_float_array, resize
+from .input_shards import InputShard, UnreadableShardError, reading
+
+
+READ_ROWS = 32  # rows read from a file at once
+
+
+@dataclass(frozen=True)
+class InputColumns:
+    """Which columns are read.
+
+    Args:
+        image: an image column of `datasets` (bytes and path), or one of encoded pictures as bytes.
+        image_id: the row's name; a column that is not there leaves it null.
+        with_labels: read `labels` or `label` too, which a prepared dataset has.
+    """
+
+    image: str = "image"
+    image_id: str = "image_id"
+    with_labels: bool = False
+
+    def in_shard(self, shard: InputShard) -> list[str]:
+        """Names of the columns to read from a shard.
+
+        Raises:
+            ValueError: if a needed one is missing.
+        """
+        if self.image not in shard.columns:
+            raise ValueError(
+                f"`image_column` {self.image!r} is not in {shard.name}, whose columns are {list(shard.columns)}."
+            )
+        names = [self.image, *([self.image_id] if self.image_id in shard.columns else [])]
+        if self.with_labels:
+            found = [name for name in ("labels", "label") if name in shard.columns]
+            if not found:
+                raise ValueError(f"`rows='labelled'` needs a column `labels` or `label`, but {shard.name} has none.")
+            names.append(found[0])
+        return names
+
+    def to_dict(self) -> dict[str, str]:
+        """The names that decide what is explained."""
+        return {f"{name}_column": value for name, value in asdict(self).items() if isinstance(value, str)}
+
+
+@dataclass(frozen=True)
+class InputRow:
+    """One row.
+
+    Args:
+        number: its place in the shard, from 0.
+        image_id: its name, or `None`.
+        picture: the encoded picture, or `None`.
+        labels: a number per label, a class index, or `None` for unknown.
+    """
+
+    number: int
+    image_id: str | None
+    picture: bytes | None
+    labels: list[float | None] | int | None = None
+
+    def present_labels(self, num_labels: int) -> list[float]:
+        """1 present, 0 absent or NaN unknown for each label."""
+        if isinstance(self.labels, list):
+            return [float("nan") if value is None else float(value) for value in self.labels]
+        if self.labels in (None, UNKNOWN_LABEL):
+            return [float("nan")] * num_labels
+        return [float(index == self.labels) for index in range(num_labels)]
+
+
+def read_rows(shard: InputShard, columns: InputColumns, first: int = 0) -> Iterator[InputRow]:
+    """The rows of a shard from row `first` on; whole row groups before it are not read.
+
+    Raises:
+        UnreadableShardError: at the first row that cannot be read.
+        ValueError: if columns are missing.
+    """
+    names = columns.in_shard(shard)
+    with shard.open() as file:
+        parquet = reading(shard.name, lambda: pq.ParquetFile(file))
+        number = 0
+        groups: list[int] = []
+        for group in range(parquet.num_row_groups):
+            num_rows = parquet.metadata.row_group(group).num_rows
+            if not groups and number + num_rows <= first:
+                number += num_rows
+            else:
+                groups.append(group)
+        batches = parquet.iter_batches(batch_size=READ_ROWS, row_groups=groups, columns=names)
+        while (batch := reading(shard.name, lambda: next(batches, None))) is not None:
+            for values in batch.to_pylist():
+                if number >= first:
+                    yield _row(number, values, columns)
+                number += 1
+    if number < shard.num_rows:
+        raise UnreadableShardError(
+            f"Cannot read shard {shard.name}: {number} of its {shard.num_rows} rows were found."
+        )
+
+
+def read_picture(row: InputRow, channels: int, height: int, width: int) -> torch.Tensor:
+    """Decode the row's picture and resize it to the model's size, as the pipeline itself would.
+
+    Args:
+        row: the row.
+        channels: 1 (grey) or 3 (RGB).
+        height: of the model's images.
+        width: likewise.
+
+    Returns:
+        Shape `(channels, height, width)`, float32 in [0, 1].
+
+    Raises:
+        ValueError: saying why the row has no usable picture, in words that are the same every time.
+    """
+    if row.picture is None:
+        raise ValueError("The row holds no encoded image.")
+    try:
+        array = pil_to_float_array(open_picture(row.picture, "the image"), channels)
+    except ValueError as error:
+        raise ValueError(re.sub(r" ?<_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error))) from error
+    tensor = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None]
+    return resize(tensor, height, width)[0]
+
+
+def _row(number: int, values: dict[str, Any], columns: InputColumns) -> InputRow:
+    picture = values[columns.image]
+    picture = picture.get("bytes") if isinstance(picture, dict) else picture
+    image_id = values.get(columns.image_id)
+    return InputRow(
+        number,
+        None if image_id is None else str(image_id),
+        bytes(picture) if isinstance(picture, (bytes, bytearray)) else None,
+        values.get("labels", values.get("label")),
+    )

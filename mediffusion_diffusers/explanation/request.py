@@ -1,0 +1,129 @@
+"""What is asked of every image: the labels to change, the pipeline's settings, and which rows are meant."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..guidance import build_target
+from ..version import __version__
+
+
+ROW_RULES = ("all", "labelled", "predicted")
+# Arguments of the pipeline that are passed on where they are given; the checkpoint's own hold elsewhere.
+PIPELINE_ARGUMENTS = (
+    *("strength", "guidance_scale", "num_inference_steps", "start", "guidance_mode", "target_probability"),
+    "controls",
+)
+
+
+@dataclass(frozen=True)
+class ExplanationRequest:
+    """One question to all images of a dataset.
+
+    Args:
+        away: labels to remove, by name.
+        towards: labels to add.
+        strength: as for the pipeline; `None`, here and below, leaves it to the checkpoint.
+        guidance_scale: likewise.
+        num_inference_steps: likewise.
+        start: likewise.
+        guidance_mode: likewise.
+        target_probability: likewise: search for the scale that reaches it.
+        controls: also make the pipeline's control images.
+        rows: `"all"`; `"labelled"`: rows whose labels say that something of `away` is present or something of
+            `towards` absent; `"predicted"`: likewise by the model's own decision.
+        seed: of the noise, where some is used; each row has a generator of its own.
+
+    Raises:
+        ValueError: for no label, or an unknown rule.
+    """
+
+    away: tuple[str, ...] = ()
+    towards: tuple[str, ...] = ()
+    strength: float | None = None
+    guidance_scale: float | None = None
+    num_inference_steps: int | None = None
+    start: str | None = None
+    guidance_mode: str | None = None
+    target_probability: float | None = None
+    controls: bool | None = None
+    rows: str = "all"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.away and not self.towards:
+            raise ValueError("Name at least one label in `away` (to remove) or `towards` (to add).")
+        if self.rows not in ROW_RULES:
+            raise ValueError(f"`rows` must be one of {ROW_RULES}, but got {self.rows!r}.")
+
+    def pipeline_arguments(self) -> dict[str, Any]:
+        """The pipeline's keyword arguments but the images and generators."""
+        given = {name: getattr(self, name) for name in PIPELINE_ARGUMENTS if getattr(self, name) is not None}
+        labels = {"away": list(self.away), "towards": list(self.towards)}
+        return {**given, **{name: names for name, names in labels.items() if names}}
+
+    def check_labels(self, pipe: Any) -> None:
+        """Refuse labels that the model does not know.
+
+        Raises:
+            ValueError: as [`~mediffusion_diffusers.guidance.build_target`].
+        """
+        build_target(self.towards or None, self.away or None, 1, pipe.label_names, pipe.unet.config.problem_type)
+
+    def asks_about(self, present: Sequence[float], label_names: Sequence[str]) -> bool:
+        """Whether there is something to change in an image.
+
+        Args:
+            present: one value per label: 1 present, 0 absent, NaN unknown.
+            label_names: their names.
+        """
+        by_name = dict(zip(label_names, present, strict=True))
+        return any(by_name[name] == 1 for name in self.away) or any(by_name[name] == 0 for name in self.towards)
+
+    def generator(self, shard: str, row: int) -> torch.Generator:
+        """The row's own source of noise: the same in any batch, process and restart."""
+        digest = hashlib.sha256(f"{self.seed}/{shard}/{row}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def run_identity(request: ExplanationRequest, pipe: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """What two shards must have in common to belong to one run, as plain values for JSON.
+
+    The batch size and the number of processes are not among it: they change results by rounding at most.
+
+    Args:
+        request: what is asked.
+        pipe: the pipeline.
+        columns: names of the input columns that are read.
+    """
+    identity = {"model_hash": model_hash(pipe), "version": __version__, **asdict(request), **columns}
+    return json.loads(json.dumps(identity))
+
+
+def model_hash(pipe: Any) -> str:
+    """SHA-256 over the configs and weights of a pipeline's components, the first 16 digits."""
+    digest = hashlib.sha256()
+    for name, component in sorted(pipe.components.items()):
+        config = {key: value for key, value in getattr(component, "config", {}).items() if not key.startswith("_")}
+        digest.update(f"{name} {type(component).__name__} {json.dumps(config, sort_keys=True, default=str)}".encode())
+        if isinstance(component, torch.nn.Module):
+            for key, tensor in sorted(component.state_dict().items()):
+                digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def identity_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, what differs between an earlier identity and this run's; empty if they are the same."""
+    names = sorted(there.keys() | now.keys())
+    return [
+        f"`{name}` is {there.get(name)!r} there and {now.get(name)!r} now"
+        for name in names
+        if there.get(name) != now.get(name)
+    ]

@@ -1,0 +1,64 @@
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+from support.components import tiny_pipeline
+from support.explanation import bad_pictures, write_shards
+
+from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.data.phantom import PHANTOM_LABELS, prepare_phantoms
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    """accelerate keeps its state between runs of one process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path_factory, monkeypatch):
+    """Keep what `datasets` caches out of the home folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets-cache")
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory):
+    """A saved pipeline of tiny components that knows the phantoms' labels."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    defaults = {"strength": 0.2, "guidance_scale": 5.0, "num_inference_steps": 2}
+    names = dict(enumerate(PHANTOM_LABELS))
+    tiny_pipeline(MediffusionCounterfactualPipeline, id2label=names, guidance_defaults=defaults).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture
+def pipe(pipeline_folder):
+    return MediffusionCounterfactualPipeline.from_pretrained(pipeline_folder)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory):
+    """A prepared dataset of 30 training phantoms of 16x16 pixels in four files, and 6 validation phantoms in one."""
+    folder = tmp_path_factory.mktemp("phantoms") / "data"
+    prepare_phantoms(folder, 30, 6, 0, image_size=16, show_progress=False)
+    write_shards(folder, "train", num_shards=4)
+    return folder
+
+
+@pytest.fixture
+def broken_rows(phantoms, tmp_path):
+    """One shard of the phantoms' first eight rows, in which the rows 1 to 5 cannot be explained."""
+    table = pq.read_table(sorted((phantoms / "data").glob("train-*"))[0])
+    rows = table.to_pylist()
+    assert len(rows) == 8
+    for row, (picture, _) in zip(rows[1:], bad_pictures(), strict=False):
+        row["image"] = picture
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), folder / "rows.parquet")
+    return folder

@@ -1,0 +1,40 @@
+import pytest
+
+from mediffusion_diffusers.explanation.arguments import explanation_parser, job_array_place, job_from_arguments
+
+
+LINE = ("--pretrained_model_name_or_path", "org/model", "--dataset", "org/data", "--output_dir", "out")
+
+
+def test_a_command_line_becomes_a_job():
+    line = (*LINE, "--away", "Mass", "Effusion", "--strength", "0.3", "--rows", "labelled", "--batch_size", "4")
+    job = job_from_arguments(explanation_parser().parse_args(line), {})
+    assert job.request.away == ("Mass", "Effusion") and job.request.towards == ()
+    assert job.request.pipeline_arguments() == {"away": ["Mass", "Effusion"], "strength": 0.3}
+    assert job.columns.with_labels and job.batch_size == 4 and (job.num_tasks, job.task_index) == (1, 0)
+    assert job.model == "org/model"
+
+
+def test_the_manifest_never_names_a_local_path(tmp_path):
+    line = (*LINE[2:], "--pretrained_model_name_or_path", str(tmp_path), "--away", "Mass")
+    assert job_from_arguments(explanation_parser().parse_args(line), {}).model is None
+
+
+@pytest.mark.parametrize(
+    "task, count, first, step, expected",
+    [("0", "4", "0", "1", (4, 0)), ("7", "3", "5", "1", (3, 2)), ("9", "3", "1", "4", (3, 2))],
+)
+def test_the_place_in_a_job_array(task, count, first, step, expected):
+    names = ("ID", "COUNT", "MIN", "STEP")
+    slurm = {f"SLURM_ARRAY_TASK_{name}": value for name, value in zip(names, (task, count, first, step), strict=True)}
+    assert job_array_place(None, None, slurm) == expected
+    assert job_array_place(8, 3, slurm) == (8, 3)
+
+
+def test_places_that_cannot_be():
+    assert job_array_place(None, None, {}) == (1, 0)
+    with pytest.raises(ValueError, match="belong together"):
+        job_array_place(4, None, {})
+    slurm = {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"}
+    with pytest.raises(ValueError, match="not evenly spaced"):
+        job_array_place(None, None, slurm)

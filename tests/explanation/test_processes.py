@@ -1,0 +1,98 @@
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from explanation import kill_matrix
+from support.explanation import output_bytes
+
+from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.explanation.arguments import explanation_parser, job_from_arguments
+from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
+
+
+def run_here(line, log=None):
+    """Run a command line of explain_dataset.py in this process, with one thread as the others have."""
+    args = explanation_parser().parse_args(line[line.index(str(kill_matrix.SCRIPT)) + 1 :])
+    torch.set_num_threads(1)
+    explain_dataset(
+        MediffusionCounterfactualPipeline.from_pretrained(args.pretrained_model_name_or_path),
+        job_from_arguments(args, {}),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(pipeline_folder, phantoms, tmp_path_factory):
+    """What one process alone makes of the phantoms."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    run_here(kill_matrix.command(pipeline_folder, phantoms, folder, 1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def long_work(tmp_path_factory):
+    """Pipeline, 600 phantoms in three files, what one process alone makes of them, and in how many seconds."""
+    folder = tmp_path_factory.mktemp("long")
+    pipeline, data = kill_matrix.prepare(folder, num_images=600, num_shards=3)
+    began = time.monotonic()
+    run_here(kill_matrix.command(pipeline, data, folder / "reference", 1))
+    return pipeline, data, folder / "reference", time.monotonic() - began
+
+
+def test_two_processes_make_what_one_makes(pipeline_folder, phantoms, whole, tmp_path):
+    log = tmp_path / "two.log"
+    kill_matrix.run_to_the_end(kill_matrix.command(pipeline_folder, phantoms, tmp_path / "two", 2), log)
+    assert "Explained 36 images (0 could not be, 0 were not asked about)" in log.read_text()
+    assert "36/36" in log.read_text()  # the first process's bar counts the rows of both
+    assert output_bytes(tmp_path / "two") == output_bytes(whole)
+
+
+def test_two_tasks_of_a_job_array_at_once_make_what_one_makes(pipeline_folder, phantoms, whole, tmp_path):
+    line = kill_matrix.command(pipeline_folder, phantoms, tmp_path / "tasks", 1)
+    logs = [tmp_path / f"{index}.log" for index in range(2)]
+    tasks = []
+    for index, log in enumerate(logs):
+        values = {"ID": index + 1, "COUNT": 2, "MIN": 1, "STEP": 1}
+        slurm = {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
+        with log.open("w") as file:
+            environment = {**os.environ, **slurm, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+            tasks.append(subprocess.Popen(line, env=environment, stdout=file, stderr=file))
+    assert [task.wait(timeout=300) for task in tasks] == [0, 0], "".join(log.read_text() for log in logs)
+    numbers = [log.read_text().split("Explained ")[1].split()[0] for log in logs]
+    assert numbers == ["22", "14"]
+    assert output_bytes(tmp_path / "tasks") == output_bytes(whole)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_killed_in_the_middle_and_started_again(long_work, tmp_path, num_processes):
+    """The small version of kill_matrix.py: one kill; another number of processes goes on from there."""
+    pipeline, data, reference, seconds = long_work
+    place = (tmp_path, pipeline, data, reference)
+    result = kill_matrix.kill_chain(*place, 1, num_processes, seconds / (4 * num_processes), 0, run_here)
+    assert result["complete"] and result["bit_identical"] and result["num_duplicates"] == 0, result["runs"]
+
+
+def test_sigterm_to_the_launcher_stops_both_processes_with_a_message(long_work, tmp_path):
+    log, out = tmp_path / "log", tmp_path / "out"
+    process = kill_matrix.start(kill_matrix.command(*long_work[:2], out, 2), log)
+    try:
+        while not any('"num_rows": 0' not in note.read_text() for note in (out / ".work" / "progress").glob("*")):
+            assert process.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) != 0
+    finally:
+        process.kill()
+    assert "Stopped by SIGTERM after the current batch: 0 of 3 shards are finished" in log.read_text()
+    assert not list((out / ".work" / "staging").glob("*")) and not list((out / ".work" / "progress").glob("*"))
+    assert not json.loads((out / "manifest.json").read_text())["complete"]
+
+
+def test_what_cannot_be_is_said_in_one_sentence(pipeline_folder, tmp_path):
+    line = kill_matrix.command(pipeline_folder, tmp_path, tmp_path / "out", 1)
+    completed = subprocess.run(line, capture_output=True, text=True)
+    assert completed.returncode == 1 and "Traceback" not in completed.stderr
+    assert "explain_dataset.py: `dataset` must hold parquet files" in completed.stderr

@@ -1,0 +1,53 @@
+import math
+
+import pytest
+import torch
+
+from mediffusion_diffusers.explanation.request import (
+    ExplanationRequest,
+    identity_differences,
+    model_hash,
+    run_identity,
+)
+
+
+def test_only_what_is_given_reaches_the_pipeline():
+    request = ExplanationRequest(away=("Mass",), strength=0.3, rows="labelled", seed=4)
+    assert request.pipeline_arguments() == {"away": ["Mass"], "strength": 0.3}
+    with pytest.raises(ValueError, match="at least one label in `away`"):
+        ExplanationRequest()
+    with pytest.raises(ValueError, match="`rows` must be one of"):
+        ExplanationRequest(away=("Mass",), rows="some")
+
+
+def test_what_there_is_to_change():
+    request = ExplanationRequest(away=("A",), towards=("B",))
+    names = ("A", "B", "C")
+    assert request.asks_about((1, 1, 0), names) and request.asks_about((0, 0, 0), names)
+    assert not request.asks_about((0, 1, 1), names) and not request.asks_about((math.nan, math.nan, 1), names)
+
+
+def test_noise_belongs_to_the_row():
+    request = ExplanationRequest(away=("A",))
+    draws = [torch.randn(3, generator=request.generator(*place)) for place in (("a", 0), ("a", 0), ("a", 1), ("b", 0))]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[3])
+    other = ExplanationRequest(away=("A",), seed=1)
+    assert not torch.equal(draws[0], torch.randn(3, generator=other.generator("a", 0)))
+
+
+def test_the_hash_tells_weights_and_configs_apart(pipe, pipeline_folder):
+    first = model_hash(pipe)
+    assert first == model_hash(type(pipe).from_pretrained(pipeline_folder))
+    pipe.scheduler.register_to_config(prediction_type="v_prediction")
+    second = model_hash(pipe)
+    with torch.no_grad():
+        next(pipe.unet.parameters()).view(-1)[0] += 1e-6
+    assert len({first, second, model_hash(pipe)}) == 3
+
+
+def test_differences_are_said_by_name(pipe):
+    one = run_identity(ExplanationRequest(away=("Mass",)), pipe, {"image_column": "image"})
+    two = run_identity(ExplanationRequest(away=("Mass",), strength=0.3), pipe, {"image_column": "image"})
+    assert identity_differences(one, one) == []
+    assert identity_differences(one, two) == ["`strength` is None there and 0.3 now"]
