@@ -35,7 +35,7 @@ HOW_TO_READ = (
     "a share of the intensity range). High frequency is the share of a change's energy above half of the highest "
     "frequency: anatomical changes are smooth, white noise has 0.80."
 )
-NOT_COMPUTED = "Not computed for this image: {}. Without them, what is due to the method or to any change of this size is unknown."
+NOT_COMPUTED = "Not computed for this image: {}. Without them, what any change of this size does is unknown."
 _SMOOTH_FROM = 192  # pixels of height from which a browser may smooth a picture that it enlarges
 _GRADIENT_STOPS = 9
 _FADE_STEP = 0.05  # of the way, per press of an arrow key
