@@ -8,7 +8,13 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+)
 from diffusers.utils import logging
 
 from ..image_processor import ImageInput, MediffusionImageProcessor
@@ -17,6 +23,9 @@ from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
 
 
 logger = logging.get_logger(__name__)
+
+# Schedulers with `alphas_cumprod`, whole timesteps and a free choice of them, on latents of unit variance.
+SCHEDULERS = (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler)
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -52,10 +61,11 @@ class MediffusionPipelineMixin:
             )
         if vae is not None and vae.config.in_channels not in (1, 3):
             raise ValueError(f"`vae` must take 1 (grey) or 3 (RGB) channels, but takes {vae.config.in_channels}.")
-        if scheduler is not None and not isinstance(scheduler, (DDIMScheduler, DDPMScheduler)):
+        if scheduler is not None and not isinstance(scheduler, SCHEDULERS):
             raise ValueError(
-                f"`scheduler` must be a DDIMScheduler or a DDPMScheduler, but got {type(scheduler).__name__}. Make "
-                "one with `DDIMScheduler.from_config(scheduler.config)`."
+                f"`scheduler` must be one of {', '.join(kind.__name__ for kind in SCHEDULERS)}, which can start at any "
+                f"timestep, but got {type(scheduler).__name__}. Make one with "
+                "`DDIMScheduler.from_config(scheduler.config)`."
             )
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
         self.image_processor = MediffusionImageProcessor(channels=vae.config.in_channels if vae is not None else 1)

@@ -125,7 +125,8 @@ class MediffusionCounterfactualPipeline(
             follow_inversion: keep to the inversion's own path on the way back and integrate the deviation alone. The
                 null edit is then the encoded image itself and costs nothing, and fewer steps suffice. Needs DDIM and
                 as many steps up as down.
-            hold: weight of the penalty on changes of the logits that are not targeted; 0 lets them go.
+            hold: weight of the penalty on changes of the logits that are not targeted; 0 lets them go. The penalty
+                is multiplied by the scale, and stiff: begin with 0.3 / scale, and take more steps for more.
             target_probability: find for each image the smallest scale, then strength, that brings every label in
                 `away` to this probability or below, and every label in `towards` to its complement or above (0.1 and
                 0.9 mean the same). `guidance_scale` and `strength` are where the search begins.

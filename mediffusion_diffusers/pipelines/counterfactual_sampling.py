@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 
 from ..guidance import GuidanceTarget, LatentClassifier, hold_at, predict_epsilon, predict_guided
 from ..schedulers import MultistepDDIMScheduler, time_grid
@@ -107,7 +107,9 @@ class CounterfactualSamplingMixin(MediffusionPipelineMixin):
     def _add_noise(self: Any, latents: torch.Tensor, noise: torch.Tensor, route: Route) -> Start:
         """Jump to the noise level with random noise, as the paper does."""
         level = torch.full((len(latents),), route.max_timestep, device=latents.device)
-        return Start(self.clone_scheduler().add_noise(latents, noise.to(latents), level))
+        # The forward process is the same for all schedulers; DPM-Solver's own method needs its timesteps to be set.
+        scheduler = DDPMScheduler.from_config(self.scheduler.config)
+        return Start(scheduler.add_noise(latents, noise.to(latents), level))
 
     def _edit(
         self: Any, start: Start, rows: EditRows, route: Route, generator: Generators, on_step: OnStep | None

@@ -1,0 +1,70 @@
+"""Where an edit may happen."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mediffusion_diffusers.regions import boxes_to_mask, prepare_region, region_of_change
+
+
+BOX = {"x": 0.25, "y": 0.5, "width": 0.5, "height": 0.25}
+
+
+def test_box_covers_its_pixels():
+    mask = boxes_to_mask([BOX], 8, 16)
+    assert mask.sum() == 2 * 8
+    assert mask[4:6, 4:12].eq(1).all()
+
+
+@pytest.mark.parametrize("kind", ["pil", "array", "bool", "tensor", "boxes", "list of boxes", "list of arrays"])
+def test_every_kind_gives_the_same_region(kind):
+    pixels = boxes_to_mask([BOX], 16, 16).numpy()
+    regions = {
+        "pil": Image.fromarray((pixels * 255).astype(np.uint8)),
+        "array": pixels,
+        "bool": pixels.astype(bool),
+        "tensor": torch.from_numpy(pixels)[None, None],
+        "boxes": [BOX],
+        "list of boxes": [[BOX], [BOX]],
+        "list of arrays": [pixels, pixels],
+    }
+    region = prepare_region(regions[kind], 2, (16, 16), (8, 8))
+    assert region.shape == (2 if "list" in kind else 1, 1, 8, 8)
+    assert torch.equal(region[0, 0], boxes_to_mask([BOX], 8, 8))
+
+
+def test_one_pixel_opens_its_latent_position():
+    pixels = np.zeros((16, 16))
+    pixels[5, 7] = 1
+    region = prepare_region(pixels, 1, (16, 16), (4, 4))
+    assert region.sum() == 1 and region[0, 0, 1, 1] == 1
+
+
+def test_masks_of_other_sizes_are_resized():
+    assert prepare_region(np.ones((100, 60)), 1, (16, 16), (8, 8)).eq(1).all()
+
+
+def test_region_of_change_finds_the_change():
+    deviation = torch.zeros(2, 4, 16, 16)
+    deviation[0, :, 3:7, 8:12] = 1.0
+    deviation[1] = torch.randn(4, 16, 16)
+    region = region_of_change(deviation, share=0.25)
+    assert region[0, 0, 3:7, 8:12].eq(1).all() and region[0].mean() <= 0.25
+    assert region[1].mean() == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "region, message",
+    [
+        (np.full((16, 16), 2.0), r"`mask` must lie in \[0, 1\]"),
+        (np.full((16, 16), np.nan), r"`mask` must lie in \[0, 1\]"),
+        (np.zeros((3, 1, 16, 16)), r"`mask` must have shape .* but got \(3, 1, 16, 16\)"),
+        ([np.ones((16, 16))] * 3, "one mask per counterfactual, 2, not 3"),
+        ([{"x": 0.1}], "needs x, y, width and height"),
+        ([{"x": 2.0, "y": 0.1, "width": 0.1, "height": 0.1}], "covers no pixel"),
+    ],
+)
+def test_mistakes(region, message):
+    with pytest.raises(ValueError, match=message):
+        prepare_region(region, 2, (16, 16), (8, 8))
