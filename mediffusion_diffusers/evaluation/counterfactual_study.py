@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..controls import plain_gradient_control, random_noise_control
 from ..data.phantom import PHANTOM_VERSION, true_counterfactual
 from ..data.schema import label_matrix, load_info, load_prepared
 from ..guidance import build_target, sampling_mode
 from ..image_processor import normalize
 from ..models.oracle_classifier import PATIENTS_FILE, OracleClassifier, load_oracle, patient_digest
 from ..pipelines import MediffusionClassifyPipeline, MediffusionCounterfactualPipeline
-from ..controls import plain_gradient_control, random_noise_control
 from .counterfactual_selection import (
     SELECTION_RULE,
     Selection,
@@ -148,27 +149,9 @@ class CounterfactualStudyRunner:
         Raises:
             ValueError: if no image fits.
         """
-        known = np.flatnonzero(~np.isnan(self.labels).all(1))
-        before = np.full(self.labels.shape, np.nan)
-        for part in self._parts(len(known), "Classifying"):
-            before[known[part]] = self._own(self._images(known[part]))
-        thresholds = self.own_thresholds
-        if thresholds is None:
-            decisions = np.zeros(before.shape, dtype=bool)
-            decisions[known, before[known].argmax(1)] = True
-        else:
-            decisions = before >= thresholds
-        candidates = rows_with_box(self.boxes, len(self.label_names)) if only_with_boxes else None
         study = CounterfactualStudy(list(self.label_names))
         for direction in directions:
-            chosen = select_images(
-                self.labels,
-                decisions,
-                direction,
-                num_images_per_label,
-                self.single_label,
-                candidates if direction == "remove" else None,
-            )
+            chosen = self.select(direction, num_images_per_label, only_with_boxes)
             if len(chosen):
                 study.directions[direction] = self._study(chosen, direction)
             else:
@@ -178,8 +161,31 @@ class CounterfactualStudyRunner:
         study.provenance = self._provenance(study)
         return study
 
+    def select(self, direction: str, num_images_per_label: int, only_with_boxes: bool = False) -> Selection:
+        """The images to explain in one direction, by the fixed rule `SELECTION_RULE`."""
+        candidates = None
+        if only_with_boxes and direction == "remove":
+            candidates = rows_with_box(self.boxes, len(self.label_names))
+        return select_images(
+            self.labels, self._decisions, direction, num_images_per_label, self.single_label, candidates
+        )
+
+    @cached_property
+    def _decisions(self) -> np.ndarray:
+        """What the model decides about every image that has a label, bool, shape of `labels`."""
+        known = np.flatnonzero(~np.isnan(self.labels).all(1))
+        before = np.full(self.labels.shape, np.nan)
+        for part in self._parts(len(known), "Classifying"):
+            before[known[part]] = self._own(self._images(known[part]))
+        thresholds = self.own_thresholds
+        if thresholds is not None:
+            return before >= thresholds
+        decisions = np.zeros(before.shape, dtype=bool)
+        decisions[known, before[known].argmax(1)] = True
+        return decisions
+
     def _study(self, chosen: Selection, direction: str) -> StudiedDirection:
-        counterfactuals = self._explain(chosen, direction)
+        counterfactuals = self.explain(chosen, direction)
         height, width = counterfactuals.images.shape[-2:]
         masks = target_masks(self.boxes, chosen, height, width)
         wrong = wrong_masks(self.boxes, chosen, height, width, self.seed)
@@ -225,8 +231,8 @@ class CounterfactualStudyRunner:
         image_ids = [self.dataset["image_id"][row] for row in rows]
         return StudiedDirection(counterfactuals, image_ids, boxes, truth, control_scores, results)
 
-    def _explain(self, chosen: Selection, direction: str) -> Counterfactuals:
-        """Run the pipeline; noise, where it is used, belongs to the image and not to its place in a batch."""
+    def explain(self, chosen: Selection, direction: str) -> Counterfactuals:
+        """Run the pipeline with `settings`; noise, where it is used, belongs to the image and not to its place in a batch."""
         keyword = "away" if direction == "remove" else "towards"
         images: dict[str, list[np.ndarray]] = {"originals": [], "images": [], "null_images": []}
         own: dict[str, list[np.ndarray]] = {"before": [], "after": [], "null": []}

@@ -1,0 +1,82 @@
+#!/usr/bin/env python
+"""Choose a checkpoint's strength and guidance scale on the validation split, and store them in its config.
+
+    python training/calibrate_guidance.py --pretrained_model_name_or_path runs/joint --dataset_dir runs/phantom
+
+Of the settings that flip the model's own decision in at least `--min_flip_rate` of the images, the one that changes them
+least is taken. The whole table goes to `guidance_calibration.json` in the checkpoint's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mediffusion_diffusers.atomic_files import write_json
+from mediffusion_diffusers.evaluation.counterfactual_study import DIRECTIONS, CounterfactualStudyRunner
+from mediffusion_diffusers.evaluation.guidance_calibration import (
+    MIN_FLIP_RATE,
+    calibrate_guidance,
+    calibration_to_dict,
+    choose_guidance,
+    write_guidance_defaults,
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pretrained_model_name_or_path", required=True, help="Folder of a pipeline.")
+    parser.add_argument("--dataset_dir", required=True, help="Prepared dataset (prepare_dataset.py).")
+    parser.add_argument("--split", default="validation", help="Split to choose on; not test.")
+    parser.add_argument("--direction", choices=(*DIRECTIONS, "both"), default="both")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.2, 0.3, 0.4])
+    parser.add_argument("--guidance_scales", type=float, nargs="+", default=[3, 10, 30, 100, 300])
+    parser.add_argument("--num_inference_steps", type=int, default=6)
+    parser.add_argument("--num_images_per_label", type=int, default=8)
+    parser.add_argument("--min_flip_rate", type=float, default=MIN_FLIP_RATE)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--dry_run", action="store_true", help="Measure, and leave the checkpoint as it is.")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, choose, store and print."""
+    args = parse_arguments()
+    fixed = {"num_inference_steps": args.num_inference_steps, "follow_inversion": True}
+    try:
+        runner = CounterfactualStudyRunner(
+            args.pretrained_model_name_or_path,
+            args.dataset_dir,
+            args.split,
+            settings=fixed,
+            batch_size=args.batch_size,
+        )
+        directions = DIRECTIONS if args.direction == "both" else (args.direction,)
+        trials = calibrate_guidance(
+            runner, args.strengths, args.guidance_scales, directions, args.num_images_per_label
+        )
+    except (OSError, ValueError) as error:
+        sys.exit(f"calibrate_guidance.py: {error}")
+    chosen = choose_guidance(trials, args.min_flip_rate)
+    for trial in trials:
+        mark = "  <- chosen" if trial is chosen else ""
+        print(
+            f"strength {trial.strength:<5g} scale {trial.guidance_scale:<6g} flips {trial.flip_rate:.3f}  "
+            f"L1 {trial.l1:.4f}{mark}"
+        )
+    if chosen.flip_rate < args.min_flip_rate:
+        print(f"No setting flips {args.min_flip_rate} of the decisions; the chosen one flips most often.")
+    if not args.dry_run:
+        folder = Path(args.pretrained_model_name_or_path)
+        write_json(
+            folder / "guidance_calibration.json", calibration_to_dict(trials, chosen, args.min_flip_rate)
+        )
+        settings = {"strength": chosen.strength, "guidance_scale": chosen.guidance_scale, **fixed}
+        write_guidance_defaults(folder, settings)
+        print(f"Stored in {folder / 'unet' / 'config.json'}.")
+
+
+if __name__ == "__main__":
+    main()
