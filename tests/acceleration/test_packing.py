@@ -1,38 +1,21 @@
-"""Channels-last layout and packed convolutions change the speed alone."""
+"""Channels-last layout and prepared convolutions change the speed alone."""
 
 import copy
 import pickle
 
 import pytest
 import torch
-from diffusers.utils import logging
 from support.components import tiny_unet, tiny_vae
+from support.convolutions import assert_agree, assert_equal, convolution, images, output_and_gradient
 from torch import nn
 
-from mediffusion_diffusers import acceleration
-from mediffusion_diffusers.acceleration import PrepackedConv2d, prepack_convolutions, to_channels_last
+from mediffusion_diffusers.acceleration import packing, prepack_convolutions, to_channels_last
+from mediffusion_diffusers.acceleration.kernels import DirectKernel
+from mediffusion_diffusers.acceleration.packing import PrepackedConv2d
+from mediffusion_diffusers.acceleration.winograd import POINTS
 
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
-
-
-def convolution(**overrides):
-    """A frozen layer."""
-    torch.manual_seed(0)
-    arguments = {"in_channels": 16, "out_channels": 32, "kernel_size": 3, "padding": 1, **overrides}
-    return nn.Conv2d(**arguments).requires_grad_(False)
-
-
-def images(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
-def output_and_gradient(layer, sample):
-    """A layer's result, and the gradient that a weighted sum of it gives to the input."""
-    leaf = sample.clone().requires_grad_()
-    output = layer(leaf)
-    weights = torch.linspace(-1, 1, output.numel()).reshape(output.shape)
-    return output.detach(), torch.autograd.grad((output * weights).sum(), leaf)[0]
 
 
 def guided(unet, sample):
@@ -42,29 +25,8 @@ def guided(unet, sample):
     return output.sample, output.logits.detach(), torch.autograd.grad(output.logits[:, 0].sum(), leaf)[0]
 
 
-def assert_agree(got, wanted):
-    for value, reference in zip(got, wanted, strict=True):
-        assert (value - reference).norm() <= 1e-5 * reference.norm()
-
-
-def assert_equal(got, wanted):
-    assert all(torch.equal(value, reference) for value, reference in zip(got, wanted, strict=True))
-
-
-@pytest.fixture
-def messages(caplog):
-    """A function that returns the module's log messages of a level."""
-    logger = logging.get_logger(acceleration.__name__)
-    level = logger.level
-    logging.enable_propagation()
-    logger.setLevel("INFO")
-    yield lambda level: [record.getMessage() for record in caplog.records if record.levelname == level]
-    logger.setLevel(level)
-    logging.disable_propagation()
-
-
 @pytest.mark.parametrize(
-    "overrides, has_packed_gradient",
+    "overrides, has_gradient_kernel",
     [
         ({}, True),
         ({"bias": False}, True),
@@ -79,24 +41,24 @@ def messages(caplog):
     ids=str,
 )
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_packed_equals_eager(overrides, has_packed_gradient, layout):
+def test_packed_equals_eager(overrides, has_gradient_kernel, layout):
     layer = convolution(**overrides)
     sample = images(2, layer.in_channels, 12, 11).contiguous(memory_format=layout)
     eager = output_and_gradient(layer, sample)
-    with prepack_convolutions(layer) as packing:
+    with prepack_convolutions(layer) as handle:
         assert_agree(output_and_gradient(layer, sample), eager)
-        assert packing.num_packed == 1
-        assert (layer.packed.gradient_weight is not None) == has_packed_gradient
+        assert handle.num_packed == 1
+        assert (layer.packed.gradient_kernel is not None) == has_gradient_kernel
 
 
 def test_unet_and_its_classifiers_gradient():
     unet, sample = tiny_unet().requires_grad_(False), images(2, 4, 8, 8)
     eager = guided(unet, sample)
     num_convolutions = sum(isinstance(layer, nn.Conv2d) for layer in unet.modules())
-    with prepack_convolutions(unet) as packing:
-        assert packing.num_packed == 0
+    with prepack_convolutions(unet) as handle:
+        assert handle.num_packed == 0
         assert_agree(guided(unet, sample), eager)
-        assert packing.num_packed == num_convolutions
+        assert handle.num_packed == num_convolutions
     assert_equal(guided(unet, sample), eager)
 
 
@@ -111,8 +73,8 @@ def test_decoder_packs_no_weight_for_a_gradient():
     unet = tiny_unet().requires_grad_(False)
     with prepack_convolutions(unet):
         guided(unet, images(1, 4, 8, 8))
-        assert unet.conv_in.packed.gradient_weight is not None
-        assert unet.conv_out.packed.gradient_weight is None
+        assert unet.conv_in.packed.gradient_kernel is not None
+        assert unet.conv_out.packed.gradient_kernel is None
 
 
 def test_any_batch_size_uses_the_same_packed_weight():
@@ -138,7 +100,7 @@ def test_another_image_size_packs_again():
 def test_another_weight_packs_again(change):
     layer, sample = convolution(), images(1, 16, 8, 8)
     new = images(*layer.weight.shape) / 10
-    with prepack_convolutions(layer) as packing:
+    with prepack_convolutions(layer) as handle:
         output_and_gradient(layer, sample)
         if change == "in place":
             layer.weight.copy_(new)
@@ -151,7 +113,7 @@ def test_another_weight_packs_again(change):
         else:
             to_channels_last(layer)
         got = output_and_gradient(layer, sample)
-        assert packing.num_packed == 1
+        assert handle.num_packed == 1
     assert_agree(got, output_and_gradient(layer, sample))
 
 
@@ -225,11 +187,11 @@ def test_a_second_handle_takes_over_nothing():
 )
 def test_layers_that_are_never_packed(overrides, messages):
     layer = convolution(**overrides)
-    with prepack_convolutions(nn.Sequential(layer, convolution())) as packing:
+    with prepack_convolutions(nn.Sequential(layer, convolution())) as handle:
         assert type(layer) is nn.Conv2d
-        assert len(packing.layers) == 1
+        assert len(handle.layers) == 1
     (message,) = messages("INFO")
-    assert message.startswith("1 of 2 convolutions of Sequential will run with packed weights")
+    assert message.startswith("1 of 2 convolutions of Sequential may run with prepared weights")
 
 
 def test_layers_with_hooks_are_never_packed():
@@ -237,32 +199,32 @@ def test_layers_with_hooks_are_never_packed():
 
     unet = tiny_unet().requires_grad_(False)
     apply_layerwise_casting(unet, storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
-    with prepack_convolutions(unet) as packing:
+    with prepack_convolutions(unet) as handle:
         hooked = [
             layer for layer in unet.modules() if isinstance(layer, nn.Conv2d) and hasattr(layer, "_diffusers_hook")
         ]
         assert hooked
-        assert not {*map(id, hooked)} & {*map(id, packing.layers)}
+        assert not {*map(id, hooked)} & {*map(id, handle.layers)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_stay_eager(dtype):
     layer, sample = convolution().to(dtype), images(1, 16, 8, 8).to(dtype)
     eager = output_and_gradient(layer, sample)
-    with prepack_convolutions(layer) as packing:
+    with prepack_convolutions(layer) as handle:
         assert_equal(output_and_gradient(layer, sample), eager)
-        assert packing.num_packed == 0
+        assert handle.num_packed == 0
 
 
 def test_trainable_weights_stay_eager_and_get_their_gradient():
     layer, sample = convolution().requires_grad_(True), images(1, 16, 8, 8)
-    with prepack_convolutions(layer) as packing:
+    with prepack_convolutions(layer) as handle:
         layer(sample).sum().backward()
-        assert packing.num_packed == 0
+        assert handle.num_packed == 0
         assert layer.weight.grad.abs().sum() > 0
         with torch.no_grad():
             layer(sample)
-        assert packing.num_packed == 1
+        assert handle.num_packed == 1
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
@@ -272,32 +234,33 @@ def test_calls_that_stay_eager(case):
     sample = {"unbatched": images(16, 8, 8), "empty batch": images(0, 16, 8, 8)}.get(case, images(1, 16, 8, 8))
     with torch.autocast("cpu", enabled=case == "autocast"), torch.backends.mkldnn.flags(enabled=case != "oneDNN off"):
         eager = layer(sample)
-        with prepack_convolutions(layer) as packing:
+        with prepack_convolutions(layer) as handle:
             assert torch.equal(layer(sample), eager)
-            assert packing.num_packed == 0
+            assert handle.num_packed == 0
 
 
 def test_a_result_that_disagrees_stays_eager(monkeypatch, messages):
     layers = nn.Sequential(*(convolution(out_channels=16) for _ in range(3)))
     sample = images(1, 16, 8, 8)
     eager = output_and_gradient(layers, sample)
-    monkeypatch.setattr(acceleration, "MAX_RELATIVE_ERROR", -1.0)
-    with prepack_convolutions(layers) as packing:
+    monkeypatch.setattr(packing, "MAX_RELATIVE_ERROR", -1.0)
+    with prepack_convolutions(layers) as handle:
         for _ in range(2):
             assert_equal(output_and_gradient(layers, sample), eager)
-        assert packing.num_packed == 0
-    (message,) = messages("WARNING")  # one for the three layers of one shape
-    assert "(16, 16, 3, 3)" in message and "differ from the eager result" in message
+        assert handle.num_packed == 0
+    said = messages("WARNING")  # once per kernel for the three layers of one shape
+    assert len(said) == 1 + len(POINTS)
+    assert all("(16, 16, 3, 3)" in message and "differs from the eager result" in message for message in said)
 
 
 def test_a_gradient_that_disagrees_stays_eager(monkeypatch):
     layer, sample = convolution(), images(1, 16, 8, 8)
     _, gradient = output_and_gradient(layer, sample)
-    with prepack_convolutions(layer) as packing:
+    with prepack_convolutions(layer) as handle:
         layer(sample)
-        monkeypatch.setattr(acceleration, "MAX_RELATIVE_ERROR", -1.0)
+        monkeypatch.setattr(packing, "MAX_RELATIVE_ERROR", -1.0)
         assert torch.equal(output_and_gradient(layer, sample)[1], gradient)
-        assert packing.num_packed == 1
+        assert handle.num_packed == 1
 
 
 def test_a_missing_operator_stays_eager(monkeypatch, messages):
@@ -307,10 +270,10 @@ def test_a_missing_operator_stays_eager(monkeypatch, messages):
     def missing(*arguments):
         raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_convolution_pointwise'")
 
-    monkeypatch.setattr(acceleration, "_convolve_packed", missing)
-    with prepack_convolutions(layer) as packing:
+    monkeypatch.setattr(DirectKernel, "__call__", missing)
+    with prepack_convolutions(layer, winograd=False) as handle:
         assert_equal(output_and_gradient(layer, sample), eager)
-        assert packing.num_packed == 0
+        assert handle.num_packed == 0
     assert "no attribute '_convolution_pointwise'" in messages("WARNING")[0]
 
 
