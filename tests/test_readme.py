@@ -12,6 +12,7 @@ from PIL import Image
 from support.components import tiny_components
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.explanation.arguments import explanation_parser
 from mediffusion_diffusers.training.autoencoder_arguments import autoencoder_parser
 from mediffusion_diffusers.training.joint_arguments import joint_parser
 
@@ -50,22 +51,27 @@ def test_first_block_writes_the_picture_it_names(workplace):
 
 
 @pytest.mark.parametrize("command", SCRIPTS)
-def test_command_is_understood_by_its_script(command, capsys):
+def test_command_is_understood_by_its_script(command, capsys, monkeypatch):
     script, *arguments = shlex.split(command.replace("\\\n", " "))
     parsers = {
         "prepare_dataset": lambda: _load(ROOT / script).parse_args,
         "train_autoencoder": lambda: autoencoder_parser().parse_args,
         "train_joint": lambda: joint_parser().parse_args,
+        "explain_dataset": lambda: explanation_parser().parse_args,
     }
+    name = Path(script).stem
+    if name not in parsers:  # their parsers read the command line themselves
+        monkeypatch.setattr("sys.argv", [script, *arguments])
+        parsers[name] = lambda: lambda _: _load(ROOT / script).parse_arguments()
     try:
-        parsers[Path(script).stem]()(arguments)
+        parsers[name]()(arguments)
     except SystemExit:
         pytest.fail(f"{command!r} is not understood: {capsys.readouterr().err}")
 
 
 def test_readme_shows_the_commands_of_every_step():
     shown = {Path(command.split()[0]).stem for command in SCRIPTS}
-    assert {"prepare_dataset", "train_autoencoder", "train_joint"} <= shown
+    assert {"prepare_dataset", "train_autoencoder", "train_joint", "calibrate_guidance", "explain_dataset"} <= shown
     assert len(PYTHON_BLOCKS) >= 3
 
 

@@ -3,8 +3,8 @@
 
     python training/calibrate_guidance.py --pretrained_model_name_or_path runs/joint --dataset_dir runs/phantom
 
-Of the settings that flip the model's own decision in at least `--min_flip_rate` of the images, the one that changes them
-least is taken. The whole table goes to `guidance_calibration.json` in the checkpoint's folder.
+Of the settings that flip the model's own decision in at least `--min_flip_rate` of the images, the one that changes
+them least is taken. The whole table goes to `guidance_calibration.json` in the checkpoint's folder.
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ def main() -> None:
         print(f"No setting flips {args.min_flip_rate} of the decisions; the chosen one flips most often.")
     if not args.dry_run:
         folder = Path(args.pretrained_model_name_or_path)
-        write_json(
-            folder / "guidance_calibration.json", calibration_to_dict(trials, chosen, args.min_flip_rate)
-        )
+        write_json(folder / "guidance_calibration.json", calibration_to_dict(trials, chosen, args.min_flip_rate))
         settings = {"strength": chosen.strength, "guidance_scale": chosen.guidance_scale, **fixed}
         write_guidance_defaults(folder, settings)
         print(f"Stored in {folder / 'unet' / 'config.json'}.")

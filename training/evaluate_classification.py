@@ -10,8 +10,8 @@ from mediffusion_diffusers.atomic_files import write_json
 from mediffusion_diffusers.evaluation.classification_study import study_classification
 
 
-def main() -> None:
-    """Evaluate as the command line says."""
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--pretrained_model_name_or_path", required=True, help="Folder of a pipeline.")
     parser.add_argument("--dataset_dir", required=True, help="Prepared dataset (prepare_dataset.py).")
@@ -19,8 +19,12 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder for classification.json.")
     parser.add_argument("--num_resamples", type=int, default=1000, help="Draws of patients for the interval.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of these draws.")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    """Evaluate as the command line says."""
+    args = parse_arguments()
     try:
         result = study_classification(
             args.pretrained_model_name_or_path, args.dataset_dir, args.split, args.num_resamples, args.seed

@@ -14,6 +14,12 @@ from mediffusion_diffusers.evaluation.counterfactual_study import DIRECTIONS, Co
 from mediffusion_diffusers.reports.counterfactual_report import write_study
 
 
+PIPELINE_ARGUMENTS = (
+    *("strength", "guidance_scale", "num_inference_steps", "start", "guidance_mode", "follow_inversion"),
+    *("target_probability", "mask", "hold"),
+)
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,16 +39,17 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--num_inference_steps", type=int, default=None)
     group.add_argument("--start", choices=("inversion", "noise"), default=None)
     group.add_argument("--guidance_mode", choices=("zt", "x0_detached", "x0"), default=None)
+    group.add_argument("--follow_inversion", action=argparse.BooleanOptionalAction, default=None)
+    group.add_argument("--target_probability", type=float, default=None, help="Search the scale for each image.")
+    group.add_argument("--mask", choices=("auto",), default=None, help="Edit only where the model changes most.")
+    group.add_argument("--hold", type=float, default=None, help="Weight that holds the other labels.")
     return parser.parse_args()
 
 
 def main() -> None:
     """Run the study and print its main figures."""
     args = parse_arguments()
-    settings = {
-        name: getattr(args, name)
-        for name in ("strength", "guidance_scale", "num_inference_steps", "start", "guidance_mode")
-    }
+    settings = {name: getattr(args, name) for name in PIPELINE_ARGUMENTS}
     try:
         runner = CounterfactualStudyRunner(
             args.pretrained_model_name_or_path,

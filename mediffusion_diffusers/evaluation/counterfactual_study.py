@@ -232,7 +232,7 @@ class CounterfactualStudyRunner:
         return StudiedDirection(counterfactuals, image_ids, boxes, truth, control_scores, results)
 
     def explain(self, chosen: Selection, direction: str) -> Counterfactuals:
-        """Run the pipeline with `settings`; noise, where it is used, belongs to the image and not to its place in a batch."""
+        """Run the pipeline with `settings`; noise, if any, belongs to the image and not to its place in a batch."""
         keyword = "away" if direction == "remove" else "towards"
         images: dict[str, list[np.ndarray]] = {"originals": [], "images": [], "null_images": []}
         own: dict[str, list[np.ndarray]] = {"before": [], "after": [], "null": []}

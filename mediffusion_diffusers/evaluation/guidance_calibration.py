@@ -1,8 +1,8 @@
 """Choose a checkpoint's strength and guidance scale on its validation split.
 
-Neither transfers: a scale belongs to a classifier's gradients, a strength to the autoencoder's latents. The rule is fixed
-and asks no outside classifier, which stays independent for the test: of the settings that flip the model's own decision
-often enough, the one that changes the images least.
+Neither transfers: a scale belongs to a classifier's gradients, a strength to the autoencoder's latents. The rule is
+fixed and asks no outside classifier, which stays independent for the test: of the settings that flip the model's own
+decision often enough, the one that changes the images least.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class ExternalClassifier(nn.Module):
             Logits of shape `(batch, num_labels)`.
         """
         images = (pixels + 1) / 2
-        channels = self.mean.shape[1]  # type: ignore[union-attr, index]
+        channels = int(self.mean.numel())  # type: ignore[operator, union-attr]
         if images.shape[1] != channels:
             # Grey images are repeated, colour images of a grey classifier averaged.
             images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..guidance import ExternalClassifier
-from .base import clone_generator
+from .base import Generators, clone_generator
 from .counterfactual_results import CounterfactualResultsMixin, EditResult
 from .counterfactual_sampling import EditRows, Route, Start
 
@@ -146,7 +146,7 @@ class GuidanceSearchMixin(CounterfactualResultsMixin):
         route: Route,
         bounds: SearchBounds,
         target_probability: float,
-        generators: list[torch.Generator] | None,
+        generators: Generators,
         output_type: str,
         external: ExternalClassifier | None,
     ) -> EditResult:
@@ -160,7 +160,7 @@ class GuidanceSearchMixin(CounterfactualResultsMixin):
             route: of the first strength.
             bounds: where the search begins and ends.
             target_probability: see `has_reached`.
-            generators: one per image, for step noise.
+            generators: a list of one per image, for step noise, or None.
             output_type: pictures are judged as the user gets them.
             external: the classifier that guides, if it is not the model's own.
         """
@@ -168,7 +168,8 @@ class GuidanceSearchMixin(CounterfactualResultsMixin):
         latents: list[torch.Tensor | None] = [None] * len(rows)
         scales, strengths = torch.zeros(len(rows)), torch.zeros(len(rows))
         reached = torch.zeros(len(rows), dtype=torch.bool)
-        null_latents, null_index = [], torch.zeros(len(rows), dtype=torch.long)
+        null_latents: list[torch.Tensor] = []
+        null_index = torch.zeros(len(rows), dtype=torch.long)
         for strength in strength_ladder(bounds.strength, bounds.max_strength):
             pending = torch.nonzero(~reached).flatten()
             if not len(pending):
@@ -178,8 +179,8 @@ class GuidanceSearchMixin(CounterfactualResultsMixin):
             at_level = replace(route, max_timestep=self._timestep_of(strength))
             start = go(at_level, images)
             part = replace(rows.select(pending.to(device)), image_index=local)
-            own = None if generators is None else [generators[image] for image in images.tolist()]
-            null_index[pending] = local.cpu() + sum(map(len, null_latents))
+            own = [generators[image] for image in images.tolist()] if isinstance(generators, list) else None
+            null_index[pending] = local.cpu() + sum(len(null) for null in null_latents)
             strengths[pending] = strength
             search = ScaleSearch(len(pending), bounds.guidance_scale, bounds.max_guidance_scale)
 

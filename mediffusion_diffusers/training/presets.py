@@ -144,7 +144,7 @@ JOINT_PRESETS: dict[str, dict[str, Any]] = {
         "checkpointing_steps": 700,
         "checkpoints_total_limit": 1,
         "counterfactual_strength": 0.3,
-        "counterfactual_guidance_scale": 30.0,
+        "counterfactual_guidance_scale": 60.0,
         "counterfactual_num_inference_steps": 6,
     },
 }

@@ -403,7 +403,7 @@ class TestComponents:
     def test_scheduler_without_a_noise_schedule(self):
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        with pytest.raises(ValueError, match=r"`scheduler` must be a DDIMScheduler or .* but got FlowMatch"):
+        with pytest.raises(ValueError, match=r"`scheduler` must be one of DDIMScheduler, .* but got FlowMatch"):
             MediffusionGuidedPipeline(**{**tiny_components(), "scheduler": FlowMatchEulerDiscreteScheduler()})
 
     @pytest.mark.parametrize("sample_size", [8, (8, 8), [8, 8], (8, 16)])

@@ -38,7 +38,7 @@ class TestScaleSearch:
         assert max(tried[1]) == max(tried[2]) == 320.0
 
     def test_rows_leave_one_by_one(self):
-        search, tried = run_search(torch.tensor([10.0, 300.0]), initial_scale=10.0, max_scale=320.0)
+        _, tried = run_search(torch.tensor([10.0, 300.0]), initial_scale=10.0, max_scale=320.0)
         assert len(tried[0]) != len(tried[1])
 
     def test_rows_are_independent(self):
