@@ -110,7 +110,10 @@ class MediffusionPipelineMixin:
 
     @property
     def guidance_scale(self) -> float:
-        """Guidance scale of the running or last call, or one per image; a callback may set `pipe._guidance_scale` for later steps."""
+        """Scale of the running or last call, or one per image.
+
+        A callback may set `pipe._guidance_scale` for later steps.
+        """
         return self._guidance_scale
 
     @property
