@@ -12,8 +12,6 @@ from __future__ import annotations
 import os
 import sys
 
-from accelerate import PartialState
-
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.explanation.arguments import explanation_parser, job_from_arguments
 from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
@@ -29,7 +27,7 @@ def main() -> None:
         )
         summary = explain_dataset(pipe, job)
     except (OSError, ValueError) as error:
-        sys.exit(f"explain_dataset.py: {error}" if PartialState().is_main_process else 1)
+        sys.exit(f"explain_dataset.py: {error}")
     if summary is None:
         return
     for problem in summary.problems:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
+from ..guidance import OWN_GUIDANCE_MODES
+from ..pipelines.counterfactual_inputs import STARTS
 from ..privacy import is_local_path
 from .input_rows import InputColumns
 from .plan import ExplanationJob
-from .request import ROW_RULES, ExplanationRequest
+from .request import PIPELINE_ARGUMENTS, ROW_RULES, ExplanationRequest
 
 
 def explanation_parser() -> argparse.ArgumentParser:
@@ -66,12 +68,24 @@ def _add_question_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strength", type=float, default=None)
     group.add_argument("--guidance_scale", type=float, default=None)
     group.add_argument("--num_inference_steps", type=int, default=None)
-    group.add_argument("--start", default=None, help="'inversion' or 'noise'.")
-    group.add_argument("--guidance_mode", default=None, help="'zt', 'x0_detached' or 'x0'.")
+    group.add_argument("--start", choices=STARTS, default=None)
+    group.add_argument("--guidance_mode", choices=OWN_GUIDANCE_MODES, default=None)
+    group.add_argument("--follow_inversion", action=argparse.BooleanOptionalAction, default=None)
+    group.add_argument("--hold", type=float, default=None, help="Penalty on changes of the other labels.")
     group.add_argument(
-        "--target_probability", type=float, default=None, help="Search for the guidance that reaches this probability."
+        "--target_probability",
+        type=float,
+        default=None,
+        help="Find for each image the smallest scale, then strength, that brings its labels there.",
     )
-    group.add_argument("--controls", action="store_true", default=None, help="Make the control images too.")
+    group.add_argument("--max_guidance_scale", type=float, default=None, help="Largest scale of the search.")
+    group.add_argument("--max_strength", type=float, default=None, help="Largest strength of the search.")
+    group.add_argument(
+        "--controls",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Change each image as much by the plain gradient and by noise too.",
+    )
 
 
 def job_from_arguments(args: argparse.Namespace, environment: Mapping[str, str]) -> ExplanationJob:
@@ -88,13 +102,7 @@ def job_from_arguments(args: argparse.Namespace, environment: Mapping[str, str])
     request = ExplanationRequest(
         away=tuple(args.away),
         towards=tuple(args.towards),
-        strength=args.strength,
-        guidance_scale=args.guidance_scale,
-        num_inference_steps=args.num_inference_steps,
-        start=args.start,
-        guidance_mode=args.guidance_mode,
-        target_probability=args.target_probability,
-        controls=args.controls,
+        **{name: getattr(args, name) for name in PIPELINE_ARGUMENTS},
         rows=args.rows,
         seed=args.seed,
     )

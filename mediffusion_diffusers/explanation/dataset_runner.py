@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from accelerate import PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from .manifest import Manifest
 from .plan import ExplanationJob, make_plan, open_manifest
 from .progress import Counts, SharedProgress
 from .shard_worker import ShardWorker
-from .shards import ShardFolder, remove_empty_folders
+from .shards import ShardFolder
 from .stop_signal import ExplanationStopped, StopSignal
 
 
@@ -32,6 +32,7 @@ class Summary:
         num_failed: rows recorded with an error in this launch.
         num_passed_over: rows that were not asked about in this launch.
         images_per_second: explained images per second and process.
+        num_processes: how many worked.
         problems: input shards that could not be read, with the reason.
     """
 
@@ -41,6 +42,7 @@ class Summary:
     num_failed: int
     num_passed_over: int
     images_per_second: float
+    num_processes: int
     problems: tuple[str, ...]
 
     def sentence(self) -> str:
@@ -50,7 +52,8 @@ class Summary:
             return f"Nothing was left to do: {shards}."
         return (
             f"Explained {self.num_explained:,} images ({self.num_failed:,} could not be, {self.num_passed_over:,} "
-            f"were not asked about), {self.images_per_second:.3g} images/s per process; {shards}."
+            f"were not asked about), {self.images_per_second:.3g} images/s in each of {self.num_processes} "
+            f"process{'es' if self.num_processes > 1 else ''}; {shards}."
         )
 
 
@@ -69,41 +72,40 @@ def explain_dataset(pipe: Any, job: ExplanationJob) -> Summary | None:
         OSError: if the Hub cannot be reached or the output cannot be written.
         ExplanationStopped: after SIGTERM or Ctrl-C.
     """
-    state = PartialState()
-    pipe.to(state.device)
+    accelerator = Accelerator()
+    pipe.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
     stop = StopSignal()
     with stop.listening():
-        plan = _made_by_the_first(state, lambda: make_plan(pipe, job))
+        plan = _made_by_the_first(accelerator, lambda: make_plan(pipe, job))
         folder = ShardFolder(job.output_dir)
         manifest = open_manifest(folder, pipe, job, plan.identity, plan.dataset)
-        place = (state.process_index, state.num_processes)
+        place = (accelerator.process_index, accelerator.num_processes)
         progress = SharedProgress(
             folder.progress, plan.launch, *place, plan.num_rows, plan.num_rows_before, job.show_progress
         )
         try:
             progress.note()
-            state.wait_for_everyone()  # every process has its file before the first one looks for them
+            accelerator.wait_for_everyone()  # every process has its file before the first one looks for them
             worker = ShardWorker(pipe, job, plan, folder, manifest, progress, stop)
-            for shard in plan.todo[state.process_index :: state.num_processes]:
+            for shard in plan.todo[accelerator.process_index :: accelerator.num_processes]:
                 worker.work(shard)
             counts = progress.finish(stop)
         except ExplanationStopped as stopped:
-            if state.is_main_process:
+            if accelerator.is_main_process:
                 _say_stopped(stopped, manifest)
             raise
         finally:
             progress.close()
         content = manifest.write()
-        remove_empty_folders(folder.progress, folder.root)
-        remove_empty_folders(folder.staging, folder.root)
-    return _summary(content, counts, plan.problems) if state.is_main_process else None
+        folder.clear_away()
+    return _summary(content, counts, plan.problems) if accelerator.is_main_process else None
 
 
-def _made_by_the_first(state: PartialState, make: Callable[[], Result]) -> Result:
+def _made_by_the_first(accelerator: Accelerator, make: Callable[[], Result]) -> Result:
     """The result of a call in the first process, or its error, in all processes."""
     outcome: list[Any] = [None]
-    if state.is_main_process:
+    if accelerator.is_main_process:
         try:
             outcome = [make()]
         except (OSError, ValueError) as error:
@@ -134,5 +136,6 @@ def _summary(manifest: dict[str, Any], counts: list[Counts], problems: tuple[str
         num_failed=sum(each.num_failed for each in counts),
         num_passed_over=sum(each.num_passed_over for each in counts),
         images_per_second=sum(rates) / len(rates) if rates else 0.0,
+        num_processes=len(counts),
         problems=(*problems, *(problem for each in counts for problem in each.problems)),
     )

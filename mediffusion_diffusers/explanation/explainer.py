@@ -12,12 +12,13 @@ import torch
 
 from ..data.pictures import encode_png
 from ..image_processor import numpy_to_pil
-from ..pipelines import MediffusionClassifyPipeline
+from ..pipelines import MediffusionClassifyPipeline, MediffusionCounterfactualPipelineOutput
 from .difference_image import encode_difference
 from .input_rows import InputRow, read_picture
 from .request import ExplanationRequest
 
 
+CONTROLS = ("plain_gradient", "random_noise")  # in the order of the pipeline's `high_frequency_shares`
 _SCORES = ("probabilities_before", "probabilities_after", "probabilities_null")
 
 
@@ -136,27 +137,27 @@ class RowExplainer:
             generator=[self.request.generator(shard, picture.row.number) for picture in batch],
             output_type="pt",
         )
-        settings = json.dumps({**output.settings, **self.request.pipeline_arguments()}, sort_keys=True, default=float)
-        scores = {name: getattr(output, name) for name in _SCORES}
-        scales = getattr(output, "guidance_scales", None)
+        settings = json.dumps({**output.settings, **self.request.pipeline_arguments()}, sort_keys=True)
         rows = []
         for index, picture in enumerate(batch):
-            results = (output.images[index], output.null_images[index], *(values[index] for values in scores.values()))
-            if not all(torch.isfinite(result).all() for result in results):
+            scores = {name: getattr(output, name)[index] for name in _SCORES}
+            results = (output.difference[index], output.null_difference[index], *scores.values())
+            if not all(torch.isfinite(values).all() for values in results):
                 rows.append(self._row(shard, picture.row, error="The model returned NaN or infinite values."))
                 continue
-            scale = output.settings["guidance_scale"] if scales is None else scales[index]
+            difference = {"bytes": encode_difference(_channels_last(output.difference[index])), "path": None}
             rows.append(
                 self._row(
                     shard,
                     picture.row,
-                    **{name: values[index].tolist() for name, values in scores.items()},
+                    **{name: values.tolist() for name, values in scores.items()},
                     counterfactual=_image_value(output.images[index]),
-                    difference={"bytes": encode_difference(_channels_last(output.difference[index])), "path": None},
+                    difference=difference,
                     null_edit=_image_value(output.null_images[index]),
-                    guidance_scale=float(scale),
-                    reached=_number(getattr(output, "reached", None), index, bool),
-                    controls=_controls(getattr(output, "controls", None), index),
+                    guidance_scale=float(output.guidance_scales[index]),
+                    strength=float(output.strengths[index]),
+                    reached=None if output.reached is None else bool(output.reached[index]),
+                    **_controls(output, index),
                     settings=settings,
                 )
             )
@@ -178,24 +179,21 @@ def _batches(pictures: Iterable[_Picture], size: int) -> Iterator[list[_Picture]
         yield batch
 
 
-def _controls(controls: Any, index: int) -> list[dict[str, Any]] | None:
-    """One image's controls, if the pipeline made any."""
-    if controls is None:
-        return None
-    return [
+def _controls(output: MediffusionCounterfactualPipelineOutput, index: int) -> dict[str, Any]:
+    """One image's change in figures and its controls, if the pipeline made any."""
+    if output.l1 is None or output.high_frequency_shares is None:
+        return {}
+    own_share, *shares = output.high_frequency_shares[index].tolist()
+    controls = [
         {
             "name": name,
-            "image": _image_value(control.images[index]),
-            "probabilities": np.asarray(control.probabilities[index], dtype=np.float32).tolist(),
-            "high_frequency_share": _number(control.high_frequency_share, index, float),
-            "l1": _number(control.l1, index, float),
+            "image": _image_value(getattr(output, f"{name}_images")[index]),
+            "probabilities": getattr(output, f"{name}_probabilities")[index].tolist(),
+            "high_frequency_share": share,
         }
-        for name, control in controls.items()
+        for name, share in zip(CONTROLS, shares, strict=True)
     ]
-
-
-def _number(values: Any, index: int, kind: Callable[[Any], Any]) -> Any:
-    return None if values is None else kind(values[index])
+    return {"l1": float(output.l1[index]), "high_frequency_share": own_share, "controls": controls}
 
 
 def _image_value(image: torch.Tensor) -> dict[str, Any]:

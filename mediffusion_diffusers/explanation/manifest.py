@@ -15,7 +15,7 @@ from typing import Any
 from ..atomic_files import write_json
 from .difference_image import DIFFERENCE_PRECISION, ENCODING
 from .request import identity_differences
-from .shards import ShardFolder, ShardRecord, read_record
+from .shards import ShardFolder, ShardRecord, read_record, remove_empty_folders
 
 
 MANIFEST_FILE = "manifest.json"
@@ -66,16 +66,8 @@ class Manifest:
         Raises:
             ValueError: saying what differs, and what to do.
         """
-        try:
-            there = json.loads(self.path.read_text(encoding="utf-8"))["identity"]
-        except FileNotFoundError:
-            there = self.identity
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"`output_dir` {str(self.folder.root)!r} holds a {MANIFEST_FILE} that is none of this script's or is "
-                f"damaged ({error!r}). {_REMEDY}"
-            ) from error
-        self._refuse(there, "holds explanations of another run")
+        if self.folder.is_begun():
+            self._check_manifest()
         for name in self.folder.finished():
             record = self.record(name)
             if record is None:
@@ -104,13 +96,28 @@ class Manifest:
 
     def remove_foreign(self) -> None:
         """Delete explanations of other runs, as `--overwrite` asks; what belongs to this run stays."""
+        try:
+            self._check_manifest()
+        except ValueError:
+            self.path.unlink(missing_ok=True)
         for name, path in self.folder.finished().items():
             record = self.record(name)
             if record is not None and (record.identity != self.identity or name not in self.inputs):
                 path.unlink(missing_ok=True)
+        for path in self.folder.all_parts():
+            record = read_record(path)
+            if record is None or record.identity != self.identity:
+                path.unlink(missing_ok=True)
+                remove_empty_folders(path.parent, self.folder.work)
 
     def write(self) -> dict[str, Any]:
-        """Write what is finished now, until nothing has been added meanwhile, and return it."""
+        """Write what is finished now, until nothing has been added meanwhile, and return it.
+
+        Raises:
+            ValueError: if another run has begun to write to the same folder.
+        """
+        if self.folder.is_begun():
+            self._check_manifest()
         content = self._content()
         while True:
             write_json(self.path, content)
@@ -138,6 +145,19 @@ class Manifest:
             "identity": self.identity,
             "shards": [{**record.input, **record.counts()} for record in finished.values()],
         }
+
+    def _check_manifest(self) -> None:
+        """Raise a `ValueError` if the manifest in the folder is another run's."""
+        try:
+            there = json.loads(self.path.read_text(encoding="utf-8"))["identity"]
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"`output_dir` {str(self.folder.root)!r} holds a {MANIFEST_FILE} that is none of this script's or is "
+                f"damaged ({error!r}). {_REMEDY}"
+            ) from error
+        self._refuse(there, "holds explanations of another run")
 
     def _refuse(self, there: Mapping[str, Any], what: str) -> None:
         if changes := identity_differences(there, self.identity):

@@ -14,11 +14,10 @@ from .input_shards import InputDataset, InputShard, find_dataset, inspect_shards
 from .manifest import Manifest
 from .request import ExplanationRequest, run_identity
 from .shards import ShardFolder, ShardRecord
-from .staging import remove_abandoned
 
 
 # Input rows per part, or a little more, so that batches fill it: what a killed process repeats at most.
-PART_ROWS = 128
+PART_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,7 @@ def make_plan(pipe: Any, job: ExplanationJob) -> Plan:
         manifest.remove_foreign()
     else:
         manifest.check_folder()
-    remove_abandoned(folder.staging)
-    remove_abandoned(folder.progress)
-
+    folder.clear_away()
     own = inspect_shards(dataset.shards[job.task_index :: job.num_tasks], job.show_progress)
     todo, num_rows_before = [], 0
     for shard in (shard for shard in own if shard.problem is None):

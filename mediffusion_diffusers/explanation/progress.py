@@ -107,7 +107,7 @@ class SharedProgress:
         return [counts for _, counts in sorted(self._seen.items())]
 
     def finish(self, stop: StopSignal) -> list[Counts]:
-        """Note that this process has nothing left to do; the first one waits for the others, showing their progress.
+        """Note that this process has nothing left to do, and wait for the others; the first one shows their progress.
 
         Returns:
             The counts of all processes, in the first one; its own in the others.
@@ -117,7 +117,7 @@ class SharedProgress:
         """
         self.own.is_done = True
         self.note()
-        while self._index == 0 and not self._all_done():
+        while not self._all_done() if self._index == 0 else self._path.exists():
             stop.check()
             time.sleep(WAITING_SECONDS)
             self.show()
@@ -128,13 +128,10 @@ class SharedProgress:
         return len(counts) == self.num_processes and all(each.is_done for each in counts)
 
     def close(self) -> None:
-        """Remove this process's file, unless the first process has still to read it, and end the bar."""
+        """End the bar and remove this process's file; the first one removes those of all, which lets them end."""
         self._bar.close()
-        if self._index == 0 or not self.own.is_done:
-            self._path.unlink(missing_ok=True)
-        if self._index == 0:
-            for path in self.folder.glob(f"{self.launch}-*"):
-                path.unlink(missing_ok=True)
+        for path in [self._path] if self._index else self.folder.glob(f"{self.launch}-*"):
+            path.unlink(missing_ok=True)
         self._stack.close()
 
 

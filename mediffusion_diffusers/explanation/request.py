@@ -17,8 +17,8 @@ from ..version import __version__
 ROW_RULES = ("all", "labelled", "predicted")
 # Arguments of the pipeline that are passed on where they are given; the checkpoint's own hold elsewhere.
 PIPELINE_ARGUMENTS = (
-    *("strength", "guidance_scale", "num_inference_steps", "start", "guidance_mode", "target_probability"),
-    "controls",
+    *("strength", "guidance_scale", "num_inference_steps", "start", "guidance_mode", "follow_inversion", "hold"),
+    *("target_probability", "max_guidance_scale", "max_strength", "controls"),
 )
 
 
@@ -34,8 +34,12 @@ class ExplanationRequest:
         num_inference_steps: likewise.
         start: likewise.
         guidance_mode: likewise.
-        target_probability: likewise: search for the scale that reaches it.
-        controls: also make the pipeline's control images.
+        follow_inversion: likewise.
+        hold: likewise.
+        target_probability: likewise; it searches, for each image, the smallest scale that reaches it.
+        max_guidance_scale: likewise.
+        max_strength: likewise.
+        controls: whether to make the pipeline's control images.
         rows: `"all"`; `"labelled"`: rows whose labels say that something of `away` is present or something of
             `towards` absent; `"predicted"`: likewise by the model's own decision.
         seed: of the noise, where some is used; each row has a generator of its own.
@@ -51,8 +55,12 @@ class ExplanationRequest:
     num_inference_steps: int | None = None
     start: str | None = None
     guidance_mode: str | None = None
+    follow_inversion: bool | None = None
+    hold: float | None = None
     target_probability: float | None = None
-    controls: bool | None = None
+    max_guidance_scale: float | None = None
+    max_strength: float | None = None
+    controls: bool = True
     rows: str = "all"
     seed: int = 0
 

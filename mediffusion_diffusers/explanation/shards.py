@@ -11,8 +11,10 @@ Columns:
   counterfactual and the null edit;
 - `counterfactual`, `null_edit`: PNG pictures; `difference`: counterfactual minus original, signed, for
   `decode_difference`;
-- `guidance_scale`: the scale used; `reached`: whether a search reached its target probability, null without one;
-- `controls`: for each control its `name`, `image`, `probabilities`, `high_frequency_share` and `l1`;
+- `guidance_scale`, `strength`: as used; `reached`: whether a search reached its target, null without one;
+- `l1`, `high_frequency_share`: size of the change, and the share of its energy above half of the highest frequency;
+  `controls`: changes of the same `l1` by the plain gradient and by noise, each a `name`, an `image`, `probabilities`
+  and a `high_frequency_share`; all null without controls;
 - `label_names`, `settings` (JSON), `model_hash`: the same in every row.
 """
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .input_shards import InputShard
-from .staging import staged_file
+from .staging import remove_abandoned, staged_file
 
 
 WORK_FOLDER = ".work"
+ROW_GROUP_ROWS = 128  # of a finished shard, or a little more: what a reader takes into memory at once
 _METADATA_KEY = b"mediffusion_explanation"
 
 
@@ -77,15 +80,13 @@ def output_schema() -> pa.Schema:
 
     image, number, text = datasets.Image(), datasets.Value("float32"), datasets.Value("string")
     scores = datasets.List(number)
-    control = {
-        **{"name": text, "image": image, "probabilities": scores},
-        **{"high_frequency_share": number, "l1": number},
-    }
+    control = {"name": text, "image": image, "probabilities": scores, "high_frequency_share": number}
     columns = {
         **{"image_id": text, "shard": text, "row": datasets.Value("int64"), "error": text},
         **{f"probabilities_{when}": scores for when in ("before", "after", "null")},
         **{"counterfactual": image, "difference": image, "null_edit": image},
-        **{"guidance_scale": number, "reached": datasets.Value("bool"), "controls": datasets.List(control)},
+        **{"guidance_scale": number, "strength": number, "reached": datasets.Value("bool")},
+        **{"l1": number, "high_frequency_share": number, "controls": datasets.List(control)},
         **{"label_names": datasets.List(text), "settings": text, "model_hash": text},
     }
     return datasets.Features(columns).arrow_schema
@@ -122,8 +123,17 @@ class ShardFolder:
 
     def finished(self) -> dict[str, Path]:
         """Finished files by name; parts and files in work are not among them."""
-        found = {path.relative_to(self.root).as_posix(): path for path in self.root.rglob("*.parquet")}
+        paths = (path for path in self.root.rglob("*.parquet") if path.is_file())
+        found = {path.relative_to(self.root).as_posix(): path for path in paths}
         return {name: path for name, path in sorted(found.items()) if not name.startswith(f"{WORK_FOLDER}/")}
+
+    def all_parts(self) -> list[Path]:
+        """Parts of unfinished shards."""
+        return [path for path in self.parts.rglob("*.parquet") if path.is_file()]
+
+    def is_begun(self) -> bool:
+        """Whether anything has been explained: a finished shard or a part of one is there."""
+        return bool(self.finished() or self.all_parts())
 
     def read_part(self, shard: InputShard, start: int, stop: int) -> ShardRecord | None:
         """The record of the part of the input rows `start ... stop - 1`, if it is there."""
@@ -153,12 +163,18 @@ class ShardFolder:
             if record is None:
                 raise FileNotFoundError(f"The part {path.name} of {shard.name} is gone.")
             whole = whole.plus(record)
-        self._write(self.path(shard.name), (pq.read_table(path) for path in paths), whole)
+        self._write(self.path(shard.name), _row_groups(paths), whole)
 
     def remove_parts(self, shard: InputShard) -> None:
         """Remove what is left of the parts of a finished shard, and folders that this leaves empty."""
         shutil.rmtree(self.parts / shard.name, ignore_errors=True)
-        remove_empty_folders(self.parts / shard.name, self.parts)
+        remove_empty_folders(self.parts / shard.name, self.work)
+
+    def clear_away(self) -> None:
+        """Remove what killed processes left of files they were writing, and folders that are empty."""
+        for folder in (self.staging, self.progress):
+            remove_abandoned(folder)
+            remove_empty_folders(folder, self.work)
 
     def _part(self, shard: InputShard, start: int, stop: int) -> Path:
         return self.parts / shard.name / f"{start:08d}-{stop:08d}.parquet"
@@ -173,6 +189,18 @@ class ShardFolder:
         ):
             for table in tables:
                 writer.write_table(table.replace_schema_metadata(schema.metadata))
+
+
+def _row_groups(paths: Sequence[Path]) -> Iterator[pa.Table]:
+    """The rows of files, in tables of about `ROW_GROUP_ROWS` rows."""
+    tables: list[pa.Table] = []
+    for path in paths:
+        tables.append(pq.read_table(path))
+        if sum(map(len, tables)) >= ROW_GROUP_ROWS:
+            yield pa.concat_tables(tables).combine_chunks()
+            tables = []
+    if tables:
+        yield pa.concat_tables(tables).combine_chunks()
 
 
 def remove_empty_folders(folder: Path, stop_at: Path) -> None:

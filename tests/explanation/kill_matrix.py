@@ -7,6 +7,7 @@ same files with the same bytes: every shard once, nothing left of the work on th
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -64,17 +65,22 @@ def start(line: list[str], log: Path) -> subprocess.Popen:
 def run_to_the_end(line: list[str], log: Path) -> float:
     """Start a run, wait, and return the seconds from the first output on; raises `RuntimeError` if it fails."""
     process = start(line, log)
-    _wait_for_work(process, Path(line[line.index("--output_dir") + 1]))
+    _wait_for_work(process, Path(line[line.index("--output_dir") + 1]), 2 if "--multi_gpu" in line else 1)
     began = time.monotonic()
     if process.wait():
         raise RuntimeError(f"The run failed:\n{log.read_text()[-3000:]}")
     return time.monotonic() - began
 
 
-def kill_once(line: list[str], log: Path, output_dir: Path, rng: random.Random, span: float) -> Kill | None:
-    """Start a run and kill it up to `span` seconds after it began to work; `None` if it ended before."""
+def kill_once(
+    line: list[str], log: Path, output_dir: Path, num_shards: int, rng: random.Random, span: float, who: str = "all"
+) -> Kill | None:
+    """Start a run and kill it up to `span` seconds after it began to work; `None` if nothing was left to do by then.
+
+    `who` is `"all"` processes, or the `"launcher"` alone: its orphans then work on beside the next start.
+    """
     process = start(line, log)
-    _wait_for_work(process, output_dir)
+    _wait_for_work(process, output_dir, 2 if "--multi_gpu" in line else 1)
     began = time.monotonic()
     moment = began + rng.uniform(0, span)
     wait_for_writing = rng.random() < 0.5
@@ -82,23 +88,50 @@ def kill_once(line: list[str], log: Path, output_dir: Path, rng: random.Random, 
         now = time.monotonic()
         if now >= moment and (not wait_for_writing or _is_writing(output_dir) or now > moment + span):
             break
-        time.sleep(0.0005)
-    if process.poll() is not None:
-        if process.returncode:
+        time.sleep(0.002)
+    if process.poll() is not None or len(_finished(output_dir)) == num_shards:
+        if process.wait():
             raise RuntimeError(f"The run failed:\n{log.read_text()[-3000:]}")
         return None
-    os.killpg(process.pid, signal.SIGKILL)
+    # The workers of a launcher are leaders of sessions of their own: no signal to its group reaches them.
+    victims = [process.pid, *_descendants(process.pid)] if who == "all" else [process.pid]
+    for victim in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
     process.wait()
-    shards = [path for path in output_dir.rglob("*.parquet") if path.is_file() and ".work" not in path.parts]
+    while who == "all" and any(_is_running(victim) for victim in victims):
+        time.sleep(0.002)
     parts = [path for path in (output_dir / ".work" / "parts").rglob("*.parquet") if path.is_file()]
-    return Kill(round(time.monotonic() - began, 3), len(shards), len(parts), _is_writing(output_dir))
+    return Kill(round(time.monotonic() - began, 3), len(_finished(output_dir)), len(parts), _is_writing(output_dir))
 
 
-def _wait_for_work(process: subprocess.Popen, output_dir: Path) -> None:
-    """Wait for the processes' notes on their progress: all that comes before is imports."""
+def _finished(output_dir: Path) -> list[Path]:
+    return [path for path in output_dir.rglob("*.parquet") if path.is_file() and ".work" not in path.parts]
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return [each for child in children for each in (child, *_descendants(child))]
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _wait_for_work(process: subprocess.Popen, output_dir: Path, num_processes: int) -> None:
+    """Wait until the processes of a launch have noted their progress: all that comes before is imports."""
     progress = output_dir / ".work" / "progress"
     before = set(progress.glob("*"))
-    while process.poll() is None and not set(progress.glob("*")) - before:
+    while process.poll() is None:
+        launches = Counter(path.name.split("-")[0] for path in set(progress.glob("*")) - before)
+        if num_processes in launches.values():
+            return
         time.sleep(0.002)
 
 
@@ -132,18 +165,22 @@ def duplicates(output_dir: Path) -> int:
 
 def kill_chain(
     scratch: Path,
-    pipeline: Path,
-    data: Path,
-    reference: Path,
+    inputs: tuple[Path, Path, Path],
     num_kills: int,
     num_processes: int,
     span: float,
     seed: int,
+    who: str = "all",
     run_to_the_end: Callable[[list[str], Path], object] = run_to_the_end,
 ) -> dict:
-    """Kill runs `num_kills` times, at most five times each, finish each one and compare it with `reference`."""
+    """Kill runs `num_kills` times, at most five times each, finish each one and compare it with one left alone.
+
+    `inputs` are the pipeline, the data and the folder of the run that was left alone; `who`: see `kill_once`.
+    """
     rng = random.Random(seed)
     scratch.mkdir(parents=True, exist_ok=True)
+    pipeline, data, reference = inputs
+    num_shards = len(_finished(reference))
     kills: list[Kill] = []
     runs = []
     while len(kills) < num_kills:
@@ -151,13 +188,15 @@ def kill_chain(
         output_dir, log, struck = scratch / name, scratch / f"{name}.log", 0
         line = command(pipeline, data, output_dir, num_processes)
         while struck < min(5, num_kills - len(kills)):
-            kill = kill_once(line, log, output_dir, rng, span)
+            kill = kill_once(line, log, output_dir, num_shards, rng, span, who)
             if kill is None:
                 break
             struck += 1
             kills.append(kill)
-            print(f"{num_processes} process(es), {name}: killed {asdict(kill)}", flush=True)
+            print(f"{num_processes} process(es), {who}, {name}: killed {asdict(kill)}", flush=True)
         run_to_the_end(line, log)
+        while who == "launcher" and any((output_dir / ".work" / "progress").glob("*")):  # orphans are still at work
+            time.sleep(0.1)
         manifest = json.loads((output_dir / "manifest.json").read_text())
         result = {
             "num_kills": struck,
@@ -166,9 +205,10 @@ def kill_chain(
             "differences": differences(output_dir, reference),
         }
         runs.append(result)
-        print(f"{num_processes} process(es), {name}: {result}", flush=True)
+        print(f"{num_processes} process(es), {who}, {name}: {result}", flush=True)
     return {
         "num_processes": num_processes,
+        "killed": who,
         "num_kills": len(kills),
         "num_kills_while_writing": sum(kill.while_writing for kill in kills),
         "complete": all(run["complete"] for run in runs),
@@ -201,10 +241,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_images", type=int, default=1200)
-    parser.add_argument("--num_shards", type=int, default=5)
+    parser.add_argument("--num_images", type=int, default=600)
+    parser.add_argument("--num_shards", type=int, default=4)
     parser.add_argument("--single", type=int, default=10, help="Kills of one process.")
     parser.add_argument("--two_processes", type=int, default=10, help="Kills of two processes.")
+    parser.add_argument("--launcher", type=int, default=3, help="Kills of the launcher of two processes alone.")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory(prefix="explain-kill-matrix-") as folder:
@@ -212,31 +253,29 @@ def main() -> None:
         pipeline, data = prepare(scratch, args.num_images, args.num_shards)
         reference = scratch / "reference"
         span = run_to_the_end(command(pipeline, data, reference, 1), scratch / "reference.log") / 3
-        rows = (("one", args.single, 1), ("two", args.two_processes, 2))
+        log = scratch / "two.log"
+        run_to_the_end(command(pipeline, data, scratch / "two-whole", 2), log)
+        assert "in each of 2 processes" in log.read_text(), log.read_text()[-3000:]
+        two_as_one = not differences(scratch / "two-whole", reference)
+        inputs = (pipeline, data, reference)
+        rows = (("one", args.single, 1, "all"), ("two", args.two_processes, 2, "all"))
+        rows = (*rows, ("launcher", args.launcher, 2, "launcher"))
         results = [
-            kill_chain(
-                scratch / name,
-                pipeline,
-                data,
-                reference,
-                count,
-                num_processes,
-                span / num_processes,
-                args.seed + index,
-            )
-            for index, (name, count, num_processes) in enumerate(rows)
+            kill_chain(scratch / name, inputs, count, num_processes, span / num_processes, args.seed + index, who)
+            for index, (name, count, num_processes, who) in enumerate(rows)
             if count > 0
         ]
     report = {
         "command": " ".join(["python", *sys.argv]),
         "num_images": args.num_images,
         "num_shards": args.num_shards,
+        "two_processes_left_alone_make_what_one_makes": two_as_one,
         **{name: all(result[name] for result in results) for name in ("complete", "bit_identical")},
         "num_duplicates": sum(result["num_duplicates"] for result in results),
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps({**report, "results": results}, indent=1) + "\n")
-    is_good = report["complete"] and report["bit_identical"] and not report["num_duplicates"]
+    is_good = two_as_one and report["complete"] and report["bit_identical"] and not report["num_duplicates"]
     print(f"{'All' if is_good else 'NOT ALL'} complete and bit-identical; written to {args.output}.")
     sys.exit(0 if is_good else 1)
 

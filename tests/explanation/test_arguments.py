@@ -1,3 +1,7 @@
+import runpy
+import sys
+from pathlib import Path
+
 import pytest
 
 from mediffusion_diffusers.explanation.arguments import explanation_parser, job_array_place, job_from_arguments
@@ -7,10 +11,23 @@ LINE = ("--pretrained_model_name_or_path", "org/model", "--dataset", "org/data",
 
 
 def test_a_command_line_becomes_a_job():
-    line = (*LINE, "--away", "Mass", "Effusion", "--strength", "0.3", "--rows", "labelled", "--batch_size", "4")
+    line = (
+        *LINE,
+        "--away",
+        "Mass",
+        "Effusion",
+        "--strength",
+        "0.3",
+        "--no-controls",
+        "--rows",
+        "labelled",
+        "--batch_size",
+        "4",
+    )
     job = job_from_arguments(explanation_parser().parse_args(line), {})
     assert job.request.away == ("Mass", "Effusion") and job.request.towards == ()
-    assert job.request.pipeline_arguments() == {"away": ["Mass", "Effusion"], "strength": 0.3}
+    expected = {"away": ["Mass", "Effusion"], "strength": 0.3, "controls": False}
+    assert job.request.pipeline_arguments() == expected
     assert job.columns.with_labels and job.batch_size == 4 and (job.num_tasks, job.task_index) == (1, 0)
     assert job.model == "org/model"
 
@@ -38,3 +55,19 @@ def test_places_that_cannot_be():
     slurm = {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"}
     with pytest.raises(ValueError, match="not evenly spaced"):
         job_array_place(None, None, slurm)
+
+
+def test_what_a_user_can_correct_is_said_in_one_sentence(pipeline_folder, tmp_path, monkeypatch):
+    script = Path(__file__).parents[2] / "training" / "explain_dataset.py"
+    line = (
+        "--pretrained_model_name_or_path",
+        pipeline_folder,
+        "--dataset",
+        tmp_path,
+        "--output_dir",
+        tmp_path / "out",
+    )
+    for extra, message in (((), "Name at least one label"), (("--away", "Mass"), "`dataset` must hold parquet files")):
+        monkeypatch.setattr(sys, "argv", [script.name, *map(str, line), *extra])
+        with pytest.raises(SystemExit, match=f"explain_dataset.py: {message}"):
+            runpy.run_path(str(script), run_name="__main__")

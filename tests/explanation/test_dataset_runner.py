@@ -11,7 +11,7 @@ import torch
 from support.explanation import bad_pictures, output_bytes, output_table
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
-from mediffusion_diffusers.explanation import explainer, plan
+from mediffusion_diffusers.explanation import explainer, plan, shards
 from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
 from mediffusion_diffusers.explanation.difference_image import decode_difference
 from mediffusion_diffusers.explanation.input_rows import InputColumns
@@ -23,6 +23,7 @@ from mediffusion_diffusers.explanation.stop_signal import ExplanationStopped
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
     monkeypatch.setattr(plan, "PART_ROWS", 3)
+    monkeypatch.setattr(shards, "ROW_GROUP_ROWS", 5)
 
 
 @pytest.fixture
@@ -40,9 +41,9 @@ def calls(monkeypatch):
 
 
 def job(dataset, output_dir, batch_size=3, **changes):
-    """A quiet job that removes cardiomegaly; `changes` are of the request or of the job."""
+    """A quiet job that removes cardiomegaly, without controls; `changes` are of the request or of the job."""
     of_job = {name: changes.pop(name) for name in list(changes) if name in ExplanationJob.__dataclass_fields__}
-    request = ExplanationRequest(**{"away": ("Cardiomegaly",), **changes})
+    request = ExplanationRequest(**{"away": ("Cardiomegaly",), "controls": False, **changes})
     return ExplanationJob(
         str(dataset), output_dir, request, **{"batch_size": batch_size, "show_progress": False, **of_job}
     )
@@ -53,13 +54,15 @@ def manifest_of(output_dir):
 
 
 def test_every_shard_has_its_explanations(pipe, phantoms, tmp_path):
-    summary = explain_dataset(pipe, job(phantoms, tmp_path))
+    summary = explain_dataset(pipe, job(phantoms, tmp_path, controls=True))
     assert summary.num_explained == 36 and summary.num_failed == 0 and summary.images_per_second > 0
     assert set(output_bytes(tmp_path)) == {
         "manifest.json",
         *(f"data/train-0000{index}-of-00004.parquet" for index in range(4)),
         "data/validation-00000-of-00001.parquet",
     }
+    footer = pq.read_metadata(tmp_path / "data" / "train-00000-of-00004.parquet")
+    assert [footer.row_group(group).num_rows for group in range(footer.num_row_groups)] == [6, 2]
     manifest = manifest_of(tmp_path)
     assert manifest == summary.manifest and manifest["complete"] and manifest["num_explained"] == 36
     assert [shard["num_rows"] for shard in manifest["shards"]] == [8, 8, 8, 6, 6]
@@ -80,11 +83,35 @@ def test_every_shard_has_its_explanations(pipe, phantoms, tmp_path):
             assert abs(np.asarray(found[name]) / 255 - pictures[place, 0].numpy()).max() < 0.51 / 255
         difference = decode_difference(found["difference"])[..., 0]
         assert abs(difference - expected.difference[place, 0].numpy()).max() < 3e-5
-        assert found["error"] is None and found["controls"] is None and found["reached"] is None
-        assert found["guidance_scale"] == 5.0 and found["model_hash"] == manifest["identity"]["model_hash"]
+        assert found["error"] is None and found["reached"] is None
+        assert found["guidance_scale"] == 5.0 and found["strength"] == np.float32(0.2)
+        assert found["label_names"] == pipe.label_names and found["model_hash"] == manifest["identity"]["model_hash"]
+        np.testing.assert_allclose(found["l1"], expected.l1[place], atol=1e-6)
+        np.testing.assert_allclose(found["high_frequency_share"], expected.high_frequency_shares[place, 0], atol=1e-4)
+        for index, (name, control) in enumerate(zip(explainer.CONTROLS, found["controls"], strict=True)):
+            assert control["name"] == name
+            pictures = getattr(expected, f"{name}_images")
+            assert abs(np.asarray(control["image"]) / 255 - pictures[place, 0].numpy()).max() < 0.51 / 255
+            scores = getattr(expected, f"{name}_probabilities")[place]
+            np.testing.assert_allclose(control["probabilities"], scores, atol=1e-4)
+            share = expected.high_frequency_shares[place, index + 1]
+            np.testing.assert_allclose(control["high_frequency_share"], share, atol=1e-4)
         settings = json.loads(found["settings"])
         assert settings["away"] == ["Cardiomegaly"] and settings["strength"] == 0.2
     assert not {"patient_id", "metadata", "labels", "boxes"} & set(explained.column_names)
+
+
+def test_a_search_says_where_it_arrived(pipe, phantoms, tmp_path):
+    explain_dataset(pipe, job(phantoms, tmp_path / "most", guidance_scale=20.0, split="validation"))
+    target = float(np.median([row[0] for row in output_table(tmp_path / "most")["probabilities_after"].to_pylist()]))
+    assert target < 0.5
+    changes = {"target_probability": target, "max_guidance_scale": 20.0, "split": "validation"}
+    explain_dataset(pipe, job(phantoms, tmp_path / "search", **changes))
+    rows = output_table(tmp_path / "search").to_pylist()
+    for row in rows:
+        assert row["reached"] == (row["probabilities_after"][0] <= target)
+        assert row["controls"] is None and row["l1"] is None
+    assert {row["reached"] for row in rows} == {True, False} and len({row["guidance_scale"] for row in rows}) > 1
 
 
 def test_what_is_finished_is_not_done_again(pipe, phantoms, tmp_path, calls):
@@ -256,6 +283,29 @@ def test_another_question_model_or_input_is_refused(pipe, phantoms, tmp_path, ca
     calls.clear()
     explain_dataset(pipe, job(data, out, split="validation", away=("Mass",), overwrite=True))
     assert sum(calls) == 6 and len(list(out.rglob("*.parquet"))) == 1 and manifest_of(out)["complete"]
+
+
+def test_a_mistake_that_explained_nothing_binds_nobody(pipe, phantoms, tmp_path):
+    with pytest.raises(ValueError, match="`strength` must lie in"):
+        explain_dataset(pipe, job(phantoms, tmp_path, strength=2.0))
+    assert explain_dataset(pipe, job(phantoms, tmp_path)).manifest["complete"]
+
+
+def test_a_run_that_another_one_has_overtaken_ends(pipe, phantoms, tmp_path, monkeypatch):
+    """Both began while the folder was empty, with different questions."""
+    encode = explainer.encode_difference
+    begun = []
+
+    def other_run(difference):
+        if not begun:
+            begun.append(True)
+            explain_dataset(pipe, job(phantoms, tmp_path, split="validation", away=("Mass",)))
+        return encode(difference)
+
+    monkeypatch.setattr(explainer, "encode_difference", other_run)
+    with pytest.raises(ValueError, match=r"another run: `away` is .'Mass'. there and .'Cardiomegaly'. now"):
+        explain_dataset(pipe, job(phantoms, tmp_path))
+    assert begun
 
 
 def test_what_is_not_ours_is_left_alone(pipe, phantoms, tmp_path):

@@ -13,7 +13,7 @@ from mediffusion_diffusers.explanation.request import (
 
 def test_only_what_is_given_reaches_the_pipeline():
     request = ExplanationRequest(away=("Mass",), strength=0.3, rows="labelled", seed=4)
-    assert request.pipeline_arguments() == {"away": ["Mass"], "strength": 0.3}
+    assert request.pipeline_arguments() == {"away": ["Mass"], "strength": 0.3, "controls": True}
     with pytest.raises(ValueError, match="at least one label in `away`"):
         ExplanationRequest()
     with pytest.raises(ValueError, match="`rows` must be one of"):
