@@ -11,10 +11,10 @@ import torch
 from .winograd import POINTS, WinogradKernel
 
 
-# What a call costs in multiplications, at the rate of a core with AVX-512: each weight read from memory; each weight
-# that eager convolutions pack anew at every call; each number that Winograd's transforms move; each call of a kind.
+# What a call costs, in multiplications of a core with AVX-512: each weight read from memory; each weight that eager
+# convolutions pack anew at every call; each number that Winograd's transforms move; each call of a kind.
 WEIGHT_COST, REPACKING_COST, MOVING_COST = 48, 160, 15
-CALL_COSTS = {"eager": 1e6, "direct": 3e6, "winograd": 1e7}
+CALL_COSTS = {"eager": 1e6, "direct": 1e7, "winograd": 2e7}
 
 # `(input, bias)` to output.
 Kernel = Callable[[torch.Tensor, "torch.Tensor | None"], torch.Tensor]
