@@ -69,22 +69,24 @@ judge() {
     --pretrained_model_name_or_path "$runs/$name/joint" --dataset_dir "$runs/$name/data" --output_dir "$runs/$name"
 }
 
-# explain NAME ARGUMENTS... chooses strength and scale on the validation split, then explains images of the test split.
+# explain NAME DIRECTION ARGUMENTS... chooses strength and scale on the validation split, for which the ARGUMENTS are,
+# then explains images of the test split.
 explain() {
-  local name=$1
-  shift
+  local name=$1 direction=$2
+  shift 2
   once "$runs/$name/joint/guidance_calibration.json" training/calibrate_guidance.py \
-    --pretrained_model_name_or_path "$runs/$name/joint" --dataset_dir "$runs/$name/data" "$@"
+    --pretrained_model_name_or_path "$runs/$name/joint" --dataset_dir "$runs/$name/data" \
+    --direction "$direction" "$@"
   once "$runs/$name/counterfactuals/counterfactuals.json" training/evaluate_counterfactuals.py \
     --pretrained_model_name_or_path "$runs/$name/joint" --dataset_dir "$runs/$name/data" \
-    --oracle_path "$runs/$name/oracle" --output_dir "$runs/$name/counterfactuals" "$@"
+    --oracle_path "$runs/$name/oracle" --output_dir "$runs/$name/counterfactuals" --direction "$direction"
 }
 
 pneumoniamnist() {
   prepare pneumoniamnist 5 medmnist --npz_file "$downloads/medmnist/pneumoniamnist.npz" --image_size 32
   joint pneumoniamnist
   judge pneumoniamnist --resolution 32 --no-horizontal_flip --max_train_steps 400
-  explain pneumoniamnist --direction remove
+  explain pneumoniamnist remove
 }
 
 chestxray14() {
@@ -93,7 +95,7 @@ chestxray14() {
   joint chestxray14 --vae_path "$runs/chestxray14/autoencoder" --cache_latents \
     --max_train_steps 1500 --classifier_start_step 1000
   judge chestxray14 --resolution 64 --no-horizontal_flip --max_train_steps 400
-  explain chestxray14
+  explain chestxray14 both --num_images_per_label 4
   adversarial chestxray14
 }
 
@@ -103,7 +105,7 @@ isic2019() {
   joint isic2019 --vae_path "$runs/isic2019/autoencoder" --cache_latents \
     --max_train_steps 1200 --classifier_start_step 800
   judge isic2019 --resolution 64 --max_train_steps 400
-  explain isic2019 --direction add
+  explain isic2019 add --num_images_per_label 4
   adversarial isic2019
 }
 
