@@ -31,11 +31,13 @@ class Step:
         title: what it does, for the user.
         output: the file or folder that exists once it is done.
         command: arguments of the Python interpreter.
+        log: of a step that runs beside the following ones, until the last: where its output goes.
     """
 
     title: str
     output: Path
     command: Sequence[str]
+    log: Path | None = None
 
 
 def demo_steps(folder: Path) -> list[Step]:
@@ -80,6 +82,7 @@ def demo_steps(folder: Path) -> list[Step]:
                 *("--dataset_dir", oracle_phantoms, "--output_dir", oracle, "--resolution", "32"),
                 *("--seed", str(ORACLE_SEED)),
             ),
+            log=folder / "train_oracle.log",
         ),
         Step(
             "Train the diffusion model on all images, then jointly with the classifier on the labelled 10 %",
@@ -111,21 +114,74 @@ def demo_steps(folder: Path) -> list[Step]:
     ]
 
 
-def run_step(step: Step, number: int, total: int) -> float:
-    """Run one command in a process of its own; returns its seconds.
+class DemoRun:
+    """Runs steps in processes of their own, one after another but for those with a log, which run beside the others.
 
-    Raises:
-        SystemExit: if the command fails.
+    Processes side by side share the cores; more threads than cores would wait for one another.
+
+    Args:
+        steps: all of them, in order.
     """
-    print(f"\n[{number}/{total}] {step.title}", flush=True)
-    if step.output.exists():
-        print(f"      done before: {step.output}", flush=True)
-        return 0.0
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, *step.command], env={**os.environ, "PYTHONUNBUFFERED": "1"}, check=False)
-    if done.returncode:
-        raise SystemExit(f"The demo stopped: step {number}, {' '.join(step.command)}, failed ({done.returncode}).")
-    return time.perf_counter() - start
+
+    def __init__(self, steps: Sequence[Step]):
+        self.steps = steps
+        self.seconds: dict[str, float] = {}
+        self.beside: list[tuple[int, Step, subprocess.Popen, float]] = []
+        num_threads = max(1, (os.cpu_count() or 1) // 2)
+        self.environment = {"OMP_NUM_THREADS": str(num_threads), **os.environ, "PYTHONUNBUFFERED": "1"}
+
+    def run(self) -> dict[str, float]:
+        """Run all steps; returns the seconds of each, and of all together, by its title.
+
+        Raises:
+            SystemExit: if a command fails.
+        """
+        started = time.perf_counter()
+        try:
+            for number, step in enumerate(self.steps, start=1):
+                if number == len(self.steps):  # the last step looks at what all others made
+                    self.wait()
+                self.start(number, step)
+        finally:
+            for _, _, process, _ in self.beside:
+                process.terminate()
+        self.seconds["all together, some side by side"] = time.perf_counter() - started
+        return self.seconds
+
+    def start(self, number: int, step: Step) -> None:
+        """Run a step to its end, or start it beside the others."""
+        print(f"\n[{number}/{len(self.steps)}] {step.title}", flush=True)
+        self.seconds[step.title] = 0.0
+        if step.output.exists():
+            print(f"      done before: {step.output}", flush=True)
+            return
+        started = time.perf_counter()
+        command = [sys.executable, *step.command]
+        if step.log is None:
+            done = subprocess.run(command, env=self.environment, check=False)
+            self.finish(number, step, done.returncode, started)
+            return
+        print(f"      beside the next steps; its progress: {step.log}", flush=True)
+        with step.log.open("w", encoding="utf-8") as log:
+            process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
+        self.beside.append((number, step, process, started))
+
+    def wait(self) -> None:
+        """Wait for the steps that run beside."""
+        while self.beside:
+            number, step, process, started = self.beside[0]
+            process.wait()
+            self.beside.pop(0)
+            self.finish(number, step, process.returncode, started)
+
+    def finish(self, number: int, step: Step, returncode: int, started: float) -> None:
+        """Note the time, or stop."""
+        if returncode:
+            where = "" if step.log is None else f"; see {step.log}"
+            raise SystemExit(
+                f"The demo stopped: step {number}, {' '.join(step.command)}, failed ({returncode}){where}."
+            )
+        self.seconds[step.title] = time.perf_counter() - started
 
 
 def main() -> None:
@@ -139,7 +195,7 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
     steps = demo_steps(args.output_dir)
-    seconds = {step.title: run_step(step, number, len(steps)) for number, step in enumerate(steps, start=1)}
+    seconds = DemoRun(steps).run()
     report = write_demo_report(args.output_dir, seconds)
     checks = check_demo(args.output_dir)
 

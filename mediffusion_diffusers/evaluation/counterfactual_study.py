@@ -189,7 +189,7 @@ class CounterfactualStudyRunner:
         height, width = counterfactuals.images.shape[-2:]
         masks = target_masks(self.boxes, chosen, height, width)
         wrong = wrong_masks(self.boxes, chosen, height, width, self.seed)
-        truth = self._truth(chosen)
+        truth = self.truth(chosen)
         results: dict[str, Any] = {
             "selection": SELECTION_RULE[direction],
             **summarize(counterfactuals),
@@ -208,8 +208,8 @@ class CounterfactualStudyRunner:
             }
         results["controls"] = {}
         control_scores: dict[str, np.ndarray] = {}
-        for name, images in self._controls(counterfactuals, chosen, direction).items():
-            changed = self._rescore(counterfactuals, images)
+        for name, images in self.controls(counterfactuals, chosen, direction).items():
+            changed = self.rescore(counterfactuals, images)
             results["controls"][name] = summarize(changed)
             if changed.oracle is not None:
                 control_scores[name] = changed.oracle.after
@@ -220,7 +220,7 @@ class CounterfactualStudyRunner:
                 results["controls"][name]["cosine_to_truth"] = cosine_to_truth(changed, truth)
         if truth is not None:
             results["cosine_to_truth"] = cosine_to_truth(counterfactuals, truth)
-            results["truth"] = summarize(self._rescore(counterfactuals, truth))
+            results["truth"] = summarize(self.rescore(counterfactuals, truth))
             distance = mean_absolute_change(counterfactuals.images, truth)
             results["truth"]["l1_of_counterfactual"] = float(distance.mean())
         rows = chosen.rows.tolist()
@@ -259,7 +259,7 @@ class CounterfactualStudyRunner:
             oracle = Scores(before, after, null, self.oracle.thresholds)
         return Counterfactuals(**pictures, targets=chosen.targets, direction=direction, own=scores, oracle=oracle)
 
-    def _controls(self, counterfactuals: Counterfactuals, chosen: Selection, direction: str) -> dict[str, np.ndarray]:
+    def controls(self, counterfactuals: Counterfactuals, chosen: Selection, direction: str) -> dict[str, np.ndarray]:
         """Plain gradient and random noise with the L1 of each counterfactual."""
         l1 = mean_absolute_change(counterfactuals.images, counterfactuals.originals)
         pushed, noised = [], []
@@ -280,7 +280,7 @@ class CounterfactualStudyRunner:
             noised.append(random_noise_control(originals, size, generator).numpy())
         return {"plain_gradient": np.concatenate(pushed), "random_noise": np.concatenate(noised)}
 
-    def _rescore(self, counterfactuals: Counterfactuals, images: np.ndarray) -> Counterfactuals:
+    def rescore(self, counterfactuals: Counterfactuals, images: np.ndarray) -> Counterfactuals:
         """The same originals and null edits with other changed images."""
         own = np.concatenate(
             [self._own(torch.from_numpy(images[part])) for part in self._parts(len(images), "Scoring")]
@@ -293,7 +293,7 @@ class CounterfactualStudyRunner:
             oracle=None if oracle is None else replace(oracle, after=self._ask_oracle(images)),
         )
 
-    def _truth(self, chosen: Selection) -> np.ndarray | None:
+    def truth(self, chosen: Selection) -> np.ndarray | None:
         """True counterfactuals, if the dataset is a phantom's."""
         rows = [self.dataset[row] for row in chosen.rows.tolist()]
         if not all(json.loads(row["metadata"]).get("phantom_version") == PHANTOM_VERSION for row in rows):

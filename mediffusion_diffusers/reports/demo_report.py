@@ -86,7 +86,7 @@ def write_demo_report(folder: str | Path, seconds: Mapping[str, float]) -> Path:
 
     Args:
         folder: the demo's output folder, with all its steps done.
-        seconds: duration of each step by its title; 0 for a step that was done before.
+        seconds: duration of each step, and of all together, by its title; 0 for a step that was done before.
 
     Returns:
         Path of the report.
@@ -119,7 +119,7 @@ def write_demo_report(folder: str | Path, seconds: Mapping[str, float]) -> Path:
     report.add_section("Provenance").add_provenance(shown_provenance(study["provenance"]))
     spent = [[title, round(duration)] for title, duration in seconds.items() if duration]
     if spent:
-        report.add_table(["step of this run", "seconds"], [*spent, ["total", round(sum(seconds.values()))]])
+        report.add_table(["step of this run", "seconds"], spent)
     return report.save(folder / REPORT_FILE)
 
 
