@@ -48,7 +48,7 @@ class Summary:
     def sentence(self) -> str:
         """One line for the terminal."""
         shards = f"{self.manifest['num_finished_shards']:,} of {self.manifest['num_shards']:,} shards are finished"
-        if self.num_rows == 0:
+        if self.num_rows == 0 and not self.problems:
             return f"Nothing was left to do: {shards}."
         return (
             f"Explained {self.num_explained:,} images ({self.num_failed:,} could not be, {self.num_passed_over:,} "
