@@ -9,6 +9,8 @@ does falls on all of them. Weights are random, which changes no cost. Each part 
     OMP_NUM_THREADS=1 python benchmarks/counterfactual.py --parts compile --num_rounds 5
     OMP_NUM_THREADS=1 python benchmarks/counterfactual.py --parts whole --num_rounds 8 \\
       --settings '{"num_inference_steps": 6, "follow_inversion": true}'
+    OMP_NUM_THREADS=1 python benchmarks/counterfactual.py --parts quality --pipeline demo/mediffusion-phantom \\
+      --dataset_dir demo/phantoms --settings '{"num_inference_steps": 6, "follow_inversion": true}'
 
 What the kinds of step and layout are: `guided_steps.py`.
 """
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from counterfactual_quality import compare_quality
 from diffusers import DDIMScheduler
 from guided_steps import (
     SHAPES,
@@ -111,12 +114,18 @@ def processor_name() -> str:
 def main() -> None:
     """Measure, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("steps", "batches", "memory", "external", "precision", "compile", "whole")
-    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    parts = ("steps", "batches", "memory", "external", "precision", "compile", "whole", "quality")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=["steps"])
     parser.add_argument("--shape", choices=tuple(SHAPES), default="paper", help="of steps, batches and memory")
     parser.add_argument("--num_rounds", type=int, default=9)
     parser.add_argument("--batch_size", type=int, default=4, help="of memory")
-    parser.add_argument("--settings", type=json.loads, default={}, help="JSON: arguments of the pipeline for `whole`")
+    parser.add_argument(
+        "--settings", type=json.loads, default={}, help="JSON: pipeline arguments of whole and quality"
+    )
+    parser.add_argument("--pipeline", type=Path, help="trained checkpoint of quality")
+    parser.add_argument("--dataset_dir", type=Path, help="prepared dataset of quality")
+    parser.add_argument("--oracle", type=Path, help="outside classifier of quality")
+    parser.add_argument("--num_images_per_label", type=int, default=8, help="of quality")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "counterfactual_speed.json")
     args = parser.parse_args()
     measures: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
@@ -127,6 +136,12 @@ def main() -> None:
         "precision": ("precision, paper", lambda: compare_precisions(args.num_rounds)),
         "compile": ("torch.compile, paper", lambda: compare_compiled(args.num_rounds)),
         "whole": ("whole counterfactual, paper", lambda: compare_whole(args.num_rounds, args.settings)),
+        "quality": (
+            "quality of few steps",
+            lambda: compare_quality(
+                args.pipeline, args.dataset_dir, args.oracle, args.settings, args.num_images_per_label
+            ),
+        ),
     }
     for part in args.parts:
         key, run = measures[part]
