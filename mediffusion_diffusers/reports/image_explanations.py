@@ -1,0 +1,89 @@
+"""Some images explained, as one page to send to a colleague, panels and animations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..pipelines import MediffusionCounterfactualPipeline
+from .animations import save_gif, sweep_frames, transition_frames
+from .explained_image import ExplainedImage
+from .explained_output import Boxes, explain_sweep
+from .explanation_html import write_explanation_html
+from .explanation_pictures import explanation_panel
+
+
+PAGE_FILE = "explanations.html"
+SWEEP = (0.0, 0.25, 0.5, 1.0)  # of the guidance scale; the first is the null edit
+_SWEEP_MILLISECONDS = 700
+
+
+def explain_images(
+    pipe: MediffusionCounterfactualPipeline,
+    images: Sequence[Any],
+    label: str,
+    action: str,
+    boxes: Sequence[Boxes] | None = None,
+    **settings: Any,
+) -> tuple[list[ExplainedImage], dict[str, Any]]:
+    """Explain images one by one, each with a sweep over guidance scale from the same inversion.
+
+    Args:
+        pipe: the pipeline.
+        images: what the pipeline takes.
+        label: the finding to remove or add.
+        action: `"removed"` or `"added"`.
+        boxes: of the finding in each image, in relative units.
+        settings: of the pipeline's call; with `target_probability` the sweep ends at the scale that was found.
+
+    Returns:
+        The explained images, called "Image 1" and so on, and the settings used.
+
+    Raises:
+        ValueError: for an unknown action or label, or images that cannot be used.
+    """
+    if action not in ("removed", "added"):
+        raise ValueError(f"`action` must be 'removed' or 'added', but got {action!r}.")
+    target = {"away" if action == "removed" else "towards": label}
+    explained, used = [], {}
+    for index, image in enumerate(tqdm(images, desc="Explaining", unit="image")):
+        arguments = dict(settings)
+        if arguments.get("target_probability") is not None:
+            found = pipe(image, **target, **arguments, output_type="np", controls=False)
+            for bound in ("target_probability", "max_guidance_scale", "max_strength"):
+                arguments.pop(bound, None)
+            arguments["strength"] = float(found.strengths[0])
+            scale = float(found.guidance_scales[0])
+        else:
+            scale = pipe.resolve_settings(guidance_scale=arguments.get("guidance_scale"))["guidance_scale"]
+        arguments["guidance_scale"] = [share * scale for share in SWEEP]
+        output = pipe(image, **target, **arguments, output_type="np")
+        of_image = () if boxes is None else boxes[index]
+        explained.append(explain_sweep(output, label, action, f"Image {index + 1}", of_image))
+        used = {**output.settings, "guidance_scale": scale if len(images) == 1 else "per image, see the sweeps"}
+    return explained, used
+
+
+def write_explanations(
+    explained: Sequence[ExplainedImage], output_dir: str | Path, provenance: dict[str, Any] | None = None
+) -> Path:
+    """Write the page, and for each image a panel and two animations.
+
+    Args:
+        explained: of `explain_images`.
+        output_dir: gets `explanations.html`, `panel-1.png`, `transition-1.gif`, `sweep-1.gif` and so on.
+        provenance: what the page says about where it comes from.
+
+    Returns:
+        Path of the page.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, one in enumerate(tqdm(explained, desc="Drawing", unit="image"), start=1):
+        explanation_panel(one).save(folder / f"panel-{number}.png", optimize=True)
+        save_gif(transition_frames(one), folder / f"transition-{number}.gif")
+        save_gif(sweep_frames(one), folder / f"sweep-{number}.gif", frame_milliseconds=_SWEEP_MILLISECONDS)
+    return write_explanation_html(explained, folder / PAGE_FILE, provenance=provenance)
