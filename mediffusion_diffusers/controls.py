@@ -16,6 +16,7 @@ import torch
 
 
 HIGH_FREQUENCY = 0.25  # cycles per pixel, half of what the grid can hold
+_NO_CHANGE = 1e-5  # root mean square below which a change is rounding
 _BISECTIONS = 40
 _MAX_STRETCH = 64  # how much further than without clamping `change_by` goes to make up for it
 
@@ -131,7 +132,8 @@ def high_frequency_share(difference: np.ndarray) -> np.ndarray:
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     total = energy.sum((1, 2))
     with np.errstate(invalid="ignore"):
-        return np.where(total > 1e-12, energy[:, radius > HIGH_FREQUENCY].sum(1) / total, np.nan)
+        is_change = total > (height * width * _NO_CHANGE) ** 2
+        return np.where(is_change, energy[:, radius > HIGH_FREQUENCY].sum(1) / total, np.nan)
 
 
 def _changed(originals: torch.Tensor, unit: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

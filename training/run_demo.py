@@ -102,6 +102,15 @@ def demo_steps(folder: Path) -> list[Step]:
             script("evaluate_classification.py", *pretrained, "--output_dir", folder),
         ),
         Step(
+            "Explain three phantoms in detail: a page with sliders, panels and animations",
+            folder / "explanations" / "explanations.html",
+            script(
+                "explain_images.py",
+                *pretrained,
+                *("--away", "Cardiomegaly", "--output_dir", folder / "explanations"),
+            ),
+        ),
+        Step(
             "Explain held-out phantoms: remove and add findings, and let the oracle judge",
             folder / "counterfactuals" / "counterfactuals.json",
             script(
@@ -203,7 +212,8 @@ def main() -> None:
     for check in checks:
         print(f"  {'ok  ' if check.passed else 'FAIL'} {check.sentence}")
     model = args.output_dir / "mediffusion-phantom"
-    print(f"\nReport: {report}\nThe checkpoint loads with\n")
+    page = args.output_dir / "explanations" / "explanations.html"
+    print(f"\nReport: {report}\nThree explanations in detail: {page}\nThe checkpoint loads with\n")
     print("    from mediffusion_diffusers import MediffusionCounterfactualPipeline")
     print(f'    pipe = MediffusionCounterfactualPipeline.from_pretrained("{model}")')
     print('    output = pipe(image, away="Cardiomegaly")  # a PIL image\n')
