@@ -7,7 +7,7 @@ does falls on all of them. Weights are random, which changes no cost. Each part 
     OMP_NUM_THREADS=1 python benchmarks/counterfactual.py --parts steps batches memory external precision
     OMP_NUM_THREADS=1 python benchmarks/counterfactual.py --parts steps --shape demo --num_rounds 31
     OMP_NUM_THREADS=1 python benchmarks/counterfactual.py --parts compile --num_rounds 5
-    OMP_NUM_THREADS=1 python benchmarks/counterfactual.py --parts whole --num_rounds 8 \\
+    OMP_NUM_THREADS=1 python benchmarks/counterfactual.py --parts whole --num_rounds 3 \\
       --settings '{"num_inference_steps": 6, "follow_inversion": true}'
     OMP_NUM_THREADS=1 python benchmarks/counterfactual.py --parts quality --pipeline demo/mediffusion-phantom \\
       --dataset_dir demo/phantoms --settings '{"num_inference_steps": 6, "follow_inversion": true}'
@@ -48,49 +48,58 @@ from mediffusion_diffusers.latents import decode_latents, encode_pixels
 from mediffusion_diffusers.models.presets import PAPER_NOISE_SCHEDULE
 
 
+STEPS_PER_ROUND = 3  # of the procedures that take 300
+
+
 def compare_whole(num_rounds: int, settings: dict[str, Any]) -> dict[str, Any]:
     """A whole counterfactual at 256x256 against 300 steps of the authors' procedure and of two passes.
 
+    Ours includes the null edit, both pictures, and the classification of what they show; the procedures include one
+    encoding and one decoding. They run as diffusers loads a model (`contiguous`), ours with `prepack_convolutions`.
+
     Args:
-        num_rounds: calls of the pipeline; as many of the authors' steps, at least 8.
+        num_rounds: calls of the pipeline; each beside `STEPS_PER_ROUND` steps of the procedures.
         settings: arguments of the pipeline other than its defaults.
 
     Returns:
         Ratios, seconds and settings.
     """
-    unet = build_unet("paper", "winograd")
-    plain = GuidanceSteps(build_unet("paper"))
-    vae, plain_vae = build_vae("winograd"), build_vae()
-    scheduler = DDIMScheduler(**PAPER_NOISE_SCHEDULE, set_alpha_to_one=False)
-    pipe = MediffusionCounterfactualPipeline(vae, unet, scheduler)
+    unet, vae = build_unet("paper", "winograd"), build_vae("winograd")
+    plain, plain_vae = GuidanceSteps(build_unet("paper")), build_vae()
+    pipe = MediffusionCounterfactualPipeline(vae, unet, DDIMScheduler(**PAPER_NOISE_SCHEDULE, set_alpha_to_one=False))
     pipe.set_progress_bar_config(disable=True)
     torch.manual_seed(0)
     image, latents = torch.rand(1, 1, 256, 256), torch.randn(1, 4, 32, 32)
-    four = [[0], [1], [2], [3]]
+
+    @torch.no_grad()
+    def both_ends() -> None:
+        encode_pixels(plain_vae, image * 2 - 1)
+        decode_latents(plain_vae, latents)
+
     calls = {
         "ours": lambda: pipe(image, away=0, controls=False, **settings),
+        "ours, 4 targets": lambda: pipe(image, away=[[0], [1], [2], [3]], controls=False, **settings),
         "ours, with controls": lambda: pipe(image, away=0, **settings),
-        "ours, 4 targets": lambda: pipe(image, away=four, controls=False, **settings),
-        "ours, 4 targets, with controls": lambda: pipe(image, away=four, **settings),
-        "encode": torch.no_grad()(lambda: encode_pixels(plain_vae, image * 2 - 1)),
-        "decode": torch.no_grad()(lambda: decode_latents(plain_vae, latents)),
-        "authors, one step": plain.authors,
-        "two passes, one step": plain.two_passes,
+        "encode and decode": both_ends,
+        "authors": lambda: [plain.authors() for _ in range(STEPS_PER_ROUND)],
+        "two passes": lambda: [plain.two_passes() for _ in range(STEPS_PER_ROUND)],
     }
-    medians = medians_of(measure(calls, num_rounds, "Whole counterfactuals"))
-    ends = medians["encode"] + medians["decode"]
+    pipe(image, away=0, controls=False, **{**settings, "num_inference_steps": 1})  # prepares the weights
+    both_ends()
+    medians = medians_of(measure(calls, num_rounds, "Whole counterfactuals", has_warm_up=False))
     procedures = {
-        "authors": ends + 300 * medians["authors, one step"],
-        "two passes": ends + 300 * medians["two passes, one step"],
+        name: medians["encode and decode"] + 300 / STEPS_PER_ROUND * medians[name]
+        for name in ("authors", "two passes")
     }
     return {
         "settings": {"controls": False, **settings},
         "num_rounds": num_rounds,
         "cpu_seconds_of_300_steps_extrapolated": procedures,
+        "measured_steps_of_each_procedure": num_rounds * STEPS_PER_ROUND,
         "ratios_per_target": {
             f"{procedure} / {name}": seconds * (4 if "4 targets" in name else 1) / medians[name]
             for procedure, seconds in procedures.items()
-            for name in list(calls)[:4]
+            for name in list(calls)[:3]
         },
         "median_cpu_seconds": medians,
     }

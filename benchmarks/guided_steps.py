@@ -146,14 +146,16 @@ class GuidanceSteps:
         return guide_model_output(output.sample.detach(), leaf.grad, ALPHA_PROD, 1.0)
 
 
-def measure(steps: dict[str, Step], num_rounds: int, description: str) -> dict[str, list[float]]:
-    """CPU seconds of each step, taken in turns, every other round backwards; the first round is not counted."""
+def measure(
+    steps: dict[str, Step], num_rounds: int, description: str, has_warm_up: bool = True
+) -> dict[str, list[float]]:
+    """CPU seconds of each step, taken in turns, every other round backwards; a first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for round_index in tqdm(range(num_rounds + 1), desc=description):
+    for round_index in tqdm(range(-has_warm_up, num_rounds), desc=description):
         for name in list(steps)[:: 1 if round_index % 2 else -1]:
             started = time.process_time()
             steps[name]()
-            if round_index:
+            if round_index >= 0:
                 seconds[name].append(time.process_time() - started)
     return seconds
 
