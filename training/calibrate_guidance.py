@@ -4,7 +4,7 @@
     python training/calibrate_guidance.py --pretrained_model_name_or_path runs/joint --dataset_dir runs/phantom
 
 Of the settings that flip the model's own decision in at least `--min_flip_rate` of the images, the one that changes
-them least is taken. The whole table goes to `guidance_calibration.json` in the checkpoint's folder.
+them least is taken; none that changes them by more than `--max_l1`. The whole table goes to `guidance_calibration.json` in the checkpoint's folder.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from mediffusion_diffusers.atomic_files import write_json
 from mediffusion_diffusers.evaluation.counterfactual_study import DIRECTIONS, CounterfactualStudyRunner
 from mediffusion_diffusers.evaluation.guidance_calibration import (
+    MAX_L1,
     MIN_FLIP_RATE,
     calibrate_guidance,
     calibration_to_dict,
@@ -36,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_inference_steps", type=int, default=6)
     parser.add_argument("--num_images_per_label", type=int, default=8)
     parser.add_argument("--min_flip_rate", type=float, default=MIN_FLIP_RATE)
+    parser.add_argument("--max_l1", type=float, default=MAX_L1, help="Mean absolute change, of the intensity range.")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--dry_run", action="store_true", help="Measure, and leave the checkpoint as it is.")
     return parser.parse_args()
@@ -59,7 +61,7 @@ def main() -> None:
         )
     except (OSError, ValueError) as error:
         sys.exit(f"calibrate_guidance.py: {error}")
-    chosen = choose_guidance(trials, args.min_flip_rate)
+    chosen = choose_guidance(trials, args.min_flip_rate, args.max_l1)
     for trial in trials:
         mark = "  <- chosen" if trial is chosen else ""
         print(
@@ -67,10 +69,12 @@ def main() -> None:
             f"L1 {trial.l1:.4f}{mark}"
         )
     if chosen.flip_rate < args.min_flip_rate:
-        print(f"No setting flips {args.min_flip_rate} of the decisions; the chosen one flips most often.")
+        print(f"No setting within an L1 of {args.max_l1} flips {args.min_flip_rate} of the decisions.")
     if not args.dry_run:
         folder = Path(args.pretrained_model_name_or_path)
-        write_json(folder / "guidance_calibration.json", calibration_to_dict(trials, chosen, args.min_flip_rate))
+        write_json(
+            folder / "guidance_calibration.json", calibration_to_dict(trials, chosen, args.min_flip_rate, args.max_l1)
+        )
         settings = {"strength": chosen.strength, "guidance_scale": chosen.guidance_scale, **fixed}
         write_guidance_defaults(folder, settings)
         print(f"Stored in {folder / 'unet' / 'config.json'}.")

@@ -2,7 +2,8 @@
 
 Neither transfers: a scale belongs to a classifier's gradients, a strength to the autoencoder's latents. The rule is
 fixed and asks no outside classifier, which stays independent for the test: of the settings that flip the model's own
-decision often enough, the one that changes the images least.
+decision often enough, the one that changes the images least. Settings that change them beyond recognition are out,
+however well they flip.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .counterfactuals import flips, mean_absolute_change
 
 UNET_CONFIG = Path("unet") / "config.json"
 MIN_FLIP_RATE = 0.95
+MAX_L1 = 0.04  # beyond, radiographs and skin images dissolve
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class GuidanceTrial:
         strength: share of the noise schedule.
         guidance_scale: scale s of Eq. 2.
         flip_rate: share of the model's decisions that turned over, in [0, 1].
-        l1: mean absolute change of a pixel, in units of the full intensity range.
+        l1: mean absolute change of a pixel against the null edit, in units of the full intensity range: what the
+            autoencoder changes by itself does not count.
         num_images: how many counterfactuals that is.
     """
 
@@ -80,19 +83,27 @@ def calibrate_guidance(
         for direction, chosen in selections.items():
             made = runner.explain(chosen, direction)
             flipped.append(flips(made.own, made.targets, direction))
-            l1.append(mean_absolute_change(made.images, made.originals))
+            l1.append(mean_absolute_change(made.images, made.null_images))
         rate, size = float(np.nanmean(np.concatenate(flipped))), float(np.concatenate(l1).mean())
         trials.append(GuidanceTrial(strength, scale, rate, size, sum(map(len, l1))))
     runner.settings = fixed
     return trials
 
 
-def choose_guidance(trials: Sequence[GuidanceTrial], min_flip_rate: float = MIN_FLIP_RATE) -> GuidanceTrial:
-    """The smallest change among settings that flip often enough; failing that, the one that flips most often."""
-    enough = [trial for trial in trials if trial.flip_rate >= min_flip_rate]
+def choose_guidance(
+    trials: Sequence[GuidanceTrial], min_flip_rate: float = MIN_FLIP_RATE, max_l1: float = MAX_L1
+) -> GuidanceTrial:
+    """The smallest change among settings that flip often enough; failing that, the one that flips most often.
+
+    Settings that change more than `max_l1` are left out, unless all do: then the one that changes least is taken.
+    """
+    bounded = [trial for trial in trials if trial.l1 <= max_l1]
+    if not bounded:
+        return min(trials, key=lambda trial: trial.l1)
+    enough = [trial for trial in bounded if trial.flip_rate >= min_flip_rate]
     if enough:
         return min(enough, key=lambda trial: trial.l1)
-    return max(trials, key=lambda trial: (trial.flip_rate, -trial.l1))
+    return max(bounded, key=lambda trial: (trial.flip_rate, -trial.l1))
 
 
 def write_guidance_defaults(pipeline_folder: str | Path, settings: dict[str, Any]) -> None:
@@ -110,11 +121,14 @@ def write_guidance_defaults(pipeline_folder: str | Path, settings: dict[str, Any
 
 
 def calibration_to_dict(
-    trials: Sequence[GuidanceTrial], chosen: GuidanceTrial, min_flip_rate: float = MIN_FLIP_RATE
+    trials: Sequence[GuidanceTrial],
+    chosen: GuidanceTrial,
+    min_flip_rate: float = MIN_FLIP_RATE,
+    max_l1: float = MAX_L1,
 ) -> dict[str, Any]:
     """Trials and choice, for JSON."""
     rule = (
-        f"the smallest L1 among settings with a flip rate of at least {min_flip_rate}; "
-        "if there is none, the highest flip rate"
+        f"of the settings with an L1 of at most {max_l1}, the smallest L1 among those with a flip rate of at least "
+        f"{min_flip_rate}; if there is none, the highest flip rate"
     )
     return {"rule": rule, "chosen": asdict(chosen), "trials": [asdict(trial) for trial in trials]}
