@@ -4,7 +4,8 @@
     python training/calibrate_guidance.py --pretrained_model_name_or_path runs/joint --dataset_dir runs/phantom
 
 Of the settings that flip the model's own decision in at least `--min_flip_rate` of the images, the one that changes
-them least is taken; none that changes them by more than `--max_l1`. The whole table goes to `guidance_calibration.json` in the checkpoint's folder.
+them least is taken; none that changes them by more than `--max_l1`. The whole table goes to
+`guidance_calibration.json` in the checkpoint's folder.
 """
 
 from __future__ import annotations
