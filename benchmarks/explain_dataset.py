@@ -2,8 +2,10 @@
 """Throughput of explain_dataset.py: images per second and core with one and two processes, and how it scales.
 
 The same images, in four shards, are explained by one process and by two, in turns; what counts are medians over the
-rounds. Every process has one thread. Wall-clock time says what a user waits for, and suffers from whatever else the
-machine does; CPU time says what an image costs. Imports and the loading of the pipeline are left out.
+rounds. Every process has one thread. Wall-clock time says what a user waits for, and on a machine that does other
+things too how the operating system shares it out; CPU time says what an image costs. Each scaling ratio is images per
+second and process with two processes over those with one, 1 at best. Imports and the loading of the pipeline are left
+out.
 
     OMP_NUM_THREADS=1 python benchmarks/explain_dataset.py --pretrained_model_name_or_path demo/mediffusion-phantom \
         --dataset demo/phantoms --away Cardiomegaly --output benchmarks/results/explain_dataset.json
@@ -15,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -34,6 +37,7 @@ from mediffusion_diffusers.data.schema import parquet_files
 from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
 from mediffusion_diffusers.explanation.plan import ExplanationJob
 from mediffusion_diffusers.explanation.request import ExplanationRequest
+from mediffusion_diffusers.explanation.shards import output_schema
 
 
 NUM_SHARDS = 4
@@ -74,6 +78,7 @@ def measure_process(args: argparse.Namespace) -> None:
 
     MediffusionCounterfactualPipeline.__call__ = timed  # type: ignore[method-assign]
     accelerator = Accelerator()
+    output_schema()  # imports `datasets`
     request = ExplanationRequest(away=tuple(args.away), controls=args.controls)
     job = ExplanationJob(args.shards, args.run_dir / "out", request, batch_size=args.batch_size, show_progress=False)
     accelerator.wait_for_everyone()
@@ -99,7 +104,7 @@ def run_once(num_processes: int, shards: Path, num_images: int, run_dir: Path) -
     cpu_seconds = sum(note["cpu_seconds"] for note in notes)
     output_bytes = sum(path.stat().st_size for path in (run_dir / "out").rglob("*.parquet"))
     return {
-        "images_per_second": num_images / max(note["wall_seconds"] for note in notes),
+        "images_per_second_and_core": num_images / max(note["wall_seconds"] for note in notes) / num_processes,
         "images_per_cpu_second": num_images / cpu_seconds,
         "pipeline_share_of_cpu": sum(note["pipeline_cpu_seconds"] for note in notes) / cpu_seconds,
         "output_bytes_per_image": output_bytes / num_images,
@@ -142,23 +147,18 @@ def main() -> None:
     def median(num_processes: int, name: str) -> float:
         return statistics.median(each[name] for each in rounds[num_processes])
 
-    per_core = {count: median(count, "images_per_second") / count for count in rounds}
-    pairs = zip(rounds[1], rounds[2], strict=True)
+    rates = ("images_per_second_and_core", "images_per_cpu_second")
     report = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {"torch": torch.__version__, "diffusers": diffusers_version},
         "note": args.note,
         "load_averages_before_each_run": loads,
         "num_images": num_images,
-        "images_per_second_and_core": {str(count): round(value, 4) for count, value in per_core.items()},
-        "scaling_ratio": round(per_core[2] / per_core[1], 4),
-        "scaling_ratio_by_round": [
-            round(two["images_per_second"] / (2 * one["images_per_second"]), 4) for one, two in pairs
-        ],
+        "scaling_ratio": {name: round(median(2, name) / median(1, name), 4) for name in rates},
         **{
             f"{name}_with_{count}": round(median(count, name), 4)
-            for name in ("images_per_cpu_second", "pipeline_share_of_cpu", "output_bytes_per_image")
+            for name in (*rates, "pipeline_share_of_cpu", "output_bytes_per_image")
             for count in rounds
         },
         "rounds": {str(count): values for count, values in rounds.items()},

@@ -15,7 +15,7 @@ Columns:
 - `l1`, `high_frequency_share`: size of the change, and the share of its energy above half of the highest frequency;
   `controls`: changes of the same `l1` by the plain gradient and by noise, each a `name`, an `image`, `probabilities`
   and a `high_frequency_share`; all null without controls;
-- `label_names`, `settings` (JSON), `model_hash`: the same in every row.
+- `settings`: those of the pipeline, as JSON, null with an error; `label_names`, `model_hash`: the same in every row.
 """
 
 from __future__ import annotations
