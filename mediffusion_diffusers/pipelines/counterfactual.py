@@ -135,8 +135,9 @@ class MediffusionCounterfactualPipeline(
             mask: where the image may change: a mask, boxes, or one of them per counterfactual (see
                 [`~mediffusion_diffusers.regions.prepare_region`]), or `"auto"`: where an edit without a mask changes
                 most. Outside, the latents stay those of the null edit, bit for bit.
-            classifier: for `guidance_mode="external"`: an image classifier of transformers, or an
-                [`ExternalClassifier`] with its own preprocessing. `towards` and `away` then name its labels.
+            classifier: an image classifier of transformers, or an [`ExternalClassifier`] with its own preprocessing,
+                whose probabilities are reported. With `guidance_mode="external"` it guides, and `towards` and `away`
+                name its labels.
             controls: also change each image as much by the plain gradient and by noise, and report both.
 
         Where an argument is `None` the checkpoint's `guidance_defaults` hold, then strength 0.3, scale 10, 10 steps,
@@ -193,8 +194,11 @@ class MediffusionCounterfactualPipeline(
             output_type,
             callback_on_step_end_tensor_inputs,
         )
-        judge = self.unet.config if external is None else external
-        label_names = self.label_names if external is None else external.label_names
+        guide = external if settings["guidance_mode"] == "external" else None
+        if guide is None and settings["guidance_mode"] == "external":
+            raise ValueError("`guidance_mode='external'` needs a `classifier`, an image classifier of transformers.")
+        judge = self.unet.config if guide is None else guide
+        label_names = self.label_names if guide is None else guide.label_names
         target = build_target(towards, away, num_rows, label_names, judge.problem_type, hold)
         num_steps = settings["num_inference_steps"]
         settings["num_inversion_steps"] = (num_inversion_steps or num_steps) * (settings["start"] == "inversion")
@@ -209,7 +213,7 @@ class MediffusionCounterfactualPipeline(
             solver_order,
             eta,
             settings["guidance_mode"],
-            None if external is None else lambda latents: external(decode_latents(self.vae, latents)),
+            None if guide is None else lambda latents: guide(decode_latents(self.vae, latents)),
         )
         is_region_found = isinstance(mask, str) and mask == "auto"
         region = None
@@ -253,7 +257,7 @@ class MediffusionCounterfactualPipeline(
 
             def edit(rows: EditRows) -> EditResult:
                 if target_probability is not None:
-                    return self._search(go, rows, route, bounds, target_probability, generator, output_type, external)
+                    return self._search(go, rows, route, bounds, target_probability, generator, output_type, guide)
                 self._guidance_scale = torch.tensor(scales).to(clean_latents) if is_sweep else scales[0]
                 step_callback = None if callback_on_step_end is None else on_step
                 latents, null_latents = self._edit(
@@ -276,6 +280,7 @@ class MediffusionCounterfactualPipeline(
                 result,
                 output_type,
                 external,
+                guide,
                 controls,
                 timesteps=self._descending_timesteps(route),
                 settings=settings,

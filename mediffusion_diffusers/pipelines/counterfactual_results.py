@@ -82,6 +82,7 @@ class CounterfactualResultsMixin(MediffusionPipelineMixin):
         result: EditResult,
         output_type: str,
         external: ExternalClassifier | None,
+        guide: ExternalClassifier | None,
         with_controls: bool,
         **fields: Any,
     ) -> MediffusionCounterfactualPipelineOutput:
@@ -93,7 +94,8 @@ class CounterfactualResultsMixin(MediffusionPipelineMixin):
             rows: the counterfactuals.
             result: their latents.
             output_type: of the call.
-            external: the external classifier, if it guided.
+            external: an outside classifier whose probabilities are reported.
+            guide: the same, if it guided.
             with_controls: whether to make the controls.
             fields: of the output, passed on.
         """
@@ -118,7 +120,7 @@ class CounterfactualResultsMixin(MediffusionPipelineMixin):
         original, edited, null = (picture.float() for picture in (original, edited, null[result.null_index]))
         if with_controls and not is_latent:
             change = (result.latents - before).flatten(1).norm(dim=1)
-            fields |= self._controls(original, edited, before, change, rows, external, output_type)
+            fields |= self._controls(original, edited, before, change, rows, guide, output_type)
         return MediffusionCounterfactualPipelineOutput(
             images=self._to_images(edited, output_type),
             null_images=self._to_images(null, output_type),

@@ -57,8 +57,9 @@ def explain_output(
     for argument, values in each.items():
         if len(values) != num:
             raise ValueError(f"`{argument}` must be as many as the counterfactuals, {num}, but got {len(values)}.")
-    is_external = output.external_label_names is not None
-    label_names = output.external_label_names or output.label_names
+    is_external = output.settings["guidance_mode"] == "external"
+    label_names = output.external_label_names if is_external else output.label_names
+    assert label_names is not None
     unknown = sorted(set(each["labels"]) - set(label_names))
     if unknown:
         raise ValueError(f"`labels` must be among {', '.join(label_names)}, but got {', '.join(unknown)}.")

@@ -15,7 +15,7 @@ from support.components import (
 )
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers import MediffusionCounterfactualPipeline, MultistepDDIMScheduler
 from mediffusion_diffusers.guidance import OWN_GUIDANCE_MODES, ExternalClassifier
 
 
@@ -81,6 +81,22 @@ class TestSeveralPerImage:
         finally:
             handle.remove()
         assert calls[:8] == [1] * 4 + [3] * 4  # up once for all, down together; the null edit costs nothing
+
+
+class TestIdentities:
+    @pytest.mark.parametrize("solver_order", [1, 2])
+    def test_null_edit_composes_inversion_and_sampling(self, pipe, solver_order):
+        latents = pipe.encode_images(random_images(2))
+        for inverse in (True, False):
+            scheduler = MultistepDDIMScheduler.from_config(pipe.scheduler.config)
+            scheduler.set_grid(4, 200, inverse, solver_order)
+            with torch.no_grad():
+                for t in scheduler.timesteps:
+                    model_output = pipe.unet(latents, t, return_logits=False).sample
+                    latents = scheduler.step(model_output, t, latents).prev_sample
+        output = pipe(random_images(2), away="Mass", solver_order=solver_order, **FAST)
+        assert torch.equal(output.null_images, latents)
+        assert not torch.equal(output.images, latents)
 
 
 class TestFollowInversion:
@@ -275,6 +291,17 @@ class TestExternal:
         assert (gain > 0).all() if direction == "towards" else (gain < 0).all()
         assert output.probabilities_after.shape == (2, 3)
 
+    def test_reports_without_guiding(self, pipe, arguments):
+        model, options = outside_classifier(), {**arguments, "output_type": "pt"}
+        alone, reported = (
+            pipe(random_pil(2), away="Mass", classifier=classifier, generator=generators(0, 1), **options)
+            for classifier in (None, model)
+        )
+        assert torch.equal(alone.images, reported.images) and alone.external_label_names is None
+        with torch.no_grad():
+            expected = ExternalClassifier(model)(reported.images * 2 - 1).softmax(-1)
+        close(reported.external_probabilities_after, expected)
+
     def test_reads_images_as_its_processor_does(self):
         model = outside_classifier()
         pixels = torch.rand(2, 1, 16, 16) * 2 - 1
@@ -313,9 +340,9 @@ class TestExternal:
     @pytest.mark.parametrize(
         "wrong, message",
         [
-            ({"guidance_mode": "external"}, "the classifier is missing"),
+            ({"guidance_mode": "external"}, "needs a `classifier`"),
             ({"classifier": "resnet", "guidance_mode": "external"}, "must be an image classifier of transformers"),
-            ({"classifier": outside_classifier(), "away": "sick"}, "belong together"),
+            ({"classifier": outside_classifier(), "away": "sick"}, "unknown label 'sick'"),
             ({"classifier": outside_classifier(), "guidance_mode": "external"}, "unknown label 'Mass'"),
         ],
     )

@@ -91,6 +91,7 @@ def test_an_external_classifiers_scores_are_shown_and_its_missing_controls_left_
     external = type(output)(
         **{
             **output,
+            "settings": {**output.settings, "guidance_mode": "external"},
             "external_label_names": ["opacity"],
             **{
                 f"external_probabilities_{stage}": np.full((2, 1), p) for stage, p in (("before", 0.9), ("after", 0.2))
