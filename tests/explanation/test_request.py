@@ -39,10 +39,13 @@ def test_noise_belongs_to_the_row():
 def test_the_hash_tells_weights_and_configs_apart(pipe, pipeline_folder):
     first = model_hash(pipe)
     assert first == model_hash(type(pipe).from_pretrained(pipeline_folder))
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        pipe.unet.to(memory_format=memory_format)
+        assert model_hash(pipe) == first
     pipe.scheduler.register_to_config(prediction_type="v_prediction")
     second = model_hash(pipe)
     with torch.no_grad():
-        next(pipe.unet.parameters()).view(-1)[0] += 1e-6
+        pipe.unet.conv_in.bias[0] += 1e-6
     assert len({first, second, model_hash(pipe)}) == 3
 
 
