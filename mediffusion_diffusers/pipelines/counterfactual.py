@@ -15,7 +15,7 @@ from ..image_processor import ImageInput
 from ..latents import decode_latents
 from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
 from ..regions import prepare_region, region_of_change
-from .base import Generators, own_generator
+from .base import Generators, clone_generator, own_generator
 from .counterfactual_inputs import CounterfactualInputsMixin, count_rows
 from .counterfactual_results import EditResult
 from .counterfactual_sampling import CounterfactualSamplingMixin, EditRows, Route, Start
@@ -167,8 +167,10 @@ class MediffusionCounterfactualPipeline(
         external = _as_external(classifier)
         pixels = self.image_processor.preprocess(image, *self.image_size)
         num_images = len(pixels)
-        is_sweep = isinstance(settings["guidance_scale"], Sequence) and not isinstance(settings["guidance_scale"], str)
-        scales = list(settings["guidance_scale"]) if is_sweep else [settings["guidance_scale"]]
+        given = settings["guidance_scale"]
+        given = given.tolist() if hasattr(given, "tolist") else given
+        is_sweep = isinstance(given, Sequence) and not isinstance(given, str)
+        scales = list(given) if is_sweep else [given]
         num_rows = count_rows(
             num_images,
             towards=count_label_rows(towards),
@@ -233,7 +235,7 @@ class MediffusionCounterfactualPipeline(
                 generator = own_generator(generator)
                 if noise is None:
                     noise = randn_tensor(clean_latents.shape, generator, clean_latents.device, clean_latents.dtype)
-                if num_rows != num_images or target_probability is not None:
+                if num_rows != num_images or target_probability is not None or is_region_found:
                     generator = _one_per_image(generator, num_images)
 
             def go(route: Route, images: torch.Tensor) -> Start:
@@ -255,14 +257,16 @@ class MediffusionCounterfactualPipeline(
                 changed = callback_on_step_end(self, step, t, kwargs)  # type: ignore[misc]
                 return changed.pop("latents", latents), changed.pop("null_latents", null_latents)
 
+            start_latents = None if target_probability is not None else go(route, torch.arange(num_images))
+
             def edit(rows: EditRows) -> EditResult:
-                if target_probability is not None:
-                    return self._search(go, rows, route, bounds, target_probability, generator, output_type, guide)
+                # A second edit, within the region that the first one found, gets the same step noise.
+                noises = clone_generator(generator) if is_region_found else generator
+                if start_latents is None or target_probability is not None:
+                    return self._search(go, rows, route, bounds, target_probability, noises, output_type, guide)
                 self._guidance_scale = torch.tensor(scales).to(clean_latents) if is_sweep else scales[0]
                 step_callback = None if callback_on_step_end is None else on_step
-                latents, null_latents = self._edit(
-                    go(route, torch.arange(num_images)), rows, route, generator, step_callback
-                )
+                latents, null_latents = self._edit(start_latents, rows, route, noises, step_callback)
                 return EditResult.of_one_strength(latents, null_latents, rows, scales, settings["strength"])
 
             result = edit(rows)

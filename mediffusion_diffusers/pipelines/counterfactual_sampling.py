@@ -84,6 +84,8 @@ class EditRows:
 class CounterfactualSamplingMixin(MediffusionPipelineMixin):
     """The denoising loops of [`MediffusionCounterfactualPipeline`]."""
 
+    _is_quiet: bool = False  # a search shows one bar for itself
+
     def _timestep_of(self, strength: float) -> int:
         """The noise level of a strength, as a timestep."""
         num_train_timesteps = self.scheduler.config.num_train_timesteps
@@ -94,7 +96,7 @@ class CounterfactualSamplingMixin(MediffusionPipelineMixin):
         scheduler = MultistepDDIMScheduler.from_config(self.scheduler.config)
         scheduler.set_grid(route.num_inversion_steps, route.max_timestep, True, route.solver_order)
         path_latents, path_epsilons = [latents], []
-        for t in self.progress_bar(scheduler.timesteps):
+        for t in self._steps(scheduler.timesteps):
             model_output = self._predict(latents, t)
             alpha = scheduler.alphas_cumprod[t].to(latents.device)
             path_epsilons.append(predict_epsilon(model_output, latents, alpha, scheduler.config.prediction_type))
@@ -140,7 +142,7 @@ class CounterfactualSamplingMixin(MediffusionPipelineMixin):
         prediction_type = self.scheduler.config.prediction_type
         deviation = torch.zeros_like(start.latents[index])
         is_on_path = True
-        for step, t in enumerate(self.progress_bar(scheduler.timesteps)):
+        for step, t in enumerate(self._steps(scheduler.timesteps)):
             if self.interrupt:
                 continue
             place = route.num_inference_steps - step
@@ -185,7 +187,7 @@ class CounterfactualSamplingMixin(MediffusionPipelineMixin):
         step_kwargs = scheduler_step_kwargs(scheduler, eta=route.eta, generator=row_generator)
         null_step_kwargs = scheduler_step_kwargs(scheduler, eta=route.eta, generator=null_generator)
         self._num_timesteps = len(scheduler.timesteps)
-        for step, t in enumerate(self.progress_bar(scheduler.timesteps)):
+        for step, t in enumerate(self._steps(scheduler.timesteps)):
             if self.interrupt:
                 continue
             null_output = self._predict(null_latents, t)
@@ -202,6 +204,10 @@ class CounterfactualSamplingMixin(MediffusionPipelineMixin):
             if on_step is not None:
                 latents, null_latents = on_step(step, int(t), latents, null_latents)
         return latents, null_latents
+
+    def _steps(self: Any, timesteps: torch.Tensor) -> Any:
+        """The timesteps, with a progress bar."""
+        return timesteps if self._is_quiet else self.progress_bar(timesteps)
 
     def _predict(self: Any, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The model's unguided prediction."""

@@ -86,6 +86,13 @@ class ScaleSearch:
         self.high[reached] = 0.0
 
     @property
+    def solved(self) -> torch.Tensor:
+        """Indices of the rows that reached their goal and are no longer searched."""
+        is_active = torch.zeros_like(self.reached)
+        is_active[self.active] = True
+        return torch.nonzero(self.reached & ~is_active).flatten()
+
+    @property
     def scales(self) -> torch.Tensor:
         """The next scale of each active row."""
         return self._next[self.active]
@@ -170,40 +177,48 @@ class GuidanceSearchMixin(CounterfactualResultsMixin):
         reached = torch.zeros(len(rows), dtype=torch.bool)
         null_latents: list[torch.Tensor] = []
         null_index = torch.zeros(len(rows), dtype=torch.long)
-        for strength in strength_ladder(bounds.strength, bounds.max_strength):
-            pending = torch.nonzero(~reached).flatten()
-            if not len(pending):
-                break
-            # 1. Only the images of unsolved rows go to the next noise level
-            images, local = rows.image_index[pending.to(device)].unique(return_inverse=True)
-            at_level = replace(route, max_timestep=self._timestep_of(strength))
-            start = go(at_level, images)
-            part = replace(rows.select(pending.to(device)), image_index=local)
-            own = [generators[image] for image in images.tolist()] if isinstance(generators, list) else None
-            null_index[pending] = local.cpu() + sum(len(null) for null in null_latents)
-            strengths[pending] = strength
-            search = ScaleSearch(len(pending), bounds.guidance_scale, bounds.max_guidance_scale)
+        self._is_quiet = True
+        try:
+            with self.progress_bar(total=len(rows)) as bar:
+                for strength in strength_ladder(bounds.strength, bounds.max_strength):
+                    pending = torch.nonzero(~reached).flatten()
+                    if not len(pending):
+                        break
+                    # 1. Only the images of unsolved rows go to the next noise level
+                    images, local = rows.image_index[pending.to(device)].unique(return_inverse=True)
+                    at_level = replace(route, max_timestep=self._timestep_of(strength))
+                    start = go(at_level, images)
+                    part = replace(rows.select(pending.to(device)), image_index=local)
+                    own = [generators[image] for image in images.tolist()] if isinstance(generators, list) else None
+                    null_index[pending] = local.cpu() + sum(len(null) for null in null_latents)
+                    strengths[pending] = strength
+                    search = ScaleSearch(len(pending), bounds.guidance_scale, bounds.max_guidance_scale)
 
-            # 2. The null edit may do already; then scales, until no row is left
-            is_first = True
-            while is_first or len(search.active):
-                active = torch.arange(len(pending)) if is_first else search.active
-                tried = torch.zeros(len(pending)) if is_first else search.scales
-                self._guidance_scale = tried.to(start.latents)
-                step_noise = None if own is None else [clone_generator(generator) for generator in own]
-                edited, null = self._edit(start, part.select(active.to(device)), at_level, step_noise, None)
-                scores = self._goal_scores(*self._show(edited, output_type), external).cpu()
-                done = has_reached(scores, part.target.direction[active], target_probability)
-                if is_first:
-                    null_latents.append(null)
-                    search.accept_without(done)
-                else:
-                    search.update(done)
-                for place, row in enumerate(pending[active].tolist()):
-                    if done[place] or not reached[row]:
-                        latents[row], scales[row] = edited[place], tried[place]
-                        reached[row] |= done[place]
-                is_first = False
+                    # 2. The null edit may do already; then scales, until no row is left
+                    is_first = True
+                    while is_first or len(search.active):
+                        active = torch.arange(len(pending)) if is_first else search.active
+                        tried = torch.zeros(len(pending)) if is_first else search.scales
+                        self._guidance_scale = tried.to(start.latents)
+                        step_noise = None if own is None else [clone_generator(generator) for generator in own]
+                        edited, null = self._edit(start, part.select(active.to(device)), at_level, step_noise, None)
+                        scores = self._goal_scores(*self._show(edited, output_type), external).cpu()
+                        done = has_reached(scores, part.target.direction[active], target_probability)
+                        if is_first:
+                            null_latents.append(null)
+                            search.accept_without(done)
+                        else:
+                            search.update(done)
+                        for place, row in enumerate(pending[active].tolist()):
+                            if done[place] or not reached[row]:
+                                latents[row], scales[row] = edited[place], tried[place]
+                                reached[row] |= done[place]
+                        is_first = False
+                        bar.update(len(rows) - len(pending) + len(search.solved) - bar.n)
+                        solved = len(rows) - len(pending) + len(search.solved)
+                        bar.update(solved - bar.n)
+        finally:
+            self._is_quiet = False
         return EditResult(
             torch.stack(latents),  # type: ignore[arg-type]
             torch.cat(null_latents),
