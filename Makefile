@@ -14,7 +14,7 @@ help:
 	@echo "make test        quality and all tests"
 	@echo "make quality     ruff and mypy, changing nothing"
 	@echo "make style       let ruff format and mend"
-	@echo "make kill-matrix kill trainings at random moments, resume them, compare bit for bit; some minutes"
+	@echo "make kill-matrix kill runs at random moments, start them again, compare bit for bit; some minutes"
 	@echo "make docs-check  links and Python examples of the documents"
 	@echo "make clean       remove what builds and checks leave behind (not .venv, demo/ or runs/)"
 
@@ -46,6 +46,7 @@ docs-check: install
 
 kill-matrix: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/training/kill_matrix.py --output benchmarks/results/kill_matrix.json
+	OMP_NUM_THREADS=1 $(BIN)/python tests/explanation/kill_matrix.py --output benchmarks/results/explain_kill_matrix.json
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

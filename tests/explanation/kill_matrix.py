@@ -7,11 +7,8 @@ same files with the same bytes: every shard once, nothing left of the work on th
 """
 
 import argparse
-import contextlib
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,11 +21,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
+from support.processes import TWO_PROCESSES, kill_tree, running_with, start  # noqa: E402
+
+
 SCRIPT = ROOT / "training" / "explain_dataset.py"
-TWO_PROCESSES = (
-    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
-    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-)
 
 
 @dataclass
@@ -53,13 +49,6 @@ def command(pipeline: Path, data: Path, output_dir: Path, num_processes: int) ->
     launch = [sys.executable, *(TWO_PROCESSES if num_processes == 2 else ())]
     places = ("--pretrained_model_name_or_path", pipeline, "--dataset", data, "--output_dir", output_dir)
     return [*launch, str(SCRIPT), *map(str, places), "--away", "Cardiomegaly", "--batch_size", "16"]
-
-
-def start(line: list[str], log: Path) -> subprocess.Popen:
-    """Start a run as the leader of a process group, so that all its processes can be killed at once."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    with log.open("a") as file:
-        return subprocess.Popen(line, env=environment, stdout=file, stderr=file, start_new_session=True)
 
 
 def run_to_the_end(line: list[str], log: Path) -> float:
@@ -93,35 +82,18 @@ def kill_once(
         if process.wait():
             raise RuntimeError(f"The run failed:\n{log.read_text()[-3000:]}")
         return None
-    # The workers of a launcher are leaders of sessions of their own: no signal to its group reaches them.
-    victims = [process.pid, *_descendants(process.pid)] if who == "all" else [process.pid]
-    for victim in victims:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(victim, signal.SIGKILL)
-    process.wait()
-    while who == "all" and any(_is_running(victim) for victim in victims):
-        time.sleep(0.002)
+    if who == "all":
+        kill_tree(process)
+        assert not running_with(output_dir), "A process has survived and would work on beside the next start."
+    else:
+        process.kill()
+        process.wait()
     parts = [path for path in (output_dir / ".work" / "parts").rglob("*.parquet") if path.is_file()]
     return Kill(round(time.monotonic() - began, 3), len(_finished(output_dir)), len(parts), _is_writing(output_dir))
 
 
 def _finished(output_dir: Path) -> list[Path]:
     return [path for path in output_dir.rglob("*.parquet") if path.is_file() and ".work" not in path.parts]
-
-
-def _descendants(pid: int) -> list[int]:
-    try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-    return [each for child in children for each in (child, *_descendants(child))]
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def _wait_for_work(process: subprocess.Popen, output_dir: Path, num_processes: int) -> None:

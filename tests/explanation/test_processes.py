@@ -8,6 +8,7 @@ import pytest
 import torch
 from explanation import kill_matrix
 from support.explanation import output_bytes
+from support.processes import kill_tree, start
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.explanation.arguments import explanation_parser, job_from_arguments
@@ -79,7 +80,7 @@ def test_killed_in_the_middle_and_started_again(long_work, tmp_path, num_process
 
 def test_sigterm_to_the_launcher_stops_both_processes_with_a_message(long_work, tmp_path):
     log, out = tmp_path / "log", tmp_path / "out"
-    process = kill_matrix.start(kill_matrix.command(*long_work[:2], out, 2), log)
+    process = start(kill_matrix.command(*long_work[:2], out, 2), log)
     try:
         while not any('"num_rows": 0' not in note.read_text() for note in (out / ".work" / "progress").glob("*")):
             assert process.poll() is None, log.read_text()[-3000:]
@@ -87,7 +88,7 @@ def test_sigterm_to_the_launcher_stops_both_processes_with_a_message(long_work, 
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) != 0
     finally:
-        process.kill()
+        kill_tree(process)
     assert "Stopped by SIGTERM after the current batch: 0 of 3 shards are finished" in log.read_text()
     assert not list((out / ".work" / "staging").glob("*")) and not list((out / ".work" / "progress").glob("*"))
     assert not json.loads((out / "manifest.json").read_text())["complete"]

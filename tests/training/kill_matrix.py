@@ -2,17 +2,14 @@
 
 Run by `make kill-matrix`; pytest collects a small version (`test_interruption.py`). Weights, moving average, optimizer
 state, metrics (but for what the clock says) and the final pipeline must be bit-identical. About every second kill
-waits until a checkpoint is being written.
+waits until a checkpoint is being written. A count of 0 leaves a part out.
 
     python tests/training/kill_matrix.py --output benchmarks/results/kill_matrix.json
 """
 
 import argparse
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,11 +19,11 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+from support.processes import TWO_PROCESSES, kill_tree, running_with, start  # noqa: E402
+
+
 SCRIPT = ROOT / "training" / "train_joint.py"
-TWO_PROCESSES = (
-    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
-    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-)
 # Dropout, a classifier that starts within a logging window, an accumulated batch: all that could depend on the past.
 RECIPE = (
     *("--resolution", "16", "--vae", "space_to_depth", "--block_out_channels", "16", "32", "--layers_per_block", "1"),
@@ -62,13 +59,6 @@ def command(data: Path, output_dir: Path, num_processes: int, num_steps: int, ex
     return [*launch, str(SCRIPT), *RECIPE, *steps, "--checkpointing_steps", "3", *places, *extra]
 
 
-def start(line: list[str], log: Path) -> subprocess.Popen:
-    """Start a run as the leader of a process group, so that all its processes can be killed at once."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    with log.open("a") as file:
-        return subprocess.Popen(line, env=environment, stdout=file, stderr=file, start_new_session=True)
-
-
 def run_to_the_end(line: list[str], log: Path) -> None:
     """Start a run and wait; raises `RuntimeError` if it fails."""
     if start(line, log).wait():
@@ -94,8 +84,8 @@ def kill_once(line: list[str], log: Path, output_dir: Path, rng: random.Random, 
         if process.returncode:
             raise RuntimeError(f"The run failed:\n{log.read_text()[-3000:]}")
         return None
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_tree(process)
+    assert not running_with(output_dir), "A process that trains has survived and would train on beside the next start."
     names = sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     return Kill(round(time.monotonic() - began, 4), names[-1].name if names else "", _is_writing(output_dir))
 
@@ -149,9 +139,8 @@ def kill_chain(
             if kill is None:
                 break
             struck += 1
-            runs_kills = asdict(kill)
-            print(f"{num_processes} process(es), {name}: killed {runs_kills}", flush=True)
             kills.append(kill)
+            print(f"{num_processes} process(es), {name}: killed {asdict(kill)}", flush=True)
         run_to_the_end(line, log)
         runs.append({"num_kills": struck, "differences": differences(scratch / name, reference, num_steps)})
         print(f"{num_processes} process(es), {name}: {runs[-1]}", flush=True)
@@ -172,6 +161,18 @@ def _metrics_with_times(folder: Path) -> list[dict]:
     return [record for record in records if record["kind"] == "train"]
 
 
+def write_report(path: Path, results: list[dict]) -> dict:
+    """Write what has been measured so far."""
+    report = {
+        "command": " ".join(["python", *sys.argv]),
+        "bit_identical": all(result["bit_identical"] for result in results),
+        "results": results,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
 def main() -> None:
     """Run the matrix and write what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -182,25 +183,22 @@ def main() -> None:
     parser.add_argument("--accumulated", type=int, default=10, help="Kills of one process that accumulates gradients.")
     parser.add_argument("--two_processes", type=int, default=6, help="Kills of two processes.")
     args = parser.parse_args()
+    if args.single + args.accumulated + args.two_processes == 0:
+        parser.error("all counts are 0: nothing would be killed")
 
     from mediffusion_diffusers.data.phantom import prepare_phantoms
 
     with tempfile.TemporaryDirectory(prefix="kill-matrix-") as folder:
         scratch = Path(folder)
         prepare_phantoms(scratch / "data", 48, 12, 0, image_size=16, show_progress=False)
-        accumulation = ("--gradient_accumulation_steps", "2")
-        rows = (("one", args.single, 1, ()), ("accumulated", args.accumulated, 1, accumulation))
-        rows = (*rows, ("two", args.two_processes, 2, ()))
-        results = [
-            kill_chain(
-                scratch / name, scratch / "data", count, num_processes, args.num_steps, args.seed + index, extra
-            )
-            for index, (name, count, num_processes, extra) in enumerate(rows)
-            if count > 0
-        ]
-    report = {"command": " ".join(["python", *sys.argv]), "bit_identical": all(r["bit_identical"] for r in results)}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps({**report, "results": results}, indent=1) + "\n")
+        rows = (("two", args.two_processes, 2, ()), ("one", args.single, 1, ()))
+        rows = (*rows, ("accumulated", args.accumulated, 1, ("--gradient_accumulation_steps", "2")))
+        results = []
+        for index, (name, count, num_processes, extra) in enumerate(rows):
+            if count > 0:
+                places = (scratch / name, scratch / "data")
+                results.append(kill_chain(*places, count, num_processes, args.num_steps, args.seed + index, extra))
+                report = write_report(args.output, results)
     print(f"{'All' if report['bit_identical'] else 'NOT ALL'} bit-identical; written to {args.output}.")
     sys.exit(0 if report["bit_identical"] else 1)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from support.processes import children, kill_tree
 from support.training import TINY_JOINT, joint_arguments
 
 from mediffusion_diffusers.metrics_log import read_metrics
@@ -35,7 +36,10 @@ def start(*arguments, machines=("--num_machines", "1", "--main_process_port", "0
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=300)
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        kill_tree(process)
     assert process.returncode == 0, output[-3000:]
 
 
@@ -77,8 +81,12 @@ def test_two_machines_train_as_one(phantoms, tmp_path):
         place = ("--num_machines", 2, "--machine_rank", rank, "--main_process_ip", "127.0.0.1")
         place = (*place, "--main_process_port", port)
         machines.append(start(*line, "--output_dir", tmp_path / "two" / "run", machines=place))
-    for machine in machines:
-        finish(machine)
+    try:
+        for machine in machines:
+            finish(machine)
+    finally:
+        for machine in machines:
+            kill_tree(machine)
     assert_same_run(tmp_path / "two" / "run", tmp_path / "one" / "run", 2)
 
 
@@ -90,11 +98,10 @@ def test_a_signal_to_one_of_two_processes_stops_both_with_a_checkpoint(phantoms,
         while not read_metrics(folder / "metrics.jsonl"):
             assert process.poll() is None, process.communicate()[0][-3000:]
             time.sleep(0.1)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[-1]), signal.SIGTERM)
+        os.kill(children(process.pid)[-1], signal.SIGTERM)
         output, _ = process.communicate(timeout=120)
     finally:
-        process.kill()
+        kill_tree(process)
     assert process.returncode != 0 and "Stopped by SIGTERM after step" in output
     path, passed_over = find_checkpoint(folder, "latest")
     assert path is not None and passed_over == []
