@@ -262,8 +262,9 @@ class MediffusionCounterfactualPipeline(
             def edit(rows: EditRows) -> EditResult:
                 # A second edit, within the region that the first one found, gets the same step noise.
                 noises = clone_generator(generator) if is_region_found else generator
-                if start_latents is None or target_probability is not None:
+                if target_probability is not None:
                     return self._search(go, rows, route, bounds, target_probability, noises, output_type, guide)
+                assert start_latents is not None
                 self._guidance_scale = torch.tensor(scales).to(clean_latents) if is_sweep else scales[0]
                 step_callback = None if callback_on_step_end is None else on_step
                 latents, null_latents = self._edit(start_latents, rows, route, noises, step_callback)
