@@ -310,12 +310,14 @@ def compare_external(num_rounds: int) -> dict[str, Any]:
 def compare_precisions(num_rounds: int) -> dict[str, Any]:
     """What layout and bfloat16 do for each network, in time and in error."""
     pixels, latents = torch.rand(1, 1, 256, 256) * 2 - 1, torch.randn(1, 4, 32, 32)
-    kinds = {**{layout: (layout, torch.float32) for layout in LAYOUTS}, "bfloat16": ("channels_last", torch.bfloat16)}
+    layouts = ("contiguous", "channels_last", "winograd")
+    unets = {**build_unets("paper", layouts), "bfloat16": build_unet("paper", "channels_last").to(torch.bfloat16)}
+    vaes = {layout: build_vae(layout) for layout in layouts}
+    vaes["bfloat16"] = build_vae("channels_last").to(torch.bfloat16)
     steps: dict[str, Step] = {}
-    for name, (layout, dtype) in kinds.items():
-        vae = build_vae(layout).to(dtype)
-        sides = GuidanceSteps(build_unet("paper", layout).to(dtype))
-        sides.sample = latents.to(dtype)
+    for name, vae in vaes.items():
+        sides = GuidanceSteps(unets[name])
+        sides.sample = latents.to(vae.dtype)
         steps[f"encode, {name}"] = torch.no_grad()(lambda vae=vae: encode_pixels(vae, pixels))
         steps[f"decode, {name}"] = torch.no_grad()(lambda vae=vae: decode_latents(vae, latents))
         steps[f"unguided, {name}"], steps[f"guided, {name}"] = sides.unguided, sides.guided
@@ -331,9 +333,9 @@ def compare_precisions(num_rounds: int) -> dict[str, Any]:
     networks = ("encode", "decode", "unguided", "guided")
     return {
         "num_rounds": num_rounds,
-        "relative_error_to_contiguous": {kind: {name: error(kind, name) for name in kinds} for kind in networks},
+        "relative_error_to_contiguous": {kind: {name: error(kind, name) for name in vaes} for kind in networks},
         "contiguous / layout": {
-            kind: {name: medians[f"{kind}, contiguous"] / medians[f"{kind}, {name}"] for name in kinds}
+            kind: {name: medians[f"{kind}, contiguous"] / medians[f"{kind}, {name}"] for name in vaes}
             for kind in networks
         },
         "median_cpu_seconds": medians,
