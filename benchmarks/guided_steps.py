@@ -119,11 +119,13 @@ class GuidanceSteps:
 
     def two_passes(self, classifier: JointUNet2DModel | None = None) -> torch.Tensor:
         """The unguided step, and an encoder pass for the gradient."""
-        noise_pred = self.unguided()
+        return guide_model_output(self.unguided(), self.gradient(classifier or self.unet), ALPHA_PROD, 1.0)
+
+    def gradient(self, classifier: JointUNet2DModel) -> torch.Tensor:
+        """Gradient of the target's log-probability with respect to the latents, from an encoder pass of its own."""
         leaf = self.sample.clone().requires_grad_()
-        logits = (classifier or self.unet)(leaf, TIMESTEP, return_sample=False).logits
-        (gradient,) = torch.autograd.grad(self.target.objective(logits).sum(), leaf)
-        return guide_model_output(noise_pred, gradient, ALPHA_PROD, 1.0)
+        logits = classifier(leaf, TIMESTEP, return_sample=False).logits
+        return torch.autograd.grad(self.target.objective(logits.float()).sum(), leaf)[0]
 
     def authors(self) -> torch.Tensor:
         """The paper's authors' step, with trainable parameters as in their code."""
@@ -315,25 +317,25 @@ def compare_precisions(num_rounds: int) -> dict[str, Any]:
     vaes = {layout: build_vae(layout) for layout in layouts}
     vaes["bfloat16"] = build_vae("channels_last").to(torch.bfloat16)
     steps: dict[str, Step] = {}
+    gradients: dict[str, Step] = {}
     for name, vae in vaes.items():
         sides = GuidanceSteps(unets[name])
         sides.sample = latents.to(vae.dtype)
         steps[f"encode, {name}"] = torch.no_grad()(lambda vae=vae: encode_pixels(vae, pixels))
         steps[f"decode, {name}"] = torch.no_grad()(lambda vae=vae: decode_latents(vae, latents))
         steps[f"unguided, {name}"], steps[f"guided, {name}"] = sides.unguided, sides.guided
+        gradients[f"gradient, {name}"] = lambda sides=sides: sides.gradient(sides.unet)
     medians = medians_of(measure(steps, num_rounds, "Precisions"))
 
     def error(kind: str, name: str) -> float:
-        values = [steps[f"{kind}, {name}"]().float() for name in ("contiguous", name)]
-        if kind == "guided":  # the shift alone: the noise prediction would hide its error
-            unguided = [steps[f"unguided, {name}"]().float() for name in ("contiguous", name)]
-            values = [value - plain for value, plain in zip(values, unguided, strict=True)]
-        return float((values[1] - values[0]).norm() / values[0].norm())
+        exact, value = ({**steps, **gradients}[f"{kind}, {layout}"]().float() for layout in ("contiguous", name))
+        return float((value - exact).norm() / exact.norm())
 
     networks = ("encode", "decode", "unguided", "guided")
+    compared = ("encode", "decode", "unguided", "gradient")
     return {
         "num_rounds": num_rounds,
-        "relative_error_to_contiguous": {kind: {name: error(kind, name) for name in vaes} for kind in networks},
+        "relative_error_to_contiguous": {kind: {name: error(kind, name) for name in vaes} for kind in compared},
         "contiguous / layout": {
             kind: {name: medians[f"{kind}, contiguous"] / medians[f"{kind}, {name}"] for name in vaes}
             for kind in networks
