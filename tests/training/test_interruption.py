@@ -12,6 +12,7 @@ import time
 import kill_matrix
 import pytest
 import torch
+from diffusers.utils import logging
 from safetensors import SafetensorError
 from support.training import TINY_JOINT, joint_arguments
 
@@ -35,6 +36,32 @@ def test_killed_twice_a_run_ends_as_if_left_alone(phantoms, tmp_path):
 
     result = kill_matrix.kill_chain(tmp_path, phantoms, 2, 1, num_steps=16, seed=0, run_to_the_end=run_here)
     assert result["num_kills"] == 2 and result["bit_identical"], result["runs"]
+
+
+@pytest.fixture
+def messages(caplog):
+    """What is logged."""
+    logging.enable_propagation()
+    yield caplog
+    logging.disable_propagation()
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_it_gone_on_from(phantoms, tmp_path, messages):
+    """Whichever file of it is cut in half; the run that was left alone ends in the same bytes."""
+    run(phantoms, tmp_path / "whole", "--checkpointing_steps", 3)
+    files = sorted(path.name for path in (tmp_path / "whole" / "checkpoint-6").iterdir())
+    assert files == ["ema.safetensors", "manifest.json", "optimizer.safetensors", "state.json", "unet.safetensors"]
+    for file in files:
+        shutil.copytree(tmp_path / "whole", tmp_path / file)
+        newest = tmp_path / file / "checkpoint-6"
+        os.truncate(newest / file, (newest / file).stat().st_size // 2)
+        with pytest.raises(ValueError, match=f"checkpoint-6 cannot be used: {file}"):
+            run(phantoms, tmp_path / file, "--checkpointing_steps", 3, "--resume_from_checkpoint", "checkpoint-6")
+        messages.clear()
+        run(phantoms, tmp_path / file, "--checkpointing_steps", 3, "--resume_from_checkpoint", "latest")
+        assert f"Checkpoint {newest} is not used: {file}" in messages.text
+        assert (newest / file).read_bytes() == (tmp_path / "whole" / "checkpoint-6" / file).read_bytes()
+        assert kill_matrix.differences(tmp_path / file, tmp_path / "whole", 6) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
