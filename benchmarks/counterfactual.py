@@ -8,9 +8,10 @@ does falls on all of them. Weights are random, which changes no cost. Each part 
     OMP_NUM_THREADS=1 python benchmarks/counterfactual.py --parts steps --shape demo --num_rounds 31
     OMP_NUM_THREADS=1 python benchmarks/counterfactual.py --parts compile --num_rounds 5
     OMP_NUM_THREADS=1 python benchmarks/counterfactual.py --parts whole --num_rounds 3 \\
-      --settings '{"num_inference_steps": 6, "follow_inversion": true}'
+      --settings '{"num_inference_steps": 7, "follow_inversion": true}'
     OMP_NUM_THREADS=1 python benchmarks/counterfactual.py --parts quality --pipeline demo/mediffusion-phantom \\
-      --dataset_dir demo/phantoms --settings '{"num_inference_steps": 6, "follow_inversion": true}'
+      --dataset_dir demo/phantoms --oracle demo/oracle --num_images_per_label 4 \\
+      --settings '{"num_inference_steps": 7, "follow_inversion": true}'
 
 What the kinds of step and layout are: `guided_steps.py`.
 """

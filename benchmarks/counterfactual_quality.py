@@ -58,8 +58,8 @@ def compare_quality(
         paper = [explain(guidance_scale=factor * default_scale, **PROCEDURE) for factor in PROCEDURE_SCALES]
         runner.pipeline.scheduler = scheduler
 
-        own, many, procedure = summarize(ours), summarize(reference), [summarize(edited) for edited in paper]
-        l1 = l1_at(own["own"]["after"], procedure)
+        own, many, *procedure = (figures_of(edited) for edited in (ours, reference, *paper))
+        l1 = l1_at(own["own_after"], procedure)
         result[direction] = {
             "num_images": len(chosen),
             "cosine_to_many_steps": cosine(ours, reference),
@@ -69,9 +69,9 @@ def compare_quality(
                 f"{factor * default_scale:g}": figures
                 for factor, figures in zip(PROCEDURE_SCALES, procedure, strict=True)
             },
-            "flip_rate_less_that_of_many_steps": own["own"]["flip_rate"] - many["own"]["flip_rate"],
+            "own_flip_rate_less_that_of_many_steps": own["own_flip_rate"] - many["own_flip_rate"],
             "procedure_l1_at_our_own_probability": l1,
-            "l1 / procedure's": own["change"]["l1"] / l1,
+            "l1 / procedure's": own["l1"] / l1,
         }
     return result
 
@@ -79,6 +79,16 @@ def compare_quality(
 def _explain(runner: CounterfactualStudyRunner, chosen: Selection, direction: str, **settings: Any) -> Counterfactuals:
     runner.settings = settings
     return runner.explain(chosen, direction)
+
+
+def figures_of(edited: Counterfactuals) -> dict[str, Any]:
+    """The figures that a procedure is judged by."""
+    summary = summarize(edited)
+    figures = {f"own_{name}": summary["own"][name] for name in ("after", "flip_rate")}
+    if edited.oracle is not None:
+        names = ("diff", "flip_rate", "other_diff")
+        figures |= {f"oracle_{name}": summary["oracle"][name] for name in names}
+    return {**figures, "l1": summary["change"]["l1"]}
 
 
 def cosine(first: Counterfactuals, second: Counterfactuals) -> float:
@@ -90,5 +100,5 @@ def cosine(first: Counterfactuals, second: Counterfactuals) -> float:
 
 def l1_at(probability: float, figures: list[dict[str, Any]]) -> float:
     """L1 at a mean own probability, between the scales that were tried; beyond them that of the nearest one."""
-    points = sorted((summary["own"]["after"], summary["change"]["l1"]) for summary in figures)
+    points = sorted((edited["own_after"], edited["l1"]) for edited in figures)
     return float(np.interp(probability, *zip(*points, strict=True)))
