@@ -7,6 +7,7 @@ rule:
 
 - *ours*: inversion, deviation from its path, second order, six steps up and down, gradient at z_t;
 - *ours, in a region*: the same, edited only where a first pass changed most (`mask="auto"`);
+- *ours, at half the scale, in a region*: a gentler edit;
 - *ours, strong* and *ours, strong, in a region*: at the smallest of the tried scales whose Diff on the validation
   split reaches that of the paper's procedure;
 - *paper*: random noise, 300 DDPM steps, gradient through the predicted clean latents (`x0`);
@@ -14,6 +15,9 @@ rule:
 
     OMP_NUM_THREADS=1 python benchmarks/compare_procedures.py --dataset_dir demo/phantoms \\
         --oracle_path demo/oracle --models demo/mediffusion-phantom runs/seed1 runs/seed2
+
+`--procedures` measures some of them anew or in addition: scales and rows of models that the output file knows are
+kept.
 
 Figures are means over images, then over models. Where true counterfactuals are known (phantoms), the error to them
 stands beside the original's own.
@@ -32,6 +36,7 @@ import numpy as np
 from diffusers import DDIMScheduler, DDPMScheduler
 from tqdm.auto import tqdm
 
+from mediffusion_diffusers.data.schema import load_info
 from mediffusion_diffusers.evaluation.counterfactual_study import (
     DIRECTIONS,
     CounterfactualStudyRunner,
@@ -97,16 +102,23 @@ def figures(made: Counterfactuals, truth: np.ndarray | None, seconds: float | No
     return row
 
 
-def study(model: Path, scales: dict[str, float], args: argparse.Namespace) -> dict[str, Any]:
-    """All procedures on the test images of one model, by direction and procedure."""
-    runner = CounterfactualStudyRunner(model, args.dataset_dir, "test", args.oracle_path, batch_size=64)
-    procedures: dict[str, tuple[str, dict[str, Any]]] = {
+def procedures_at(scales: dict[str, float]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """By name: whose procedure it is, and its settings."""
+    half = scales["ours"] / 2
+    return {
         "ours": ("ours", {"guidance_scale": scales["ours"]}),
         "ours, in a region": ("ours", {"guidance_scale": scales["ours"], "mask": "auto"}),
+        "ours, at half the scale, in a region": ("ours", {"guidance_scale": half, "mask": "auto"}),
         "ours, strong": ("ours", {"guidance_scale": scales["ours, strong"]}),
         "ours, strong, in a region": ("ours", {"guidance_scale": scales["ours, strong"], "mask": "auto"}),
         "paper": ("paper", {"guidance_scale": scales["paper"]}),
     }
+
+
+def study(model: Path, scales: dict[str, float], args: argparse.Namespace) -> dict[str, Any]:
+    """The procedures on the test images of one model, by direction and procedure."""
+    runner = CounterfactualStudyRunner(model, args.dataset_dir, "test", args.oracle_path, batch_size=64)
+    procedures = {name: how for name, how in procedures_at(scales).items() if name in args.procedures}
     results: dict[str, Any] = {}
     for direction in DIRECTIONS:
         chosen = runner.select(direction, args.num_images_per_label)
@@ -120,7 +132,8 @@ def study(model: Path, scales: dict[str, float], args: argparse.Namespace) -> di
             if procedure == "ours":
                 for control, images in runner.controls(made, chosen, direction).items():
                     rows[f"{control}, at the L1 of {name}"] = figures(runner.rescore(made, images), truth)
-        rows["null edit of the paper"] = figures(runner.rescore(made, made.null_images), truth)
+            else:
+                rows["null edit of the paper"] = figures(runner.rescore(made, made.null_images), truth)
         results[direction] = {"num_images": len(chosen), **rows}
     return results
 
@@ -128,7 +141,8 @@ def study(model: Path, scales: dict[str, float], args: argparse.Namespace) -> di
 def mean_of(results: list[Any]) -> Any:
     """Mean over models of every figure, and its standard deviation."""
     if isinstance(results[0], dict):
-        return {key: mean_of([result[key] for result in results]) for key in results[0]}
+        shared = [key for key in results[0] if all(key in result for result in results)]
+        return {key: mean_of([result[key] for result in results]) for key in shared}
     return {"mean": round(float(np.mean(results)), 4), "sd": round(float(np.std(results)), 4)}
 
 
@@ -137,7 +151,9 @@ def claims_of(mean: dict[str, Any]) -> dict[str, Any]:
     claims: dict[str, Any] = {}
     for direction in DIRECTIONS:
         paper = mean[direction]["paper"]
-        for name in ("ours, strong", "ours, strong, in a region"):
+        for name in ("ours, strong", "ours, strong, in a region", "ours, at half the scale, in a region"):
+            if name not in mean[direction]:
+                continue
             ours = mean[direction][name]
             gradient = mean[direction][f"plain_gradient, at the L1 of {name}"]
 
@@ -171,15 +187,22 @@ def main() -> None:
     parser.add_argument("--oracle_path", type=Path, required=True)
     parser.add_argument("--num_images_per_label", type=int, default=13)
     parser.add_argument("--num_calibration_images_per_label", type=int, default=3)
+    names = list(procedures_at({"ours": 1.0, "ours, strong": 1.0, "paper": 1.0}))
+    parser.add_argument("--procedures", nargs="+", choices=names, default=names)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "compare_procedures.json")
     args = parser.parse_args()
-    report: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "strength": STRENGTH, "models": []}
+    report: dict[str, Any] = {"commands": [], "strength": STRENGTH, "models": []}
+    if args.output.is_file():
+        report = json.loads(args.output.read_text())
+    report["commands"].append(" ".join(["python", *sys.argv]))
     for model in args.models:
-        scales = calibrate(model, args)
-        results = study(model, scales, args)
-        info = CounterfactualStudyRunner(model, args.dataset_dir, "test", args.oracle_path).info
-        provenance = describe_provenance(model, info, "test")
-        report["models"].append({"scales": scales, "results": results, "provenance": provenance})
+        provenance = describe_provenance(model, load_info(args.dataset_dir), "test")
+        known = [one for one in report["models"] if one["provenance"]["checkpoint"] == provenance["checkpoint"]]
+        if not known:
+            known = [{"scales": calibrate(model, args), "results": {}, "provenance": provenance}]
+            report["models"] += known
+        for direction, rows in study(model, known[0]["scales"], args).items():
+            known[0]["results"].setdefault(direction, {}).update(rows)
         report["mean"] = mean_of([one["results"] for one in report["models"]])
         report["claims"] = claims_of(report["mean"])
         args.output.parent.mkdir(parents=True, exist_ok=True)
