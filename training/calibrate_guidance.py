@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--direction", choices=(*DIRECTIONS, "both"), default="both")
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.2, 0.3, 0.4])
     parser.add_argument("--guidance_scales", type=float, nargs="+", default=[3, 10, 30, 100, 300])
-    parser.add_argument("--num_inference_steps", type=int, default=6)
+    parser.add_argument("--num_inference_steps", type=int, default=7)
     parser.add_argument("--num_images_per_label", type=int, default=8)
     parser.add_argument("--min_flip_rate", type=float, default=MIN_FLIP_RATE)
     parser.add_argument("--max_l1", type=float, default=MAX_L1, help="Mean absolute change, of the intensity range.")

@@ -145,7 +145,7 @@ JOINT_PRESETS: dict[str, dict[str, Any]] = {
         "checkpoints_total_limit": 1,
         "counterfactual_strength": 0.3,
         "counterfactual_guidance_scale": 60.0,
-        "counterfactual_num_inference_steps": 6,
+        "counterfactual_num_inference_steps": 7,
     },
 }
 

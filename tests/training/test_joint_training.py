@@ -78,7 +78,11 @@ def test_the_pipeline_loads_and_explains(finished, phantoms):
     pipe = MediffusionCounterfactualPipeline.from_pretrained(finished)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.unet.label_names == load_info(phantoms).label_names
-    assert pipe.unet.config.guidance_defaults == {"follow_inversion": True, "strength": 0.25}
+    assert pipe.unet.config.guidance_defaults == {
+        "follow_inversion": True,
+        "num_inference_steps": 7,
+        "strength": 0.25,
+    }
     assert all(0 < threshold < 1 for threshold in pipe.unet.config.label_thresholds)
     assert pipe.scheduler.config.set_alpha_to_one is False and pipe.scheduler.config.beta_end == 0.0195
     image = load_prepared(phantoms, "validation")[0]["image"]
