@@ -80,7 +80,7 @@ def build_unet(
     head: dict[str, Any] = {"id2label": info.id2label, "problem_type": info.problem_type}
     defaults = {name: getattr(args, argument) for name, argument in _GUIDANCE_ARGUMENTS.items()}
     given = {name: value for name, value in defaults.items() if value is not None}
-    # The fastest way back that keeps quality, by measurement (benchmarks/results/counterfactual_speed.json); calls that
+    # The fastest way back that keeps quality, as benchmarks/results/counterfactual_speed.json measures it; calls that
     # cannot follow the inversion do without.
     head["guidance_defaults"] = {"follow_inversion": True, "num_inference_steps": 7, **given}
     shape = {name: getattr(args, name) for name in _SHAPE_ARGUMENTS if getattr(args, name) is not None}
