@@ -81,6 +81,9 @@ def _add_question_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max_guidance_scale", type=float, default=None, help="Largest scale of the search.")
     group.add_argument("--max_strength", type=float, default=None, help="Largest strength of the search.")
     group.add_argument(
+        "--mask", choices=("auto",), default=None, help="auto: edit only where a first pass changes most."
+    )
+    group.add_argument(
         "--controls",
         action=argparse.BooleanOptionalAction,
         default=True,

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from ..stop_request import StoppedBySignal, StopRequest
 from .manifest import Manifest
 from .plan import ExplanationJob, make_plan, open_manifest
 from .progress import Counts, SharedProgress
 from .shard_worker import ShardWorker
 from .shards import ShardFolder
-from .stop_signal import ExplanationStopped, StopSignal
 
 
 Result = TypeVar("Result")
@@ -70,12 +70,12 @@ def explain_dataset(pipe: Any, job: ExplanationJob) -> Summary | None:
     Raises:
         ValueError: if the request, the dataset or what `output_dir` holds cannot be used.
         OSError: if the Hub cannot be reached or the output cannot be written.
-        ExplanationStopped: after SIGTERM or Ctrl-C.
+        StoppedBySignal: after SIGTERM or Ctrl-C.
     """
     accelerator = Accelerator()
     pipe.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
-    stop = StopSignal()
+    stop = StopRequest()
     with stop.listening():
         plan = _made_by_the_first(accelerator, lambda: make_plan(pipe, job))
         folder = ShardFolder(job.output_dir)
@@ -91,7 +91,7 @@ def explain_dataset(pipe: Any, job: ExplanationJob) -> Summary | None:
             for shard in plan.todo[accelerator.process_index :: accelerator.num_processes]:
                 worker.work(shard)
             counts = progress.finish(stop)
-        except ExplanationStopped as stopped:
+        except StoppedBySignal as stopped:
             if accelerator.is_main_process:
                 _say_stopped(stopped, manifest)
             raise
@@ -117,9 +117,9 @@ def _made_by_the_first(accelerator: Accelerator, make: Callable[[], Result]) -> 
     return result
 
 
-def _say_stopped(stopped: ExplanationStopped, manifest: Manifest) -> None:
+def _say_stopped(stopped: StoppedBySignal, manifest: Manifest) -> None:
     content = manifest.write()
-    name = signal.Signals(int(stopped.code or 0) - 128).name
+    name = signal.Signals(stopped.signal_number).name
     print(
         f"Stopped by {name} after the current batch: {content['num_finished_shards']:,} of {content['num_shards']:,} "
         "shards are finished. The same command goes on from there.",

@@ -12,13 +12,12 @@ import torch
 
 from ..data.pictures import encode_png
 from ..image_processor import numpy_to_pil
-from ..pipelines import MediffusionClassifyPipeline, MediffusionCounterfactualPipelineOutput
+from ..pipelines import MediffusionClassifyPipeline
 from .difference_image import encode_difference
 from .input_rows import InputRow, read_picture
 from .request import ExplanationRequest
 
 
-CONTROLS = ("plain_gradient", "random_noise")  # in the order of the pipeline's `high_frequency_shares`
 _SCORES = ("probabilities_before", "probabilities_after", "probabilities_null")
 
 
@@ -179,20 +178,22 @@ def _batches(pictures: Iterable[_Picture], size: int) -> Iterator[list[_Picture]
         yield batch
 
 
-def _controls(output: MediffusionCounterfactualPipelineOutput, index: int) -> dict[str, Any]:
-    """One image's change in figures and its controls, if the pipeline made any."""
-    if output.l1 is None or output.high_frequency_shares is None:
+def _controls(output: Any, index: int) -> dict[str, Any]:
+    """One image's change in figures and its controls, if the pipeline's output has any."""
+    made = output.controls
+    if made is None:
         return {}
-    own_share, *shares = output.high_frequency_shares[index].tolist()
+    own = made.pop("counterfactual")
     controls = [
         {
             "name": name,
-            "image": _image_value(getattr(output, f"{name}_images")[index]),
-            "probabilities": getattr(output, f"{name}_probabilities")[index].tolist(),
-            "high_frequency_share": share,
+            "image": _image_value(control.images[index]),
+            "probabilities": control.probabilities[index].tolist(),
+            "high_frequency_share": float(control.high_frequency_share[index]),
         }
-        for name, share in zip(CONTROLS, shares, strict=True)
+        for name, control in made.items()
     ]
+    own_share = float(own.high_frequency_share[index])
     return {"l1": float(output.l1[index]), "high_frequency_share": own_share, "controls": controls}
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..stop_request import StopRequest
 from .staging import locked_file
-from .stop_signal import StopSignal
 
 
 WAITING_SECONDS = 0.2
@@ -106,14 +106,14 @@ class SharedProgress:
                 self._seen[index].is_done = True
         return [counts for _, counts in sorted(self._seen.items())]
 
-    def finish(self, stop: StopSignal) -> list[Counts]:
+    def finish(self, stop: StopRequest) -> list[Counts]:
         """Note that this process has nothing left to do, and wait for the others; the first one shows their progress.
 
         Returns:
             The counts of all processes, in the first one; its own in the others.
 
         Raises:
-            ExplanationStopped: if a signal comes meanwhile.
+            StoppedBySignal: if a signal comes meanwhile.
         """
         self.own.is_done = True
         self.note()

@@ -18,7 +18,7 @@ ROW_RULES = ("all", "labelled", "predicted")
 # Arguments of the pipeline that are passed on where they are given; the checkpoint's own hold elsewhere.
 PIPELINE_ARGUMENTS = (
     *("strength", "guidance_scale", "num_inference_steps", "start", "guidance_mode", "follow_inversion", "hold"),
-    *("target_probability", "max_guidance_scale", "max_strength", "controls"),
+    *("target_probability", "max_guidance_scale", "max_strength", "mask", "controls"),
 )
 
 
@@ -39,6 +39,7 @@ class ExplanationRequest:
         target_probability: likewise; it searches, for each image, the smallest scale that reaches it.
         max_guidance_scale: likewise.
         max_strength: likewise.
+        mask: `"auto"` edits only where a first pass changes most; `None` edits everywhere.
         controls: whether to make the pipeline's control images.
         rows: `"all"`; `"labelled"`: rows whose labels say that something of `away` is present or something of
             `towards` absent; `"predicted"`: likewise by the model's own decision.
@@ -60,6 +61,7 @@ class ExplanationRequest:
     target_probability: float | None = None
     max_guidance_scale: float | None = None
     max_strength: float | None = None
+    mask: str | None = None
     controls: bool = True
     rows: str = "all"
     seed: int = 0
@@ -67,6 +69,8 @@ class ExplanationRequest:
     def __post_init__(self) -> None:
         if not self.away and not self.towards:
             raise ValueError("Name at least one label in `away` (to remove) or `towards` (to add).")
+        if self.mask not in (None, "auto"):
+            raise ValueError(f"`mask` must be 'auto' or None for a whole dataset, but got {self.mask!r}.")
         if self.rows not in ROW_RULES:
             raise ValueError(f"`rows` must be one of {ROW_RULES}, but got {self.rows!r}.")
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from ..stop_request import StopRequest
 from .explainer import RowExplainer
 from .input_rows import InputColumns, InputRow, read_rows
 from .input_shards import InputShard, UnreadableShardError
@@ -13,7 +14,6 @@ from .manifest import Manifest
 from .plan import ExplanationJob, Plan
 from .progress import SharedProgress
 from .shards import ShardFolder, ShardRecord
-from .stop_signal import StopSignal
 
 
 class ShardWorker:
@@ -37,7 +37,7 @@ class ShardWorker:
         folder: ShardFolder,
         manifest: Manifest,
         progress: SharedProgress,
-        stop: StopSignal,
+        stop: StopRequest,
     ):
         self.job, self.identity, self.folder, self.manifest = job, plan.identity, folder, manifest
         self.progress, self.stop = progress, stop

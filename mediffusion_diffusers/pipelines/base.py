@@ -109,7 +109,7 @@ class MediffusionPipelineMixin:
         return self.unet.label_names
 
     @property
-    def guidance_scale(self) -> float:
+    def guidance_scale(self) -> float | torch.Tensor:
         """Scale of the running or last call, or one per image.
 
         A callback may set `pipe._guidance_scale` for later steps.

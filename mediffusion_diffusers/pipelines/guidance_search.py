@@ -63,7 +63,6 @@ class ScaleSearch:
         self.low = torch.zeros(num_rows)  # largest scale that failed
         self.high = torch.full((num_rows,), torch.inf)  # smallest that reached
         self._next = torch.full((num_rows,), float(min(initial_scale, max_scale)))
-        self.num_tries = torch.zeros(num_rows, dtype=torch.long)
 
     @property
     def reached(self) -> torch.Tensor:
@@ -104,7 +103,6 @@ class ScaleSearch:
             reached: bool, shape of `active`.
         """
         rows, tried = self.active, self.scales
-        self.num_tries[rows] += 1
         self.high[rows] = torch.where(reached, tried, self.high[rows])
         self.low[rows] = torch.where(reached, self.low[rows], tried)
         low, high = self.low, self.high

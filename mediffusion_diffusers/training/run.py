@@ -23,11 +23,11 @@ from diffusers.utils import logging
 from tqdm.auto import tqdm
 
 from ..metrics_log import LossWindow, MetricsLog
+from ..stop_request import StoppedBySignal, StopRequest
 from ..version import __version__
 from .arguments import public_arguments
 from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from .hub_checkpoints import HubUploads, download_for_resuming, hub_source
-from .interruption import StopRequest, TrainingStopped
 
 
 logger = logging.get_logger(__name__)
@@ -123,7 +123,7 @@ class TrainingRun:
         """The steps that are left, from 0; the progress bar shows the mean losses.
 
         Raises:
-            TrainingStopped: after a step whose end found SIGTERM or Ctrl-C waiting; its checkpoint is saved by then.
+            StoppedBySignal: after a step whose end found SIGTERM or Ctrl-C waiting; its checkpoint is saved by then.
         """
         total = self.args.max_train_steps
         self.bar = tqdm(
@@ -267,7 +267,7 @@ class TrainingRun:
             "start the same command again with `--resume_from_checkpoint latest`."
         )
         self.finish()
-        raise TrainingStopped(number)
+        raise StoppedBySignal(number)
 
     def _check_same_start(self) -> None:
         """Every process reads the checkpoint for itself, so all of them must see the same one."""

@@ -17,7 +17,7 @@ from mediffusion_diffusers.explanation.difference_image import decode_difference
 from mediffusion_diffusers.explanation.input_rows import InputColumns
 from mediffusion_diffusers.explanation.plan import ExplanationJob
 from mediffusion_diffusers.explanation.request import ExplanationRequest
-from mediffusion_diffusers.explanation.stop_signal import ExplanationStopped
+from mediffusion_diffusers.stop_request import StoppedBySignal
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,9 @@ def test_every_shard_has_its_explanations(pipe, phantoms, tmp_path):
         assert found["label_names"] == pipe.label_names and found["model_hash"] == manifest["identity"]["model_hash"]
         np.testing.assert_allclose(found["l1"], expected.l1[place], atol=1e-6)
         np.testing.assert_allclose(found["high_frequency_share"], expected.high_frequency_shares[place, 0], atol=1e-4)
-        for index, (name, control) in enumerate(zip(explainer.CONTROLS, found["controls"], strict=True)):
+        for index, (name, control) in enumerate(
+            zip(("plain_gradient", "random_noise"), found["controls"], strict=True)
+        ):
             assert control["name"] == name
             pictures = getattr(expected, f"{name}_images")
             assert abs(np.asarray(control["image"]) / 255 - pictures[place, 0].numpy()).max() < 0.51 / 255
@@ -142,7 +144,7 @@ def test_a_signal_stops_after_the_batch_and_the_rest_is_done_later(
             signal.raise_signal(number)
         return encode(difference)
 
-    with monkeypatch.context() as patch, pytest.raises(ExplanationStopped) as stopped:
+    with monkeypatch.context() as patch, pytest.raises(StoppedBySignal) as stopped:
         patch.setattr(explainer, "encode_difference", interrupt)
         explain_dataset(pipe, job(phantoms, tmp_path / "run"))
     assert stopped.value.code == 128 + number and calls == [3, 3, 2, 3, 3, 2, 3]

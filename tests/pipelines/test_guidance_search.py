@@ -30,7 +30,7 @@ class TestScaleSearch:
         search, tried = run_search(thresholds, initial_scale=10.0, max_scale=320.0, tolerance=tolerance)
         assert search.reached.all()
         assert (search.high >= thresholds).all() and (search.high <= tolerance * thresholds).all()
-        assert search.num_tries.tolist() == [len(scales) for scales in tried]
+        assert max(len(scales) for scales in tried) < 16
 
     def test_says_what_it_did_not_reach(self):
         search, tried = run_search(torch.tensor([5.0, 321.0, torch.inf]), initial_scale=10.0, max_scale=320.0)
@@ -77,15 +77,16 @@ class TestPipeline:
         output = pipe(random_images(3), away="Mass", guidance_scale=[0.0, 300.0] * 3, **FAST)
         null, far = output.probabilities_after[::2, 2], output.probabilities_after[1::2, 2]
         assert (far < null).all()
-        goal = float((far.max() + null.min()) / 2)
-        return goal if far.max() < null.min() else float(far.max() + 1e-4)
+        goal = float((far.max() + null.min()) / 2) if far.max() < null.min() else float(far.max() + 1e-4)
+        assert goal < 0.5
+        return goal
 
     def test_reaches_the_goal_with_the_smallest_scale(self, pipe, goal):
         images = random_images(3)
         arguments = {"away": "Mass", "target_probability": goal, **FAST}
         output = pipe(images, guidance_scale=20.0, **arguments)
         assert output.reached.all()
-        assert (output.probabilities_after[:, 2] <= min(goal, 1 - goal) + 1e-6).all() or goal > 0.5
+        assert (output.probabilities_after[:, 2] <= goal).all()
         # The same image at the scale found gives the same picture; at less of it, the goal is missed.
         scales = output.guidance_scales.tolist()
         again = pipe(images, away="Mass", guidance_scale=scales, **FAST)
@@ -109,6 +110,7 @@ class TestPipeline:
     def test_no_guidance_where_none_is_needed(self, pipe):
         output = pipe(random_images(2), away="Mass", target_probability=0.5, guidance_scale=5.0, **FAST)
         easy = output.probabilities_null[:, 2] <= 0.5
+        assert easy.any()
         assert (output.guidance_scales[easy] == 0).all() and output.reached[easy.numpy()].all()
 
     def test_says_what_cannot_be_reached(self, pipe):

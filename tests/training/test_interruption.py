@@ -16,9 +16,10 @@ from diffusers.utils import logging
 from safetensors import SafetensorError
 from support.training import TINY_JOINT, joint_arguments
 
+from mediffusion_diffusers.stop_request import StoppedBySignal, StopRequest
 from mediffusion_diffusers.training import joint_trainer
 from mediffusion_diffusers.training.checkpoints import find_checkpoint, save_checkpoint
-from mediffusion_diffusers.training.interruption import StopRequest, TrainingStopped, explained_full_disk
+from mediffusion_diffusers.training.interruption import explained_full_disk
 from mediffusion_diffusers.training.joint_trainer import train_joint
 
 
@@ -78,7 +79,7 @@ def test_a_signal_saves_at_the_next_step_boundary_and_the_run_goes_on(phantoms, 
     seed_step = joint_trainer.seed_step
     monkeypatch.setattr(joint_trainer, "seed_step", interrupt)
     before = signal.getsignal(number)
-    with pytest.raises(TrainingStopped) as stop:
+    with pytest.raises(StoppedBySignal) as stop:
         run(phantoms, tmp_path / "run", "--classifier_dropout", 0.3)
     assert stop.value.code == 128 + number and signal.getsignal(number) is before
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-4"]
@@ -108,7 +109,7 @@ def test_a_repeated_signal_is_one_request_and_a_later_one_ends_the_process(monke
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert stop.signal_number == signal.SIGINT
-        monkeypatch.setattr("mediffusion_diffusers.training.interruption._REPETITION_SECONDS", -1.0)
+        monkeypatch.setattr("mediffusion_diffusers.stop_request._REPETITION_SECONDS", -1.0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
