@@ -56,9 +56,7 @@ def plain_gradient_control(
     """
     images = originals.clone()
     for _ in range(num_steps):
-        with torch.enable_grad():
-            pixels = images.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(log_probability(pixels).sum(), pixels)
+        gradient = _gradient(images, log_probability)
         size = gradient.abs().flatten(1).mean(1).clamp_min(1e-20)
         step = (l1.to(size) / num_steps / size).view(-1, 1, 1, 1) * gradient
         images = (images + step).clamp(0, 1)
@@ -84,9 +82,7 @@ def ascend_log_probability(
     """
     changed = latents.clone()
     for _ in range(num_steps):
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = changed.detach().clone().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(log_probability(leaf).sum(), leaf)
+        gradient = _gradient(changed, log_probability)
         length = gradient.flatten(1).norm(dim=1).clamp_min(1e-20)
         changed = changed + (size.to(length) / num_steps / length).view(-1, 1, 1, 1) * gradient
     return changed
@@ -134,6 +130,13 @@ def high_frequency_share(difference: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         is_change = total > (height * width * _NO_CHANGE) ** 2
         return np.where(is_change, energy[:, radius > HIGH_FREQUENCY].sum(1) / total, np.nan)
+
+
+def _gradient(images: torch.Tensor, log_probability: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Gradient of the summed log-probability; works under `torch.inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = images.detach().clone().requires_grad_(True)
+        return torch.autograd.grad(log_probability(leaf).sum(), leaf)[0]
 
 
 def _changed(originals: torch.Tensor, unit: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from mediffusion_diffusers.controls import change_by, plain_gradient_control, random_noise_control
+from mediffusion_diffusers.controls import (
+    ascend_log_probability,
+    change_by,
+    plain_gradient_control,
+    random_noise_control,
+)
 
 
 @pytest.fixture
@@ -57,3 +62,17 @@ def test_what_cannot_be_reached_is_as_large_as_possible():
     white = torch.ones(1, 1, 4, 4)
     assert torch.equal(change_by(white, torch.ones_like(white), torch.tensor([0.1])), white)
     assert torch.equal(change_by(white, torch.zeros_like(white), torch.tensor([0.1])), white)
+
+
+def test_ascent_climbs_by_the_asked_length(images):
+    weights = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(2))
+    size = torch.linspace(0.0, 2.0, 6)
+    changed = ascend_log_probability(images, size, lambda latents: (weights * latents).sum((1, 2, 3)))
+    # The gradient of a linear function is constant: all steps go the same way.
+    direction = weights / weights.norm()
+    assert torch.allclose(changed - images, size.view(-1, 1, 1, 1) * direction, atol=1e-5)
+
+
+def test_ascent_of_a_constant_stays(images):
+    still = ascend_log_probability(images, torch.ones(6), lambda latents: 0 * latents.sum((1, 2, 3)))
+    assert torch.equal(still, images)
