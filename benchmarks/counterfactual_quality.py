@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from compare_procedures import PAPER, STRENGTH
 from diffusers import DDPMScheduler
 
 from mediffusion_diffusers.evaluation.counterfactual_selection import Selection
@@ -16,7 +17,7 @@ from mediffusion_diffusers.evaluation.counterfactuals import Counterfactuals, su
 
 NUM_MANY_STEPS = 100
 # The paper's: random noise, every DDPM step below t = 300, the gradient through the predicted clean latents.
-PROCEDURE = {"start": "noise", "guidance_mode": "x0", "num_inference_steps": 300, "strength": 0.3}
+PROCEDURE = {**PAPER, "strength": STRENGTH}
 # Factors of the checkpoint's guidance scale, between which the procedure's own probability is matched to ours.
 PROCEDURE_SCALES = (0.3, 1.0, 3.0)
 
