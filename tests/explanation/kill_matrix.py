@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from support.processes import TWO_PROCESSES, kill_tree, running_with, start  # noqa: E402
+from support.processes import TWO_PROCESSES, kill_tree, running_with, start, wait_to_kill  # noqa: E402
 
 
 SCRIPT = ROOT / "training" / "explain_dataset.py"
@@ -71,13 +71,7 @@ def kill_once(
     process = start(line, log)
     _wait_for_work(process, output_dir, 2 if "--multi_gpu" in line else 1)
     began = time.monotonic()
-    moment = began + rng.uniform(0, span)
-    wait_for_writing = rng.random() < 0.5
-    while process.poll() is None:
-        now = time.monotonic()
-        if now >= moment and (not wait_for_writing or _is_writing(output_dir) or now > moment + span):
-            break
-        time.sleep(0.002)
+    wait_to_kill(process, rng, span, lambda: _is_writing(output_dir))
     if process.poll() is not None or len(_finished(output_dir)) == num_shards:
         if process.wait():
             raise RuntimeError(f"The run failed:\n{log.read_text()[-3000:]}")

@@ -66,3 +66,14 @@ def _is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def wait_to_kill(process, rng, span, is_writing):
+    """Wait for a random moment within `span` seconds; in half of the cases for the next one when a file is written."""
+    moment = time.monotonic() + rng.uniform(0, span)
+    wait_for_writing = rng.random() < 0.5
+    while process.poll() is None:
+        now = time.monotonic()
+        if now >= moment and (not wait_for_writing or is_writing() or now > moment + span):
+            return
+        time.sleep(0.0005)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from support.processes import TWO_PROCESSES, kill_tree, running_with, start  # noqa: E402
+from support.processes import TWO_PROCESSES, kill_tree, running_with, start, wait_to_kill  # noqa: E402
 
 
 SCRIPT = ROOT / "training" / "train_joint.py"
@@ -73,13 +73,7 @@ def kill_once(line: list[str], log: Path, output_dir: Path, rng: random.Random, 
     while process.poll() is None and (config.stat().st_mtime_ns if config.exists() else 0) == before:
         time.sleep(0.002)
     began = time.monotonic()
-    moment = began + rng.uniform(0, span)
-    wait_for_writing = rng.random() < 0.5
-    while process.poll() is None:
-        now = time.monotonic()
-        if now >= moment and (not wait_for_writing or _is_writing(output_dir) or now > moment + span):
-            break
-        time.sleep(0.0005)
+    wait_to_kill(process, rng, span, lambda: _is_writing(output_dir))
     if process.poll() is not None:
         if process.returncode:
             raise RuntimeError(f"The run failed:\n{log.read_text()[-3000:]}")
