@@ -180,18 +180,21 @@ class CounterfactualSamplingMixin(MediffusionPipelineMixin):
         scheduler, null_scheduler = self._descending_scheduler(route), self._descending_scheduler(route)
         # The null edit, and every row of an image, get the same step noise.
         null_generator = clone_generator(generator)
-        if isinstance(generator, list) and len(rows) != len(generator):
-            row_generator: Generators = [clone_generator(generator[image]) for image in index.tolist()]  # type: ignore
-        else:
-            row_generator = generator
+        row_generator = generator
+        if isinstance(generator, list) and index.tolist() != list(range(len(generator))):
+            row_generator = [clone_generator(generator[image]) for image in index.tolist()]  # type: ignore[misc]
         step_kwargs = scheduler_step_kwargs(scheduler, eta=route.eta, generator=row_generator)
         null_step_kwargs = scheduler_step_kwargs(scheduler, eta=route.eta, generator=null_generator)
         self._num_timesteps = len(scheduler.timesteps)
+        is_on_null = True  # until a step is guided, or a callback has changed the latents
         for step, t in enumerate(self._steps(scheduler.timesteps)):
             if self.interrupt:
                 continue
             null_output = self._predict(null_latents, t)
-            if self._is_unguided():
+            is_on_null = is_on_null and self._is_unguided()
+            if is_on_null:
+                model_output = null_output[index]
+            elif self._is_unguided():
                 model_output = self._predict(latents, t)
             else:
                 model_output, _ = self._predict_edited(
@@ -202,7 +205,9 @@ class CounterfactualSamplingMixin(MediffusionPipelineMixin):
             if rows.mask is not None:
                 latents = rows.mask * latents + (1 - rows.mask) * null_latents[index]
             if on_step is not None:
-                latents, null_latents = on_step(step, int(t), latents, null_latents)
+                before = latents, null_latents
+                latents, null_latents = on_step(step, int(t), *before)
+                is_on_null = is_on_null and latents is before[0] and null_latents is before[1]
         return latents, null_latents
 
     def _steps(self: Any, timesteps: torch.Tensor) -> Any:

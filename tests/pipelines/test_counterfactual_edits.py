@@ -395,3 +395,13 @@ class TestControls:
         np.testing.assert_array_equal(full.images, output.images)
         assert isinstance(full.plain_gradient_images, np.ndarray)
         assert isinstance(pipe(random_pil(1), away="Mass", **{**FAST, "output_type": "pil"}).random_noise_images, list)
+
+
+def test_without_guidance_only_the_null_edit_is_evaluated(pipe):
+    calls = []
+    handle = pipe.unet.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    try:
+        pipe(random_pil(1), away="Mass", start="noise", **{**FAST, "guidance_scale": 0.0})
+    finally:
+        handle.remove()
+    assert sum(kwargs.get("return_logits") is False for kwargs in calls) == FAST["num_inference_steps"]

@@ -5,6 +5,8 @@ import torch
 from support.components import PROBLEM_TYPES, generators, random_images, tiny_pipeline
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.guidance import build_target
+from mediffusion_diffusers.pipelines.counterfactual_sampling import EditRows, Route, Start
 from mediffusion_diffusers.pipelines.guidance_search import ScaleSearch, has_reached, strength_ladder
 
 
@@ -106,6 +108,21 @@ class TestPipeline:
             single = pipe(random_images(3)[index], generator=generators(index), **arguments)
             assert single.guidance_scales[0] == batch.guidance_scales[index]
             torch.testing.assert_close(single.images[0], batch.images[index], atol=1e-5, rtol=0)
+
+    def test_rows_left_in_the_search_keep_their_images_noise(self):
+        """Two rows of the second of two images: as many rows as images, and yet not one for each."""
+        ddpm = tiny_pipeline(MediffusionCounterfactualPipeline, scheduler="ddpm")
+        route = Route(200, 4, 0, False, 2, 0.0, "zt")
+        latents = ddpm.encode_images(random_images(2))
+        starts = ddpm._add_noise(latents, torch.ones_like(latents), route)
+        target = build_target(None, [["Mass"], ["Effusion"]], 2, ddpm.label_names, ddpm.unet.config.problem_type)
+        ddpm._guidance_scale = 20.0
+        both, _ = ddpm._edit(starts, EditRows(torch.tensor([1, 1]), target), route, generators(0, 1), None)
+        for row in range(2):
+            alone = EditRows(torch.tensor([0]), target.select(torch.tensor([row])))
+            start = Start(starts.latents[1:])
+            edited, _ = ddpm._edit(start, alone, route, generators(1), None)
+            torch.testing.assert_close(edited[0], both[row], atol=1e-5, rtol=0)
 
     def test_no_guidance_where_none_is_needed(self, pipe):
         output = pipe(random_images(2), away="Mass", target_probability=0.5, guidance_scale=5.0, **FAST)
