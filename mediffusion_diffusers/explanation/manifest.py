@@ -15,7 +15,8 @@ from typing import Any
 from ..atomic_files import write_json
 from .difference_image import DIFFERENCE_PRECISION, ENCODING
 from .request import identity_differences
-from .shards import ShardFolder, ShardRecord, read_record, remove_empty_folders
+from .shards import ShardFolder, ShardRecord, read_record
+from .staging import remove_empty_folders
 
 
 MANIFEST_FILE = "manifest.json"

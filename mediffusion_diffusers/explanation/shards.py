@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .input_shards import InputShard
-from .staging import remove_abandoned, staged_file
+from .staging import files_below, remove_abandoned, remove_empty_folders, staged_file
 
 
 WORK_FOLDER = ".work"
@@ -123,13 +123,12 @@ class ShardFolder:
 
     def finished(self) -> dict[str, Path]:
         """Finished files by name; parts and files in work are not among them."""
-        paths = (path for path in self.root.rglob("*.parquet") if path.is_file())
-        found = {path.relative_to(self.root).as_posix(): path for path in paths}
-        return {name: path for name, path in sorted(found.items()) if not name.startswith(f"{WORK_FOLDER}/")}
+        paths = _parquet_files(files_below(self.root, skip=WORK_FOLDER))
+        return {path.relative_to(self.root).as_posix(): path for path in paths}
 
     def all_parts(self) -> list[Path]:
         """Parts of unfinished shards."""
-        return [path for path in self.parts.rglob("*.parquet") if path.is_file()]
+        return _parquet_files(files_below(self.parts))
 
     def is_begun(self) -> bool:
         """Whether anything has been explained: a finished shard or a part of one is there."""
@@ -191,6 +190,10 @@ class ShardFolder:
                 writer.write_table(table.replace_schema_metadata(schema.metadata))
 
 
+def _parquet_files(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if path.suffix == ".parquet"]
+
+
 def _row_groups(paths: Sequence[Path]) -> Iterator[pa.Table]:
     """The rows of files, in tables of about `ROW_GROUP_ROWS` rows."""
     tables: list[pa.Table] = []
@@ -201,17 +204,3 @@ def _row_groups(paths: Sequence[Path]) -> Iterator[pa.Table]:
             tables = []
     if tables:
         yield pa.concat_tables(tables).combine_chunks()
-
-
-def remove_empty_folders(folder: Path, stop_at: Path) -> None:
-    """Remove `folder` and the folders above it up to `stop_at`, itself included, as far as they are empty."""
-    while True:
-        try:
-            folder.rmdir()
-        except FileNotFoundError:
-            pass
-        except OSError:
-            return
-        if folder == stop_at:
-            return
-        folder = folder.parent

@@ -20,7 +20,30 @@ from typing import BinaryIO
 
 
 ABANDONED_SECONDS = 24 * 3600.0
+_MAKE_FOLDER_TRIES = 100
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it, though other processes may remove these while they are empty."""
+    for _ in range(_MAKE_FOLDER_TRIES):
+        with suppress(FileNotFoundError, FileExistsError):  # removed between two of the steps that `mkdir` takes
+            return folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def remove_empty_folders(folder: Path, stop_at: Path) -> None:
+    """Remove `folder` and the folders above it up to `stop_at`, itself included, as far as they are empty."""
+    while True:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return
+        if folder == stop_at:
+            return
+        folder = folder.parent
 
 
 @contextmanager
@@ -35,7 +58,7 @@ def locked_file(folder: Path, name: str) -> Iterator[tuple[BinaryIO, Path]]:
         The open file, and its path.
     """
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         try:
             handle, path = tempfile.mkstemp(dir=folder, prefix=f"{name}-{_HOST}-")
         except FileNotFoundError:  # another process found the folder empty and removed it
@@ -63,17 +86,32 @@ def staged_file(folder: Path, target: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
             path.chmod(0o644)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             os.replace(path, target)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
 
 
+def files_below(folder: Path, skip: str | None = None) -> list[Path]:
+    """The files below a folder, sorted. Others may remove folders meanwhile; `Path.rglob` would raise then.
+
+    Args:
+        folder: it need not be there.
+        skip: name of a folder in it that is not looked into.
+    """
+    found = []
+    for root, folders, names in os.walk(folder):
+        if root == str(folder) and skip in folders:
+            folders.remove(skip)
+        found += [Path(root, name) for name in names]
+    return sorted(found)
+
+
 def remove_abandoned(folder: Path) -> list[Path]:
     """Delete the files of `folder` whose writers are gone, and say which."""
     removed = []
-    for path in sorted(folder.glob("*")):
+    for path in files_below(folder):
         try:
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
