@@ -1,23 +1,21 @@
 #!/usr/bin/env python
 """Our counterfactuals against the paper's procedure and the plain gradient, judged by an outside classifier.
 
-Every procedure gets its guidance scale by the same rule on the validation split (the smallest change that flips at
-least 95 % of the model's own decisions), and is then run once on the same test images, chosen by the fixed selection
-rule:
+Settings are chosen on the validation split, then run once on the same test images, by the fixed selection rule:
 
-- *ours*: inversion, deviation from its path, second order, six steps up and down, gradient at z_t;
-- *ours, in a region*: the same, edited only where a first pass changed most (`mask="auto"`);
-- *ours, at half the scale, in a region*: a gentler edit;
-- *ours, strong* and *ours, strong, in a region*: at the smallest of the tried scales whose Diff on the validation
-  split reaches that of the paper's procedure;
-- *paper*: random noise, 300 DDPM steps, gradient through the predicted clean latents (`x0`);
-- *plain gradient* and *random noise* at the L1 of ours, image by image.
+- *paper*: random noise, 300 DDPM steps, gradient through the predicted clean latents (`x0`); for each direction the
+  scale that changes least among those that flip at least 95 % of the model's own decisions;
+- *ours*: what `calibrate_guidance.py` chooses, by the same rule, which asks no outside classifier: inversion,
+  deviation from its path, second order, seven steps up and down, gradient at z_t;
+- *ours, as strong as the paper*: the same strength and region, and for each direction the smallest scale with which
+  the outside classifier's Diff and flips on the validation split reach those of the paper's procedure;
+- *ours, everywhere*: chosen and strengthened in the same way, without a region;
+- *plain gradient* and *random noise* at the L1 of each of ours, image by image.
 
     OMP_NUM_THREADS=1 python benchmarks/compare_procedures.py --dataset_dir demo/phantoms \\
         --oracle_path demo/oracle --models demo/mediffusion-phantom runs/seed1 runs/seed2
 
-`--procedures` measures some of them anew or in addition: scales and rows of models that the output file knows are
-kept.
+Models that the output file knows already are kept as they are.
 
 Figures are means over images, then over models. Where true counterfactuals are known (phantoms), the error to them
 stands beside the original's own.
@@ -27,8 +25,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,47 +39,80 @@ from tqdm.auto import tqdm
 from mediffusion_diffusers.data.schema import load_info
 from mediffusion_diffusers.evaluation.counterfactual_study import (
     DIRECTIONS,
+    KEYWORDS,
     CounterfactualStudyRunner,
     cosine_to_truth,
 )
 from mediffusion_diffusers.evaluation.counterfactuals import Counterfactuals, summarize
-from mediffusion_diffusers.evaluation.guidance_calibration import calibrate_guidance, choose_guidance
+from mediffusion_diffusers.evaluation.guidance_calibration import (
+    MIN_FLIP_RATE,
+    GuidanceCalibration,
+    GuidanceTrial,
+    best_guidance,
+)
 from mediffusion_diffusers.evaluation.provenance import describe_provenance
 
 
-OURS = {"start": "inversion", "follow_inversion": True, "num_inference_steps": 6, "guidance_mode": "zt"}
-PAPER = {"start": "noise", "num_inference_steps": 300, "guidance_mode": "x0"}
 STRENGTH = 0.3
-SCALES = {"ours": (10.0, 30.0, 60.0, 100.0), "paper": (10.0, 30.0)}
+PAPER = {
+    **{"start": "noise", "num_inference_steps": 300, "guidance_mode": "x0"},
+    **{"strength": STRENGTH, "mask": "everywhere"},
+}
+PAPER_SCALES = (10.0, 20.0)
+OURS = {"start": "inversion", "follow_inversion": True, "num_inference_steps": 7, "guidance_mode": "zt"}
+STRENGTHS = (0.1, 0.2, 0.3)
+SCALES = (10.0, 30.0, 100.0, 300.0)
+STRONGER = tuple(2 ** (step / 4) for step in range(-8, 13))  # times the chosen scale
+OUR_MASKS: dict[str, Sequence[str]] = {"ours": ("everywhere", "auto"), "ours, everywhere": ("everywhere",)}
+AS_STRONG = "{}, as strong as the paper"
 
 
-def use_procedure(runner: CounterfactualStudyRunner, procedure: str, **settings: Any) -> None:
-    """Set the runner's scheduler and settings."""
-    kind = DDPMScheduler if procedure == "paper" else DDIMScheduler
+def use(runner: CounterfactualStudyRunner, settings: dict[str, Any]) -> None:
+    """Set the runner's settings, and the scheduler that they are for."""
+    kind = DDPMScheduler if settings["start"] == "noise" else DDIMScheduler
     runner.pipeline.scheduler = kind.from_config(runner.pipeline.scheduler.config)
-    runner.settings = {**(PAPER if procedure == "paper" else OURS), "strength": STRENGTH, **settings}
+    runner.settings = settings
 
 
-def calibrate(model: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Scales by the rule, and by what the oracle says on the validation split."""
+def choose_settings(model: Path, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Settings of every procedure by its name, chosen on the validation split."""
     runner = CounterfactualStudyRunner(model, args.dataset_dir, "validation", args.oracle_path, batch_size=64)
     num = args.num_calibration_images_per_label
-    found: dict[str, Any] = {}
-    for procedure, scales in SCALES.items():
-        use_procedure(runner, procedure)
-        found[procedure] = choose_guidance(
-            calibrate_guidance(runner, [STRENGTH], scales, DIRECTIONS, num)
-        ).guidance_scale
+    chosen = {direction: runner.select(direction, num) for direction in DIRECTIONS}
 
-    def mean_diff(procedure: str, scale: float) -> float:
-        use_procedure(runner, procedure, guidance_scale=scale)
-        made = [runner.explain(runner.select(direction, num), direction) for direction in DIRECTIONS]
-        return float(np.mean([abs(summarize(one)["oracle"]["diff"]) for one in made]))
+    def ask(direction: str, settings: dict[str, Any]) -> dict[str, Any]:
+        use(runner, settings)
+        return summarize(runner.explain(chosen[direction], direction))
 
-    wanted = mean_diff("paper", found["paper"])
-    enough = [scale for scale in SCALES["ours"] if mean_diff("ours", scale) >= wanted]
-    found["ours, strong"] = min(enough, default=SCALES["ours"][-1])
-    return found
+    scales, wanted = {}, {}
+    for direction in DIRECTIONS:
+        found = {scale: ask(direction, {**PAPER, "guidance_scale": scale}) for scale in PAPER_SCALES}
+        trials = [
+            GuidanceTrial(direction, STRENGTH, "everywhere", scale, one["own"]["flip_rate"], one["change"]["l1"], num)
+            for scale, one in found.items()
+        ]
+        best = best_guidance(trials, MIN_FLIP_RATE, math.inf).guidance_scale
+        scales[KEYWORDS[direction]], wanted[direction] = best, found[best]["oracle"]
+    procedures = {"paper": {**PAPER, "guidance_scale": scales}}
+
+    for name, masks in OUR_MASKS.items():
+        use(runner, OURS)
+        calibration = GuidanceCalibration(runner, DIRECTIONS, num)
+        calibration.measure(STRENGTHS, SCALES, masks)
+        calibration.refine(3)
+        ours = {**OURS, **calibration.choose().settings()}
+        procedures[name] = ours
+        scales = {}
+        for direction in DIRECTIONS:
+            for factor in tqdm(STRONGER, desc=f"{name}, {direction}: as strong as the paper"):
+                scale = factor * ours["guidance_scale"][KEYWORDS[direction]]
+                oracle = ask(direction, {**ours, "guidance_scale": scale})["oracle"]
+                gains = [abs(oracle[figure]) - abs(wanted[direction][figure]) for figure in ("diff", "flip_rate")]
+                if min(gains) >= 0:
+                    break
+            scales[KEYWORDS[direction]] = scale
+        procedures[AS_STRONG.format(name)] = {**ours, "guidance_scale": scales}
+    return procedures
 
 
 def figures(made: Counterfactuals, truth: np.ndarray | None, seconds: float | None = None) -> dict[str, float]:
@@ -102,38 +135,24 @@ def figures(made: Counterfactuals, truth: np.ndarray | None, seconds: float | No
     return row
 
 
-def procedures_at(scales: dict[str, float]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """By name: whose procedure it is, and its settings."""
-    half = scales["ours"] / 2
-    return {
-        "ours": ("ours", {"guidance_scale": scales["ours"]}),
-        "ours, in a region": ("ours", {"guidance_scale": scales["ours"], "mask": "auto"}),
-        "ours, at half the scale, in a region": ("ours", {"guidance_scale": half, "mask": "auto"}),
-        "ours, strong": ("ours", {"guidance_scale": scales["ours, strong"]}),
-        "ours, strong, in a region": ("ours", {"guidance_scale": scales["ours, strong"], "mask": "auto"}),
-        "paper": ("paper", {"guidance_scale": scales["paper"]}),
-    }
-
-
-def study(model: Path, scales: dict[str, float], args: argparse.Namespace) -> dict[str, Any]:
+def study(model: Path, procedures: dict[str, dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
     """The procedures on the test images of one model, by direction and procedure."""
     runner = CounterfactualStudyRunner(model, args.dataset_dir, "test", args.oracle_path, batch_size=64)
-    procedures = {name: how for name, how in procedures_at(scales).items() if name in args.procedures}
     results: dict[str, Any] = {}
     for direction in DIRECTIONS:
         chosen = runner.select(direction, args.num_images_per_label)
         truth = runner.truth(chosen)
         rows: dict[str, dict[str, float]] = {}
-        for name, (procedure, settings) in tqdm(procedures.items(), desc=f"{model.name}, {direction}"):
-            use_procedure(runner, procedure, **settings)
+        for name, settings in tqdm(procedures.items(), desc=f"{model.name}, {direction}"):
+            use(runner, settings)
             started = time.process_time()
             made = runner.explain(chosen, direction)
             rows[name] = figures(made, truth, time.process_time() - started)
-            if procedure == "ours":
-                for control, images in runner.controls(made, chosen, direction).items():
-                    rows[f"{control}, at the L1 of {name}"] = figures(runner.rescore(made, images), truth)
-            else:
+            if name == "paper":
                 rows["null edit of the paper"] = figures(runner.rescore(made, made.null_images), truth)
+                continue
+            for control, images in runner.controls(made, chosen, direction).items():
+                rows[f"{control}, at the L1 of {name}"] = figures(runner.rescore(made, images), truth)
         results[direction] = {"num_images": len(chosen), **rows}
     return results
 
@@ -151,9 +170,7 @@ def claims_of(mean: dict[str, Any]) -> dict[str, Any]:
     claims: dict[str, Any] = {}
     for direction in DIRECTIONS:
         paper = mean[direction]["paper"]
-        for name in ("ours, strong", "ours, strong, in a region", "ours, at half the scale, in a region"):
-            if name not in mean[direction]:
-                continue
+        for name in (name for our in OUR_MASKS for name in (our, AS_STRONG.format(our))):
             ours = mean[direction][name]
             gradient = mean[direction][f"plain_gradient, at the L1 of {name}"]
 
@@ -186,23 +203,20 @@ def main() -> None:
     parser.add_argument("--dataset_dir", type=Path, required=True, help="Phantoms, whose true changes are known.")
     parser.add_argument("--oracle_path", type=Path, required=True)
     parser.add_argument("--num_images_per_label", type=int, default=13)
-    parser.add_argument("--num_calibration_images_per_label", type=int, default=3)
-    names = list(procedures_at({"ours": 1.0, "ours, strong": 1.0, "paper": 1.0}))
-    parser.add_argument("--procedures", nargs="+", choices=names, default=names)
+    parser.add_argument("--num_calibration_images_per_label", type=int, default=8)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "compare_procedures.json")
     args = parser.parse_args()
-    report: dict[str, Any] = {"commands": [], "strength": STRENGTH, "models": []}
+    report: dict[str, Any] = {"commands": [], "models": []}
     if args.output.is_file():
         report = json.loads(args.output.read_text())
     report["commands"].append(" ".join(["python", *sys.argv]))
+    known = {one["provenance"]["checkpoint"] for one in report["models"]}
     for model in args.models:
         provenance = describe_provenance(model, load_info(args.dataset_dir), "test")
-        known = [one for one in report["models"] if one["provenance"]["checkpoint"] == provenance["checkpoint"]]
-        if not known:
-            known = [{"scales": calibrate(model, args), "results": {}, "provenance": provenance}]
-            report["models"] += known
-        for direction, rows in study(model, known[0]["scales"], args).items():
-            known[0]["results"].setdefault(direction, {}).update(rows)
+        if provenance["checkpoint"] not in known:
+            settings = choose_settings(model, args)
+            results = study(model, settings, args)
+            report["models"].append({"settings": settings, "results": results, "provenance": provenance})
         report["mean"] = mean_of([one["results"] for one in report["models"]])
         report["claims"] = claims_of(report["mean"])
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare_procedures import PAPER, STRENGTH
+from compare_procedures import PAPER as PROCEDURE
 from diffusers import DDPMScheduler
 
 from mediffusion_diffusers.evaluation.counterfactual_selection import Selection
-from mediffusion_diffusers.evaluation.counterfactual_study import DIRECTIONS, CounterfactualStudyRunner
+from mediffusion_diffusers.evaluation.counterfactual_study import (
+    DIRECTIONS,
+    KEYWORDS,
+    CounterfactualStudyRunner,
+)
 from mediffusion_diffusers.evaluation.counterfactuals import Counterfactuals, summarize
+from mediffusion_diffusers.guidance import scale_for
 
 
 NUM_MANY_STEPS = 100
-# The paper's: random noise, every DDPM step below t = 300, the gradient through the predicted clean latents.
-PROCEDURE = {**PAPER, "strength": STRENGTH}
 # Factors of the checkpoint's guidance scale, between which the procedure's own probability is matched to ours.
 PROCEDURE_SCALES = (0.3, 1.0, 3.0)
 
@@ -43,8 +46,9 @@ def compare_quality(
     """
     runner = CounterfactualStudyRunner(pipeline_folder, dataset_folder, oracle_path=oracle_folder, batch_size=32)
     scheduler = runner.pipeline.scheduler
-    default_scale = runner.pipeline.resolve_settings()["guidance_scale"]
-    many_steps = {"num_inference_steps": NUM_MANY_STEPS, "num_inversion_steps": NUM_MANY_STEPS}
+    scales = runner.pipeline.resolve_settings()["guidance_scale"]
+    settings = {"mask": "everywhere", **settings}
+    many_steps = {"num_inference_steps": NUM_MANY_STEPS, "num_inversion_steps": NUM_MANY_STEPS, "mask": "everywhere"}
     result: dict[str, Any] = {
         "settings": settings,
         "many_steps": {"follow_inversion": False, **many_steps},
@@ -52,6 +56,7 @@ def compare_quality(
     }
     for direction in DIRECTIONS:
         chosen = runner.select(direction, num_images_per_label)
+        default_scale = scale_for(scales, [KEYWORDS[direction]])
         explain = partial(_explain, runner, chosen, direction)
         ours = explain(**settings)
         reference = explain(follow_inversion=False, **many_steps)

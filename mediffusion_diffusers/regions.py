@@ -80,17 +80,21 @@ def boxes_to_mask(boxes: Sequence[Mapping[str, float]], height: int, width: int)
     return mask
 
 
-def region_of_change(deviation: torch.Tensor, share: float = 0.25) -> torch.Tensor:
-    """Where an edit changed the latents most.
+def region_of_change(deviation: torch.Tensor, energy_share: float = 0.5) -> torch.Tensor:
+    """Where an edit changed the latents most: the smallest region that holds a share of the change's energy.
+
+    So a finding in one place gets a small region, and one that is everywhere a large one.
 
     Args:
         deviation: counterfactual minus null edit, shape `(rows, channels, height, width)`.
-        share: area of the region, as a share of the image, in (0, 1].
+        energy_share: of the squared change (its mean over channels, averaged over 3 x 3 positions), in (0, 1].
 
     Returns:
-        1 inside, 0 outside, shape `(rows, 1, height, width)`: the positions above the quantile of the change,
-        averaged over 3 x 3 positions.
+        1 inside, 0 outside, shape `(rows, 1, height, width)`; 0 everywhere where nothing changed.
     """
     size = F.avg_pool2d(deviation.float().abs().mean(1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
-    threshold = torch.quantile(size.flatten(1), 1 - share, dim=1).view(-1, 1, 1, 1)
-    return ((size >= threshold) & (size > 0)).to(deviation)
+    energy, places = size.flatten(1).square().sort(dim=1, descending=True)
+    before = energy.cumsum(1) - energy  # what larger changes hold together
+    is_inside = (before < energy_share * energy.sum(1, keepdim=True)) & (energy > 0)
+    region = torch.zeros_like(energy).scatter(1, places, is_inside.to(energy))
+    return region.view_as(size).to(deviation)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from mediffusion_diffusers.regions import boxes_to_mask, prepare_region, region_of_change
@@ -49,9 +50,25 @@ def test_region_of_change_finds_the_change():
     deviation = torch.zeros(2, 4, 16, 16)
     deviation[0, :, 3:7, 8:12] = 1.0
     deviation[1] = torch.randn(4, 16, 16)
-    region = region_of_change(deviation, share=0.25)
-    assert region[0, 0, 3:7, 8:12].eq(1).all() and region[0].mean() <= 0.25
-    assert region[1].mean() == pytest.approx(0.25, abs=0.02)
+    region = region_of_change(deviation)
+    assert region[0, 0, 4:6, 9:11].eq(1).all() and region[0, 0, 3:7, 8:12].sum() == region[0].sum()
+    assert region[0].mean() < 0.05 and 0.25 < region[1].mean() < 0.5
+
+
+def test_region_of_change_is_the_smallest_with_its_share_of_the_energy():
+    deviation = torch.randn(3, 2, 9, 7, generator=torch.Generator().manual_seed(0))
+    region = region_of_change(deviation, energy_share=0.6)
+    size = F.avg_pool2d(deviation.abs().mean(1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
+    energy = size.square()
+    inside = (energy * region).sum((1, 2, 3)) / energy.sum((1, 2, 3))
+    smallest = torch.where(region.bool(), energy, torch.inf).amin((1, 2, 3))
+    largest_outside = torch.where(region.bool(), 0.0, energy).amax((1, 2, 3))
+    assert (inside >= 0.6).all() and (smallest >= largest_outside).all()
+    assert (inside - smallest / energy.sum((1, 2, 3)) < 0.6).all()  # without its least position it holds less
+
+
+def test_region_of_no_change_is_nowhere():
+    assert not region_of_change(torch.zeros(1, 4, 8, 8)).any()
 
 
 @pytest.mark.parametrize(

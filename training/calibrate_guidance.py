@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Choose a checkpoint's strength and guidance scale on the validation split, and store them in its config.
+"""Choose a checkpoint's strength, region and guidance scales on the validation split, and store them in its config.
 
     python training/calibrate_guidance.py --pretrained_model_name_or_path runs/joint --dataset_dir runs/phantom
 
 Of the settings that flip the model's own decision in at least `--min_flip_rate` of the images, the one that changes
-them least is taken; none that changes them by more than `--max_l1`. The whole table goes to
-`guidance_calibration.json` in the checkpoint's folder.
+them least is taken; none that changes them by more than `--max_l1`. Adding and removing get a scale each. The whole
+table goes to `guidance_calibration.json` in the checkpoint's folder, and the choice into its model card.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from mediffusion_diffusers.evaluation.counterfactual_study import DIRECTIONS, Co
 from mediffusion_diffusers.evaluation.guidance_calibration import (
     MAX_L1,
     MIN_FLIP_RATE,
-    calibrate_guidance,
-    calibration_to_dict,
-    choose_guidance,
+    GuidanceCalibration,
     write_guidance_defaults,
 )
+from mediffusion_diffusers.pipelines.counterfactual_inputs import MASK_WORDS
+from mediffusion_diffusers.reports.model_card import refresh_counterfactual_defaults
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,6 +35,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--direction", choices=(*DIRECTIONS, "both"), default="both")
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.2, 0.3, 0.4])
     parser.add_argument("--guidance_scales", type=float, nargs="+", default=[3, 10, 30, 100, 300])
+    parser.add_argument(
+        "--masks",
+        choices=MASK_WORDS,
+        nargs="+",
+        default=list(MASK_WORDS),
+        help="Where edits may happen: everywhere, or where a first pass changes most (auto).",
+    )
+    parser.add_argument(
+        "--num_refinements", type=int, default=2, help="How often the gap between two scales is halved at the end."
+    )
     parser.add_argument("--num_inference_steps", type=int, default=7)
     parser.add_argument("--num_images_per_label", type=int, default=8)
     parser.add_argument("--min_flip_rate", type=float, default=MIN_FLIP_RATE)
@@ -57,27 +67,29 @@ def main() -> None:
             batch_size=args.batch_size,
         )
         directions = DIRECTIONS if args.direction == "both" else (args.direction,)
-        trials = calibrate_guidance(
-            runner, args.strengths, args.guidance_scales, directions, args.num_images_per_label
+        calibration = GuidanceCalibration(
+            runner, directions, args.num_images_per_label, args.min_flip_rate, args.max_l1
         )
+        calibration.measure(args.strengths, args.guidance_scales, args.masks)
+        calibration.refine(args.num_refinements)
     except (OSError, ValueError) as error:
         sys.exit(f"calibrate_guidance.py: {error}")
-    chosen = choose_guidance(trials, args.min_flip_rate, args.max_l1)
-    for trial in trials:
-        mark = "  <- chosen" if trial is chosen else ""
+    choice = calibration.choose()
+    for trial in sorted(
+        calibration.trials, key=lambda one: (one.direction, one.strength, one.mask, one.guidance_scale)
+    ):
+        mark = "  <- chosen" if trial in choice.trials else ""
         print(
-            f"strength {trial.strength:<5g} scale {trial.guidance_scale:<6g} flips {trial.flip_rate:.3f}  "
-            f"L1 {trial.l1:.4f}{mark}"
+            f"{trial.direction:<6} strength {trial.strength:<5g} {trial.mask:<10} scale {trial.guidance_scale:<6g} "
+            f"flips {trial.flip_rate:.3f}  L1 {trial.l1:.4f}{mark}"
         )
-    if chosen.flip_rate < args.min_flip_rate:
+    if choice.flip_rate < args.min_flip_rate:
         print(f"No setting within an L1 of {args.max_l1} flips {args.min_flip_rate} of the decisions.")
     if not args.dry_run:
         folder = Path(args.pretrained_model_name_or_path)
-        write_json(
-            folder / "guidance_calibration.json", calibration_to_dict(trials, chosen, args.min_flip_rate, args.max_l1)
-        )
-        settings = {"strength": chosen.strength, "guidance_scale": chosen.guidance_scale, **fixed}
-        write_guidance_defaults(folder, settings)
+        write_json(folder / "guidance_calibration.json", calibration.to_dict())
+        write_guidance_defaults(folder, {**choice.settings(), **fixed})
+        refresh_counterfactual_defaults(folder)
         print(f"Stored in {folder / 'unet' / 'config.json'}.")
 
 

@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from mediffusion_diffusers.evaluation.counterfactual_study import DIRECTIONS, CounterfactualStudyRunner
+from mediffusion_diffusers.pipelines.counterfactual_inputs import MASK_WORDS
 from mediffusion_diffusers.reports.counterfactual_report import write_study
 
 
@@ -41,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--guidance_mode", choices=("zt", "x0_detached", "x0"), default=None)
     group.add_argument("--follow_inversion", action=argparse.BooleanOptionalAction, default=None)
     group.add_argument("--target_probability", type=float, default=None, help="Search the scale for each image.")
-    group.add_argument("--mask", choices=("auto",), default=None, help="Edit only where the model changes most.")
+    group.add_argument("--mask", choices=MASK_WORDS, default=None, help="auto: only where the model changes most.")
     group.add_argument("--hold", type=float, default=None, help="Weight that holds the other labels.")
     return parser.parse_args()
 

@@ -20,6 +20,7 @@ import numpy as np
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.data.pictures import open_picture
 from mediffusion_diffusers.data.schema import label_matrix, load_info, load_prepared
+from mediffusion_diffusers.pipelines.counterfactual_inputs import MASK_WORDS
 from mediffusion_diffusers.reports.image_explanations import explain_images, write_explanations
 
 
@@ -40,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--guidance_scale", type=float, default=None)
     parser.add_argument("--num_inference_steps", type=int, default=None)
     parser.add_argument("--target_probability", type=float, default=None, help="Search the smallest scale.")
-    parser.add_argument("--mask", choices=("auto",), default=None, help="Edit only where the model changes most.")
+    parser.add_argument("--mask", choices=MASK_WORDS, default=None, help="auto: only where the model changes most.")
     return parser.parse_args()
 
 

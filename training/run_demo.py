@@ -97,6 +97,15 @@ def demo_steps(folder: Path) -> list[Step]:
             ],
         ),
         Step(
+            "Choose strength, region and guidance scales on the validation phantoms",
+            model / "guidance_calibration.json",
+            script(
+                "calibrate_guidance.py",
+                *pretrained,
+                *("--strengths", "0.2", "0.3", "--guidance_scales", "10", "30", "100"),
+            ),
+        ),
+        Step(
             "Classify the held-out phantoms",
             folder / "classification.json",
             script("evaluate_classification.py", *pretrained, "--output_dir", folder),

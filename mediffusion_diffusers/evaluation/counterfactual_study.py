@@ -33,7 +33,8 @@ from .localisation import LocalisationCase, summarize_localisation
 from .provenance import checkpoint_hash, describe_provenance
 
 
-DIRECTIONS = ("remove", "add")
+KEYWORDS = {"remove": "away", "add": "towards"}  # the pipeline's arguments
+DIRECTIONS = tuple(KEYWORDS)
 
 
 @dataclass
@@ -233,14 +234,13 @@ class CounterfactualStudyRunner:
 
     def explain(self, chosen: Selection, direction: str) -> Counterfactuals:
         """Run the pipeline with `settings`; noise, if any, belongs to the image and not to its place in a batch."""
-        keyword = "away" if direction == "remove" else "towards"
         images: dict[str, list[np.ndarray]] = {"originals": [], "images": [], "null_images": []}
         own: dict[str, list[np.ndarray]] = {"before": [], "after": [], "null": []}
         for part in self._parts(len(chosen), f"Explaining ({direction})"):
             rows = chosen.rows[part]
             output = self.pipeline(
                 image=self._images(rows),
-                **{keyword: [[self.label_names[target]] for target in chosen.targets[part].tolist()]},
+                **{KEYWORDS[direction]: [[self.label_names[target]] for target in chosen.targets[part].tolist()]},
                 **self.settings,
                 generator=[torch.Generator().manual_seed(self.seed * 1_000_003 + int(row)) for row in rows],
                 output_type="pt",

@@ -1,24 +1,25 @@
-"""Choose a checkpoint's strength and guidance scale on its validation split.
+"""Choose a checkpoint's guidance on its validation split: strength, region, and a scale for each direction.
 
-Neither transfers: a scale belongs to a classifier's gradients, a strength to the autoencoder's latents. The rule is
-fixed and asks no outside classifier, which stays independent for the test: of the settings that flip the model's own
-decision often enough, the one that changes the images least. Settings that change them beyond recognition are out,
-however well they flip.
+None of them transfers: a scale belongs to a classifier's gradients, a strength to the autoencoder's latents, a region
+to how much of an image a finding takes up. The rule is fixed and asks no outside classifier, which stays independent
+for the test: of the settings that flip the model's own decision often enough, the one that changes the images least.
+Settings that change them beyond recognition are out, however well they flip.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ..atomic_files import write_json
-from .counterfactual_study import CounterfactualStudyRunner
+from .counterfactual_study import KEYWORDS, CounterfactualStudyRunner
 from .counterfactuals import flips, mean_absolute_change
 
 
@@ -27,12 +28,33 @@ MIN_FLIP_RATE = 0.95
 MAX_L1 = 0.04  # chosen, not derived: chest radiographs had dissolved at 0.1
 
 
+class Candidate(Protocol):
+    """What the rule looks at."""
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of the model's decisions that turned over, in [0, 1]; of several directions the lowest."""
+
+    @property
+    def l1(self) -> float:
+        """Mean absolute change."""
+
+    @property
+    def largest_l1(self) -> float:
+        """The same, of several directions the largest."""
+
+
+AnyCandidate = TypeVar("AnyCandidate", bound=Candidate)
+
+
 @dataclass(frozen=True)
 class GuidanceTrial:
-    """One setting, measured over all directions and labels.
+    """One setting in one direction, measured over all labels.
 
     Args:
+        direction: `"remove"` or `"add"`.
         strength: share of the noise schedule.
+        mask: `"auto"` or `"everywhere"`.
         guidance_scale: scale s of Eq. 2.
         flip_rate: share of the model's decisions that turned over, in [0, 1].
         l1: mean absolute change of a pixel against the null edit, in units of the full intensity range: what the
@@ -40,70 +62,174 @@ class GuidanceTrial:
         num_images: how many counterfactuals that is.
     """
 
+    direction: str
     strength: float
+    mask: str
     guidance_scale: float
     flip_rate: float
     l1: float
     num_images: int
 
+    @property
+    def largest_l1(self) -> float:
+        """See `Candidate`."""
+        return self.l1
 
-def calibrate_guidance(
-    runner: CounterfactualStudyRunner,
-    strengths: Sequence[float],
-    guidance_scales: Sequence[float],
-    directions: Sequence[str] = ("remove", "add"),
-    num_images_per_label: int = 8,
-) -> list[GuidanceTrial]:
-    """Measure every strength with every scale.
+
+@dataclass(frozen=True)
+class GuidanceChoice:
+    """One trial per direction, of the same strength and mask.
+
+    Args:
+        trials: at least one.
+    """
+
+    trials: tuple[GuidanceTrial, ...]
+
+    @property
+    def flip_rate(self) -> float:
+        """See `Candidate`."""
+        return min(trial.flip_rate for trial in self.trials)
+
+    @property
+    def l1(self) -> float:
+        """See `Candidate`."""
+        return sum(trial.l1 for trial in self.trials) / len(self.trials)
+
+    @property
+    def largest_l1(self) -> float:
+        """See `Candidate`."""
+        return max(trial.l1 for trial in self.trials)
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of the pipeline; the scale is one number if it was chosen for one direction alone."""
+        scales = {KEYWORDS[trial.direction]: trial.guidance_scale for trial in self.trials}
+        scale = scales if len(scales) > 1 else self.trials[0].guidance_scale
+        return {"strength": self.trials[0].strength, "mask": self.trials[0].mask, "guidance_scale": scale}
+
+
+class GuidanceCalibration:
+    """Measures settings, and chooses among those measured.
+
+        calibration = GuidanceCalibration(runner)
+        calibration.measure([0.2, 0.3], [10, 30, 100], ["everywhere", "auto"])
+        calibration.refine()
+        calibration.choose().settings()
 
     Args:
         runner: of the *validation* split; its other `settings` hold for all trials.
-        strengths: to try, each in (0, 1].
-        guidance_scales: to try, each above 0.
         directions: `"remove"`, `"add"` or both.
         num_images_per_label: at most so many images for each label and direction.
-
-    Returns:
-        One trial per setting.
+        min_flip_rate: how often the model's own decision must turn over.
+        max_l1: larger changes are out.
 
     Raises:
         ValueError: for the test split, or if no image can be explained.
     """
-    if runner.split == "test":
-        raise ValueError("Guidance must not be chosen on the test split, which is used once, for the final figures.")
-    selections = {direction: runner.select(direction, num_images_per_label) for direction in directions}
-    selections = {direction: chosen for direction, chosen in selections.items() if len(chosen)}
-    if not selections:
-        raise ValueError(f"No image of split {runner.split!r} can be explained: the model agrees with no label.")
-    fixed, trials = dict(runner.settings), []
-    settings = [(strength, scale) for strength in strengths for scale in guidance_scales]
-    for strength, scale in tqdm(settings, desc="Settings"):
-        runner.settings = {**fixed, "strength": strength, "guidance_scale": scale}
-        flipped, l1 = [], []
-        for direction, chosen in selections.items():
-            made = runner.explain(chosen, direction)
-            flipped.append(flips(made.own, made.targets, direction))
-            l1.append(mean_absolute_change(made.images, made.null_images))
-        rate, size = float(np.nanmean(np.concatenate(flipped))), float(np.concatenate(l1).mean())
-        trials.append(GuidanceTrial(strength, scale, rate, size, sum(map(len, l1))))
-    runner.settings = fixed
-    return trials
+
+    def __init__(
+        self,
+        runner: CounterfactualStudyRunner,
+        directions: Sequence[str] = ("remove", "add"),
+        num_images_per_label: int = 8,
+        min_flip_rate: float = MIN_FLIP_RATE,
+        max_l1: float = MAX_L1,
+    ):
+        if runner.split == "test":
+            raise ValueError(
+                "Guidance must not be chosen on the test split, which is used once, for the final figures."
+            )
+        selections = {direction: runner.select(direction, num_images_per_label) for direction in directions}
+        self.selections = {direction: chosen for direction, chosen in selections.items() if len(chosen)}
+        if not self.selections:
+            raise ValueError(f"No image of split {runner.split!r} can be explained: the model agrees with no label.")
+        self.runner, self.min_flip_rate, self.max_l1 = runner, min_flip_rate, max_l1
+        self.trials: list[GuidanceTrial] = []
+
+    def measure(self, strengths: Sequence[float], guidance_scales: Sequence[float], masks: Sequence[str]) -> None:
+        """Measure every strength with every scale and mask, in every direction.
+
+        Args:
+            strengths: each in (0, 1].
+            guidance_scales: each above 0.
+            masks: `"auto"`, `"everywhere"` or both.
+        """
+        settings = [
+            (direction, strength, mask, scale)
+            for strength in strengths
+            for mask in masks
+            for scale in guidance_scales
+            for direction in self.selections
+        ]
+        self.trials += [self._try(*one) for one in tqdm(settings, desc="Settings")]
+
+    def refine(self, num_steps: int = 2) -> None:
+        """Close in on the smallest scale that flips often enough, at the chosen strength and mask.
+
+        Args:
+            num_steps: so many times the gap to the next smaller scale is halved, on a log scale.
+        """
+        for _ in tqdm(range(num_steps), desc="Closer"):
+            for trial in self.choose().trials:
+                place = (trial.direction, trial.strength, trial.mask)
+                smaller = [
+                    one.guidance_scale
+                    for one in self.trials
+                    if (one.direction, one.strength, one.mask) == place and one.guidance_scale < trial.guidance_scale
+                ]
+                if smaller and trial.flip_rate >= self.min_flip_rate:
+                    between = float(f"{math.sqrt(max(smaller) * trial.guidance_scale):.3g}")
+                    self.trials.append(self._try(*place, between))
+
+    def choose(self) -> GuidanceChoice:
+        """By the rule: a scale for each direction, then a strength and a mask for both."""
+        places = list(dict.fromkeys((trial.strength, trial.mask) for trial in self.trials))
+        choices = []
+        for place in places:
+            there = [trial for trial in self.trials if (trial.strength, trial.mask) == place]
+            by_direction = [[one for one in there if one.direction == direction] for direction in self.selections]
+            choices.append(GuidanceChoice(tuple(map(self._best, by_direction))))
+        return self._best(choices)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Rule, choice and trials, for JSON."""
+        rule = (
+            f"of the settings with an L1 of at most {self.max_l1}, the smallest L1 among those with a flip rate of at "
+            f"least {self.min_flip_rate}; if there is none, the highest flip rate; first for each direction, then for "
+            "strength and mask, by the lowest flip rate and the mean L1 of the directions"
+        )
+        chosen = [asdict(trial) for trial in self.choose().trials]
+        return {"rule": rule, "chosen": chosen, "trials": [asdict(trial) for trial in self.trials]}
+
+    def _best(self, candidates: Iterable[AnyCandidate]) -> AnyCandidate:
+        return best_guidance(list(candidates), self.min_flip_rate, self.max_l1)
+
+    def _try(self, direction: str, strength: float, mask: str, guidance_scale: float) -> GuidanceTrial:
+        fixed = self.runner.settings
+        self.runner.settings = {**fixed, "strength": strength, "mask": mask, "guidance_scale": guidance_scale}
+        try:
+            made = self.runner.explain(self.selections[direction], direction)
+        finally:
+            self.runner.settings = fixed
+        rate = float(np.nanmean(flips(made.own, made.targets, direction)))
+        size = float(mean_absolute_change(made.images, made.null_images).mean())
+        return GuidanceTrial(direction, strength, mask, guidance_scale, rate, size, len(made))
 
 
-def choose_guidance(
-    trials: Sequence[GuidanceTrial], min_flip_rate: float = MIN_FLIP_RATE, max_l1: float = MAX_L1
-) -> GuidanceTrial:
-    """The smallest change among settings that flip often enough; failing that, the one that flips most often.
+def best_guidance(
+    candidates: Sequence[AnyCandidate], min_flip_rate: float = MIN_FLIP_RATE, max_l1: float = MAX_L1
+) -> AnyCandidate:
+    """The smallest change among those that flip often enough; failing that, the one that flips most often.
 
-    Settings that change more than `max_l1` are left out, unless all do: then the one that changes least is taken.
+    Candidates that change more than `max_l1` are left out, unless all do: then the one that changes least is taken.
     """
-    bounded = [trial for trial in trials if trial.l1 <= max_l1]
+    bounded = [one for one in candidates if one.largest_l1 <= max_l1]
     if not bounded:
-        return min(trials, key=lambda trial: trial.l1)
-    enough = [trial for trial in bounded if trial.flip_rate >= min_flip_rate]
+        return min(candidates, key=lambda one: one.l1)
+    enough = [one for one in bounded if one.flip_rate >= min_flip_rate]
     if enough:
-        return min(enough, key=lambda trial: trial.l1)
-    return max(bounded, key=lambda trial: (trial.flip_rate, -trial.l1))
+        return min(enough, key=lambda one: one.l1)
+    return max(bounded, key=lambda one: (one.flip_rate, -one.l1))
 
 
 def write_guidance_defaults(pipeline_folder: str | Path, settings: dict[str, Any]) -> None:
@@ -112,23 +238,9 @@ def write_guidance_defaults(pipeline_folder: str | Path, settings: dict[str, Any
     Args:
         pipeline_folder: a pipeline folder; only `unet/config.json` changes, aside and renamed.
         settings: any of `strength`, `guidance_scale`, `num_inference_steps`, `start`, `guidance_mode`,
-            `follow_inversion`; others in the config stay.
+            `follow_inversion`, `mask`; others in the config stay.
     """
     path = Path(pipeline_folder) / UNET_CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     config["guidance_defaults"] = {**(config.get("guidance_defaults") or {}), **settings}
     write_json(path, config)
-
-
-def calibration_to_dict(
-    trials: Sequence[GuidanceTrial],
-    chosen: GuidanceTrial,
-    min_flip_rate: float = MIN_FLIP_RATE,
-    max_l1: float = MAX_L1,
-) -> dict[str, Any]:
-    """Trials and choice, for JSON."""
-    rule = (
-        f"of the settings with an L1 of at most {max_l1}, the smallest L1 among those with a flip rate of at least "
-        f"{min_flip_rate}; if there is none, the highest flip rate"
-    )
-    return {"rule": rule, "chosen": asdict(chosen), "trials": [asdict(trial) for trial in trials]}

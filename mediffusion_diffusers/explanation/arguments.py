@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 
 from ..guidance import OWN_GUIDANCE_MODES
-from ..pipelines.counterfactual_inputs import STARTS
+from ..pipelines.counterfactual_inputs import MASK_WORDS, STARTS
 from ..privacy import is_local_path
 from .input_rows import InputColumns
 from .plan import ExplanationJob
@@ -81,7 +81,7 @@ def _add_question_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max_guidance_scale", type=float, default=None, help="Largest scale of the search.")
     group.add_argument("--max_strength", type=float, default=None, help="Largest strength of the search.")
     group.add_argument(
-        "--mask", choices=("auto",), default=None, help="auto: edit only where a first pass changes most."
+        "--mask", choices=MASK_WORDS, default=None, help="auto: edit only where a first pass changes most."
     )
     group.add_argument(
         "--controls",

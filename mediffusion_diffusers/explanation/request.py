@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..guidance import build_target
+from ..pipelines.counterfactual_inputs import MASK_WORDS
 from ..version import __version__
 
 
@@ -39,7 +40,7 @@ class ExplanationRequest:
         target_probability: likewise; it searches, for each image, the smallest scale that reaches it.
         max_guidance_scale: likewise.
         max_strength: likewise.
-        mask: `"auto"` edits only where a first pass changes most; `None` edits everywhere.
+        mask: `"auto"` edits only where a first pass changes most; `"everywhere"`; `None` leaves it to the checkpoint.
         controls: whether to make the pipeline's control images.
         rows: `"all"`; `"labelled"`: rows whose labels say that something of `away` is present or something of
             `towards` absent; `"predicted"`: likewise by the model's own decision.
@@ -69,8 +70,8 @@ class ExplanationRequest:
     def __post_init__(self) -> None:
         if not self.away and not self.towards:
             raise ValueError("Name at least one label in `away` (to remove) or `towards` (to add).")
-        if self.mask not in (None, "auto"):
-            raise ValueError(f"`mask` must be 'auto' or None for a whole dataset, but got {self.mask!r}.")
+        if self.mask not in (None, *MASK_WORDS):
+            raise ValueError(f"`mask` must be one of {MASK_WORDS} for a whole dataset, but got {self.mask!r}.")
         if self.rows not in ROW_RULES:
             raise ValueError(f"`rows` must be one of {ROW_RULES}, but got {self.rows!r}.")
 

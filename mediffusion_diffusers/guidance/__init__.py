@@ -4,13 +4,16 @@ from .external import ExternalClassifier
 from .formulas import guide_model_output, predict_epsilon, predict_original_sample
 from .freezing import sampling_mode
 from .prediction import GUIDANCE_MODES, OWN_GUIDANCE_MODES, GuidedPrediction, LatentClassifier, hold_at, predict_guided
+from .scales import SCALE_NAMES, GuidanceScale, scale_for, scales_of_rows, values_of_scale
 from .targets import GuidanceTarget, Labels, build_target, count_label_rows
 
 
 __all__ = [
     "GUIDANCE_MODES",
     "OWN_GUIDANCE_MODES",
+    "SCALE_NAMES",
     "ExternalClassifier",
+    "GuidanceScale",
     "GuidanceTarget",
     "GuidedPrediction",
     "Labels",
@@ -23,4 +26,7 @@ __all__ = [
     "predict_guided",
     "predict_original_sample",
     "sampling_mode",
+    "scale_for",
+    "scales_of_rows",
+    "values_of_scale",
 ]

@@ -70,8 +70,9 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         label_thresholds: probability from which a label counts as present, one per label in (0, 1); written by
             training from the validation split.
         guidance_defaults: defaults of the counterfactual pipeline for this checkpoint, any of `strength`,
-            `guidance_scale`, `num_inference_steps`, `start`, `guidance_mode`; the guided pipeline takes its scale and
-            mode. Scales and strengths belong to a checkpoint and its autoencoder; they do not transfer.
+            `guidance_scale` (one number, or one for `"towards"` and one for `"away"`), `num_inference_steps`, `start`,
+            `guidance_mode`, `follow_inversion`, `mask`; the guided pipeline takes its scale and mode. Scales and
+            strengths belong to a checkpoint and its autoencoder; they do not transfer.
 
     Raises:
         ValueError: for label settings that contradict each other or more features than `max_classifier_features`.

@@ -10,7 +10,16 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiffusionPipe
 from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..guidance import ExternalClassifier, Labels, build_target, count_label_rows, sampling_mode
+from ..guidance import (
+    ExternalClassifier,
+    GuidanceScale,
+    Labels,
+    build_target,
+    count_label_rows,
+    sampling_mode,
+    scales_of_rows,
+    values_of_scale,
+)
 from ..image_processor import ImageInput
 from ..latents import decode_latents
 from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
@@ -72,7 +81,7 @@ class MediffusionCounterfactualPipeline(
         towards: Labels | Sequence[Labels] | None = None,
         away: Labels | Sequence[Labels] | None = None,
         strength: float | None = None,
-        guidance_scale: float | Sequence[float] | None = None,
+        guidance_scale: GuidanceScale | None = None,
         num_inference_steps: int | None = None,
         start: str | None = None,
         guidance_mode: str | None = None,
@@ -104,7 +113,9 @@ class MediffusionCounterfactualPipeline(
             away: labels to remove, likewise. `towards` and `away` may be combined.
             strength: how far to go back in the noise schedule, in (0, 1]; t = strength * 1000 (paper: 0.05 to 0.3).
             guidance_scale: scale s of Eq. 2, at least 0; a list gives one per counterfactual, so that several for one
-                image make a sweep (Fig. 7). It belongs to a checkpoint (the paper's 500 and 200 to its own).
+                image make a sweep (Fig. 7); `{"towards": ..., "away": ...}` gives one per direction, of which the
+                smaller holds for a counterfactual with both. It belongs to a checkpoint (the paper's 500 and 200 to
+                its own).
             num_inference_steps: guided steps actually taken from the start to the clean image, whatever the strength
                 (unlike diffusers' image-to-image pipelines, which take `strength` times as many).
             start: `"inversion"` climbs to the noise level by deterministic inversion, which keeps the image's
@@ -133,15 +144,15 @@ class MediffusionCounterfactualPipeline(
             max_guidance_scale: largest scale of the search, by default 32 times the first.
             max_strength: largest strength of the search, by default `strength`: only the scale is searched.
             mask: where the image may change: a mask, boxes, or one of them per counterfactual (see
-                [`~mediffusion_diffusers.regions.prepare_region`]), or `"auto"`: where an edit without a mask changes
-                most. Outside, the latents stay those of the null edit, bit for bit.
+                [`~mediffusion_diffusers.regions.prepare_region`]); `"auto"`: where an edit without a mask changes
+                most; or `"everywhere"`. Outside, the latents stay those of the null edit, bit for bit.
             classifier: an image classifier of transformers, or an [`ExternalClassifier`] with its own preprocessing,
                 whose probabilities are reported. With `guidance_mode="external"` it guides, and `towards` and `away`
                 name its labels.
             controls: also change each image as much by the plain gradient and by noise, and report both.
 
         Where an argument is `None` the checkpoint's `guidance_defaults` hold, then strength 0.3, scale 10, 10 steps,
-        inversion, `"zt"`.
+        inversion, `"zt"`, everywhere.
 
         Examples:
 
@@ -163,25 +174,25 @@ class MediffusionCounterfactualPipeline(
             start=start,
             guidance_mode=guidance_mode,
             follow_inversion=follow_inversion,
+            mask=mask,
         )
         external = _as_external(classifier)
         pixels = self.image_processor.preprocess(image, *self.image_size)
         num_images = len(pixels)
         given = settings["guidance_scale"]
-        given = given.tolist() if hasattr(given, "tolist") else given
+        given = settings["guidance_scale"] = given.tolist() if hasattr(given, "tolist") else given
         is_sweep = isinstance(given, Sequence) and not isinstance(given, str)
-        scales = list(given) if is_sweep else [given]
         num_rows = count_rows(
             num_images,
             towards=count_label_rows(towards),
             away=count_label_rows(away),
-            guidance_scale=len(scales) if is_sweep else None,
+            guidance_scale=len(given) if is_sweep else None,
         )
         self._check_strength(settings["strength"])
         max_timestep = self._timestep_of(settings["strength"])
         self.check_inputs(
             settings,
-            scales,
+            values_of_scale(given),
             max_timestep,
             num_inversion_steps,
             eta,
@@ -202,6 +213,7 @@ class MediffusionCounterfactualPipeline(
         judge = self.unet.config if guide is None else guide
         label_names = self.label_names if guide is None else guide.label_names
         target = build_target(towards, away, num_rows, label_names, judge.problem_type, hold)
+        scales = scales_of_rows(given, target.direction)
         num_steps = settings["num_inference_steps"]
         settings["num_inversion_steps"] = (num_inversion_steps or num_steps) * (settings["start"] == "inversion")
         settings["follow_inversion"] = self._can_follow(settings, follow_inversion)
@@ -217,9 +229,10 @@ class MediffusionCounterfactualPipeline(
             settings["guidance_mode"],
             None if guide is None else lambda latents: guide(decode_latents(self.vae, latents)),
         )
-        is_region_found = isinstance(mask, str) and mask == "auto"
-        region = None
-        if mask is not None and not is_region_found:
+        mask, region = settings["mask"], None
+        settings["mask"] = mask if isinstance(mask, str) else "given"
+        is_region_found = settings["mask"] == "auto"
+        if settings["mask"] == "given":
             region = prepare_region(mask, num_rows, self.image_size, self.latent_size)
         self._interrupt = False
 
@@ -244,8 +257,8 @@ class MediffusionCounterfactualPipeline(
                 return self._add_noise(clean_latents[images], noise.to(device)[images], route)  # type: ignore
 
             bounds = SearchBounds(
-                scales[0],
-                max_guidance_scale or 32 * scales[0],
+                min(scales),
+                max_guidance_scale or 32 * min(scales),
                 settings["strength"],
                 max_strength or settings["strength"],
             )
@@ -265,7 +278,7 @@ class MediffusionCounterfactualPipeline(
                 if target_probability is not None:
                     return self._search(go, rows, route, bounds, target_probability, noises, output_type, guide)
                 assert start_latents is not None
-                self._guidance_scale = torch.tensor(scales).to(clean_latents) if is_sweep else scales[0]
+                self._guidance_scale = torch.tensor(scales).to(clean_latents) if len(set(scales)) > 1 else scales[0]
                 step_callback = None if callback_on_step_end is None else on_step
                 latents, null_latents = self._edit(start_latents, rows, route, noises, step_callback)
                 return EditResult.of_one_strength(latents, null_latents, rows, scales, settings["strength"])

@@ -17,6 +17,7 @@ from .base import Generators, MediffusionPipelineMixin, check_number, check_outp
 logger = logging.get_logger(__name__)
 
 STARTS = ("inversion", "noise")
+MASK_WORDS = ("auto", "everywhere")
 
 # Used where neither the caller nor the checkpoint's `guidance_defaults` says otherwise.
 DEFAULT_SETTINGS: dict[str, Any] = {
@@ -26,6 +27,7 @@ DEFAULT_SETTINGS: dict[str, Any] = {
     "start": "inversion",
     "guidance_mode": "zt",
     "follow_inversion": False,
+    "mask": "everywhere",
 }
 
 
@@ -37,7 +39,7 @@ class CounterfactualInputsMixin(MediffusionPipelineMixin):
 
         Args:
             arguments: any of `strength`, `guidance_scale`, `num_inference_steps`, `start`, `guidance_mode`,
-                `follow_inversion`.
+                `follow_inversion`, `mask`.
 
         Returns:
             All of them.
@@ -107,6 +109,9 @@ class CounterfactualInputsMixin(MediffusionPipelineMixin):
             raise ValueError(f"`guidance_scale` must be at least 0 and finite, but got {settings['guidance_scale']}.")
         if not 0 <= hold < math.inf:
             raise ValueError(f"`hold` must be at least 0 and finite, but got {hold}.")
+        mask = settings["mask"]
+        if isinstance(mask, str) and mask not in MASK_WORDS:
+            raise ValueError(f"`mask` must be a mask, boxes or one of {MASK_WORDS}, but got {mask!r}.")
         if start not in STARTS:
             raise ValueError(f"`start` must be one of {STARTS}, but got {start!r}.")
         if settings["guidance_mode"] not in GUIDANCE_MODES:
@@ -163,12 +168,13 @@ class CounterfactualInputsMixin(MediffusionPipelineMixin):
                 f"`target_probability` must lie in (0, 1), but got {target_probability}; 0.1 asks for at most 0.1 of "
                 "labels in `away` and at least 0.9 of labels in `towards`."
             )
-        if len(set(scales)) > 1 or scales[0] == 0:
+        is_list = isinstance(settings["guidance_scale"], Sequence)
+        if min(scales) == 0 or (is_list and len(set(scales)) > 1):
             raise ValueError(
-                "With `target_probability`, `guidance_scale` is the first scale to try: one number above 0."
+                "With `target_probability`, `guidance_scale` is the first scale to try: above 0, and no list."
             )
         for name, value, least in (
-            ("max_guidance_scale", max_guidance_scale, scales[0]),
+            ("max_guidance_scale", max_guidance_scale, min(scales)),
             ("max_strength", max_strength, settings["strength"]),
         ):
             if value is not None:

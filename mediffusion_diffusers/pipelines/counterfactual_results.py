@@ -48,10 +48,9 @@ class EditResult:
         scales: Sequence[float],
         strength: float,
     ) -> EditResult:
-        """The result of a call without a search; `scales` holds one for all rows or one for each."""
-        every = list(scales) * (len(rows) if len(scales) == 1 else 1)
+        """The result of a call without a search; `scales` holds one for each row."""
         strengths = torch.full((len(rows),), float(strength))
-        return cls(latents, null_latents, rows.image_index, torch.tensor(every, dtype=torch.float32), strengths)
+        return cls(latents, null_latents, rows.image_index, torch.tensor(scales, dtype=torch.float32), strengths)
 
 
 class CounterfactualResultsMixin(MediffusionPipelineMixin):

@@ -212,7 +212,6 @@ class GuidanceSearchMixin(CounterfactualResultsMixin):
                                 latents[row], scales[row] = edited[place], tried[place]
                                 reached[row] |= done[place]
                         is_first = False
-                        bar.update(len(rows) - len(pending) + len(search.solved) - bar.n)
                         solved = len(rows) - len(pending) + len(search.solved)
                         bar.update(solved - bar.n)
         finally:

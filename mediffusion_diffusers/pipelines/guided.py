@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiffusionPipe
 from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..guidance import GUIDANCE_MODES, Labels, build_target, predict_guided, sampling_mode
+from ..guidance import GUIDANCE_MODES, Labels, build_target, predict_guided, sampling_mode, scale_for
 from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
 from .base import (
     Generators,
@@ -152,13 +152,14 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
             ValueError: for arguments that cannot be used.
         """
         # 1. Check arguments
-        has_target = towards is not None or away is not None
         is_sweep = isinstance(guidance_scale, Sequence)
         defaults = self.unet.config.guidance_defaults or {}
+        names = [name for name, labels in (("towards", towards), ("away", away)) if labels is not None]
+        has_target = bool(names)
         if guidance_mode is None:
             guidance_mode = str(defaults.get("guidance_mode", "zt"))
         if guidance_scale is None:
-            guidance_scale = float(defaults.get("guidance_scale", 10.0)) if has_target else 0.0
+            guidance_scale = scale_for(defaults.get("guidance_scale", 10.0), names) if has_target else 0.0
         scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale]
         self.check_inputs(
             has_target,

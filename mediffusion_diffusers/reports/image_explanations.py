@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..guidance import scale_for
 from ..pipelines import MediffusionCounterfactualPipeline
 from .animations import save_gif, sweep_frames, transition_frames
 from .explained_image import ExplainedImage
@@ -58,7 +59,8 @@ def explain_images(
             arguments["strength"] = float(found.strengths[0])
             scale = float(found.guidance_scales[0])
         else:
-            scale = pipe.resolve_settings(guidance_scale=arguments.get("guidance_scale"))["guidance_scale"]
+            resolved = pipe.resolve_settings(guidance_scale=arguments.get("guidance_scale"))
+            scale = scale_for(resolved["guidance_scale"], list(target))
         arguments["guidance_scale"] = [share * scale for share in SWEEP]
         output = pipe(image, **target, **arguments, output_type="np")
         of_image = () if boxes is None else boxes[index]

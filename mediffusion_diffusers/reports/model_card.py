@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..atomic_files import write_text
 from ..data.schema import DatasetInfo
 from ..data.splits import LabelledSplit
 from ..privacy import is_local_path
@@ -22,6 +24,7 @@ DISCLAIMER = (
     "not for the care of any person."
 )
 NOT_MEASURED = "not measured"
+_DEFAULTS_HEADING = "\n## Defaults of the counterfactuals\n\n"
 # Key of a record of metrics.jsonl (or None: no script measures it yet), and what the card calls it.
 MEASURES = (
     ("num_images", "images"),
@@ -135,8 +138,30 @@ def render_model_card(
         results_summary=_results_summary(results, arguments, unet_config.label_thresholds),
         results="\n".join(_result_row(key, name, results) for key, name in MEASURES),
         auroc_per_label=_auroc_per_label(label_names, results),
-        counterfactual_defaults=_counterfactual_defaults(unet_config.guidance_defaults, vae_config),
+        counterfactual_defaults=_counterfactual_defaults(unet_config.guidance_defaults, vae_config.scaling_factor),
     )
+
+
+def refresh_counterfactual_defaults(pipeline_folder: str | Path) -> bool:
+    """Bring a card's section about the counterfactuals' defaults up to date with the checkpoint's config.
+
+    Args:
+        pipeline_folder: folder of a pipeline; only its `README.md` changes.
+
+    Returns:
+        Whether there was such a card.
+    """
+    folder = Path(pipeline_folder)
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, heading, rest = text.partition(_DEFAULTS_HEADING)
+    if not heading:
+        return False
+    unet, vae = (json.loads((folder / name / "config.json").read_text(encoding="utf-8")) for name in ("unet", "vae"))
+    section = _counterfactual_defaults(unet.get("guidance_defaults"), vae["scaling_factor"])
+    following = rest.partition("\n## ")
+    write_text(path, f"{before}{heading}{section}\n{following[1]}{following[2]}")
+    return True
 
 
 def public_arguments(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -268,14 +293,14 @@ def _auroc_per_label(label_names: Sequence[str], results: Mapping[str, Mapping[s
     return "\n".join(rows)
 
 
-def _counterfactual_defaults(guidance_defaults: Mapping[str, Any] | None, vae_config: Any) -> str:
-    latent = f"the autoencoder's `scaling_factor` {vae_config.scaling_factor:.5g}"
+def _counterfactual_defaults(guidance_defaults: Mapping[str, Any] | None, scaling_factor: float) -> str:
+    latent = f"the autoencoder's `scaling_factor` {scaling_factor:.5g}"
     if not guidance_defaults:
         return (
             "None were calibrated for this checkpoint: the pipeline falls back to its own, which may be too weak or "
             f"too strong. A strength and a scale hold for one checkpoint and its latents ({latent}) only."
         )
-    settings = "\n".join(f"- `{name}`: {value}" for name, value in guidance_defaults.items())
+    settings = "\n".join(f"- `{name}`: {value}" for name, value in sorted(guidance_defaults.items()))
     return (
         f"{settings}\n\nThese belong together with this checkpoint and {latent}; strengths and scales of other "
         "checkpoints, and the paper's, do not transfer."

@@ -15,9 +15,9 @@ from mediffusion_diffusers.data.phantom import PHANTOM_LABELS, prepare_phantoms
 from mediffusion_diffusers.evaluation.counterfactual_study import CounterfactualStudyRunner
 from mediffusion_diffusers.evaluation.counterfactuals import flips
 from mediffusion_diffusers.evaluation.guidance_calibration import (
+    GuidanceCalibration,
     GuidanceTrial,
-    calibrate_guidance,
-    choose_guidance,
+    best_guidance,
     write_guidance_defaults,
 )
 
@@ -39,8 +39,16 @@ def folders(tmp_path_factory):
     return root
 
 
-def trial(scale, flip_rate, l1):
-    return GuidanceTrial(0.3, scale, flip_rate, l1, 10)
+def trial(scale, flip_rate, l1, direction="remove", strength=0.3, mask="everywhere"):
+    return GuidanceTrial(direction, strength, mask, scale, flip_rate, l1, 10)
+
+
+def calibration_of(folders, trials=(), **arguments):
+    settings = {"num_inference_steps": 2}
+    runner = CounterfactualStudyRunner(folders / "pipeline", folders / "data", "validation", settings=settings)
+    calibration = GuidanceCalibration(runner, num_images_per_label=2, **arguments)
+    calibration.trials = list(trials)
+    return calibration
 
 
 @pytest.mark.parametrize(
@@ -53,37 +61,65 @@ def trial(scale, flip_rate, l1):
     ],
 )
 def test_rule(trials, chosen):
-    assert choose_guidance(trials).guidance_scale == chosen
+    assert best_guidance(trials).guidance_scale == chosen
+
+
+def test_each_direction_has_its_scale_and_both_share_strength_and_mask(folders):
+    everywhere = [trial(40, 1.0, 0.02), trial(20, 0.99, 0.01, "add")]
+    region = [trial(80, 1.0, 0.01, mask="auto"), trial(20, 0.99, 0.012, "add", mask="auto")]
+    weak = [trial(80, 0.5, 0.001, strength=0.1), trial(20, 1.0, 0.001, "add", strength=0.1)]  # one does not flip
+    settings = calibration_of(folders, everywhere + region + weak).choose().settings()
+    assert settings == {"strength": 0.3, "mask": "auto", "guidance_scale": {"away": 80, "towards": 20}}
+    settings = calibration_of(folders, everywhere, directions=["add"]).choose().settings()
+    assert settings == {"strength": 0.3, "mask": "everywhere", "guidance_scale": 20}
+
+
+def test_refinement_closes_in_on_the_smallest_scale_that_flips(folders, monkeypatch):
+    calibration = calibration_of(folders)
+    least = {"remove": 50.0, "add": 12.0}
+
+    def flips_from_there_on(direction, strength, mask, scale):
+        return trial(scale, float(scale >= least[direction]), scale / 1e4, direction, strength, mask)
+
+    monkeypatch.setattr(calibration, "_try", flips_from_there_on)
+    calibration.measure([0.3], [1.0, 10.0, 100.0], ["auto"])
+    coarse = calibration.choose().settings()["guidance_scale"]
+    calibration.refine(5)
+    fine = calibration.choose().settings()["guidance_scale"]
+    assert coarse == {"away": 100.0, "towards": 100.0}
+    assert 50 <= fine["away"] < 55 and 12 <= fine["towards"] < 13.2
+    assert len(calibration.trials) == 6 + 2 * 5
 
 
 def test_figures_are_those_of_the_study(folders):
-    settings = {"num_inference_steps": 2}
-    runner = CounterfactualStudyRunner(folders / "pipeline", folders / "data", "validation", settings=settings)
-    trials = calibrate_guidance(runner, [0.2], [5.0, 500.0], num_images_per_label=2)
-    assert runner.settings == settings and [one.guidance_scale for one in trials] == [5.0, 500.0]
-    assert trials[0].l1 < trials[1].l1
-    runner.settings = {**settings, "strength": 0.2, "guidance_scale": 500.0}
-    flipped, l1 = [], []
-    for direction in ("remove", "add"):
-        made = runner.explain(runner.select(direction, 2), direction)
-        flipped.append(flips(made.own, made.targets, direction))
-        l1.append(np.abs(made.images - made.null_images).mean((1, 2, 3)))
-    assert trials[1].flip_rate == pytest.approx(np.nanmean(np.concatenate(flipped)))
-    assert trials[1].l1 == pytest.approx(np.concatenate(l1).mean(), rel=1e-5)
+    calibration = calibration_of(folders)
+    runner, settings = calibration.runner, calibration.runner.settings
+    calibration.measure([0.2], [5.0, 500.0], ["auto"])
+    assert runner.settings == settings == {"num_inference_steps": 2}
+    places = [(one.guidance_scale, one.direction) for one in calibration.trials]
+    assert places == [(5.0, "remove"), (5.0, "add"), (500.0, "remove"), (500.0, "add")]
+    assert calibration.trials[0].l1 < calibration.trials[2].l1
+    runner.settings = {**settings, "strength": 0.2, "guidance_scale": 500.0, "mask": "auto"}
+    for measured in calibration.trials[2:]:
+        made = runner.explain(runner.select(measured.direction, 2), measured.direction)
+        flip_rate = np.nanmean(flips(made.own, made.targets, measured.direction))
+        assert measured.flip_rate == pytest.approx(flip_rate) and measured.num_images == len(made)
+        assert measured.l1 == pytest.approx(np.abs(made.images - made.null_images).mean(), rel=1e-5)
 
 
 def test_never_on_the_test_split(folders):
     runner = CounterfactualStudyRunner(folders / "pipeline", folders / "data", "test")
     with pytest.raises(ValueError, match="must not be chosen on the test split"):
-        calibrate_guidance(runner, [0.2], [5.0])
+        GuidanceCalibration(runner)
 
 
 def test_defaults_are_stored_and_used(folders, tmp_path):
     shutil.copytree(folders / "pipeline", tmp_path / "pipeline")
-    write_guidance_defaults(tmp_path / "pipeline", {"strength": 0.17, "guidance_scale": 9.0})
+    stored = {"strength": 0.17, "guidance_scale": {"away": 9.0, "towards": 4.0}, "mask": "auto"}
+    write_guidance_defaults(tmp_path / "pipeline", stored)
     pipe = MediffusionCounterfactualPipeline.from_pretrained(tmp_path / "pipeline")
     settings = pipe.resolve_settings()
-    assert settings["strength"] == 0.17 and settings["guidance_scale"] == 9.0 and settings["start"] == "inversion"
+    assert {name: settings[name] for name in stored} == stored and settings["start"] == "inversion"
 
 
 def test_script(folders, tmp_path):
@@ -95,7 +131,11 @@ def test_script(folders, tmp_path):
     assert done.returncode == 0, done.stderr
     chosen = json.loads((tmp_path / "pipeline/guidance_calibration.json").read_text())["chosen"]
     stored = json.loads((tmp_path / "pipeline/unet/config.json").read_text())["guidance_defaults"]
-    assert stored["guidance_scale"] == chosen["guidance_scale"] and stored["follow_inversion"]
-    assert "<- chosen" in done.stdout
+    assert [one["direction"] for one in chosen] == ["remove", "add"] and stored["follow_inversion"]
+    assert [stored["guidance_scale"][name] for name in ("away", "towards")] == [
+        one["guidance_scale"] for one in chosen
+    ]
+    assert {one["mask"] for one in chosen} == {stored["mask"]}
+    assert done.stdout.count("<- chosen") == 2
     wrong = subprocess.run([*command, *model, "--split", "test"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 1 and "calibrate_guidance.py: Guidance must not be chosen" in wrong.stderr

@@ -245,6 +245,7 @@ class TestOutput:
             "start": "inversion",
             "guidance_mode": "zt",
             "follow_inversion": False,
+            "mask": "everywhere",
             "solver_order": 2,
             "eta": 0.0,
             "hold": 0.0,

@@ -149,8 +149,8 @@ class TestPipeline:
         "arguments, message",
         [
             ({"target_probability": 1.0}, r"must lie in \(0, 1\), but got 1.0"),
-            ({"target_probability": 0.1, "guidance_scale": 0}, "one number above 0"),
-            ({"target_probability": 0.1, "guidance_scale": [1.0, 2.0]}, "one number above 0"),
+            ({"target_probability": 0.1, "guidance_scale": 0}, "above 0, and no list"),
+            ({"target_probability": 0.1, "guidance_scale": [1.0, 2.0]}, "above 0, and no list"),
             ({"target_probability": 0.1, "max_guidance_scale": 1.0, "guidance_scale": 2.0}, "where the search begins"),
             ({"target_probability": 0.1, "max_strength": 0.1}, "where the search begins"),
             ({"target_probability": 0.1, "max_strength": 1.5}, "at most 1"),

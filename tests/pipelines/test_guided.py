@@ -187,6 +187,13 @@ class TestOutput:
         other = pipe(generator=generators(0)[0], guidance_scale=7.0, guidance_mode="zt", **arguments).images
         assert not torch.equal(default, other)
 
+    def test_a_default_per_direction(self):
+        defaults = {"guidance_scale": {"towards": 7.0, "away": 5.0}}
+        pipe = tiny_pipeline(MediffusionGuidedPipeline, guidance_defaults=defaults)
+        for labels, scale in (({"towards": 0}, 7.0), ({"away": 0}, 5.0), ({"towards": 0, "away": 1}, 5.0), ({}, 0.0)):
+            pipe(**labels, num_inference_steps=1, output_type="latent")
+            assert pipe.guidance_scale == scale
+
 
 class TestMistakes:
     @pytest.mark.parametrize(

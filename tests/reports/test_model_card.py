@@ -9,7 +9,8 @@ from support.components import tiny_pipeline
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.data.schema import DatasetInfo
 from mediffusion_diffusers.data.splits import LabelledSplit
-from mediffusion_diffusers.reports.model_card import DISCLAIMER, render_model_card
+from mediffusion_diffusers.evaluation.guidance_calibration import write_guidance_defaults
+from mediffusion_diffusers.reports.model_card import DISCLAIMER, refresh_counterfactual_defaults, render_model_card
 
 
 LABELS = ["Cardiomegaly", "Effusion", "Mass"]
@@ -125,6 +126,20 @@ def test_the_counterfactual_defaults_name_what_belongs_together(run):
     defaults = section(render_model_card(**run), "Defaults of the counterfactuals")
     assert "- `strength`: 0.2" in defaults and "- `guidance_scale`: 5.0" in defaults
     assert "`scaling_factor` 1.7" in defaults
+
+
+def test_the_counterfactual_defaults_follow_a_calibration(run, tmp_path):
+    run["pipeline"].save_pretrained(tmp_path)
+    assert not refresh_counterfactual_defaults(tmp_path)  # no card, nothing to do
+    card = render_model_card(**run)
+    card.save(tmp_path / "README.md")
+    before = (tmp_path / "README.md").read_text()
+    assert refresh_counterfactual_defaults(tmp_path)
+    assert (tmp_path / "README.md").read_text() == before
+    write_guidance_defaults(tmp_path, {"guidance_scale": {"away": 9.0, "towards": 4.0}})
+    assert refresh_counterfactual_defaults(tmp_path)
+    after = (tmp_path / "README.md").read_text()
+    assert after == before.replace("`guidance_scale`: 5.0", "`guidance_scale`: {'away': 9.0, 'towards': 4.0}")
 
 
 def test_the_card_disclaims_and_tells_how_to_load(run):
