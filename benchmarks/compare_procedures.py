@@ -8,7 +8,8 @@ Settings are chosen on the validation split, then run once on the same test imag
 - *ours*: what `calibrate_guidance.py` chooses, by the same rule, which asks no outside classifier: inversion,
   deviation from its path, second order, seven steps up and down, gradient at z_t;
 - *ours, as strong as the paper*: the same strength and region, and for each direction the smallest scale with which
-  the outside classifier's Diff and flips on the validation split reach those of the paper's procedure;
+  the outside classifier's flips on the validation split reach those of the paper's procedure, and its Diff .02 more
+  (what is chosen on few images tends to fall short on others); if there is none, the scale that comes closest;
 - *ours, everywhere*: chosen and strengthened in the same way, without a region;
 - *plain gradient* and *random noise* at the L1 of each of ours, image by image.
 
@@ -60,9 +61,10 @@ PAPER = {
 }
 PAPER_SCALES = (10.0, 20.0)
 OURS = {"start": "inversion", "follow_inversion": True, "num_inference_steps": 7, "guidance_mode": "zt"}
-STRENGTHS = (0.1, 0.2, 0.3)
+STRENGTHS = (0.2, 0.3)
 SCALES = (10.0, 30.0, 100.0, 300.0)
 STRONGER = tuple(2 ** (step / 4) for step in range(-8, 13))  # times the chosen scale
+MARGIN = 0.02  # of Diff
 OUR_MASKS: dict[str, Sequence[str]] = {"ours": ("everywhere", "auto"), "ours, everywhere": ("everywhere",)}
 AS_STRONG = "{}, as strong as the paper"
 
@@ -95,23 +97,29 @@ def choose_settings(model: Path, args: argparse.Namespace) -> dict[str, dict[str
         scales[KEYWORDS[direction]], wanted[direction] = best, found[best]["oracle"]
     procedures = {"paper": {**PAPER, "guidance_scale": scales}}
 
+    use(runner, OURS)
+    grid = GuidanceCalibration(runner, DIRECTIONS, num)
+    grid.measure(STRENGTHS, SCALES, OUR_MASKS["ours"])
     for name, masks in OUR_MASKS.items():
         use(runner, OURS)
         calibration = GuidanceCalibration(runner, DIRECTIONS, num)
-        calibration.measure(STRENGTHS, SCALES, masks)
+        calibration.trials = [trial for trial in grid.trials if trial.mask in masks]
         calibration.refine(3)
         ours = {**OURS, **calibration.choose().settings()}
         procedures[name] = ours
         scales = {}
         for direction in DIRECTIONS:
+            least_gain: dict[float, float] = {}
             for factor in tqdm(STRONGER, desc=f"{name}, {direction}: as strong as the paper"):
                 scale = factor * ours["guidance_scale"][KEYWORDS[direction]]
                 oracle = ask(direction, {**ours, "guidance_scale": scale})["oracle"]
                 gains = [abs(oracle[figure]) - abs(wanted[direction][figure]) for figure in ("diff", "flip_rate")]
-                if min(gains) >= 0:
+                least_gain[scale] = min(gains[0] - MARGIN, gains[1])
+                if least_gain[scale] >= 0:
                     break
-            scales[KEYWORDS[direction]] = scale
+            scales[KEYWORDS[direction]] = max(least_gain, key=lambda scale: least_gain[scale])
         procedures[AS_STRONG.format(name)] = {**ours, "guidance_scale": scales}
+    tqdm.write(json.dumps(procedures))
     return procedures
 
 
@@ -203,7 +211,7 @@ def main() -> None:
     parser.add_argument("--dataset_dir", type=Path, required=True, help="Phantoms, whose true changes are known.")
     parser.add_argument("--oracle_path", type=Path, required=True)
     parser.add_argument("--num_images_per_label", type=int, default=13)
-    parser.add_argument("--num_calibration_images_per_label", type=int, default=8)
+    parser.add_argument("--num_calibration_images_per_label", type=int, default=13)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "compare_procedures.json")
     args = parser.parse_args()
     report: dict[str, Any] = {"commands": [], "models": []}
