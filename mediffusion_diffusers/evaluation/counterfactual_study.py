@@ -325,6 +325,12 @@ class CounterfactualStudyRunner:
         provenance["study_seed"] = self.seed
         provenance["settings"] = self.used_settings
         provenance["image_ids"] = {direction: studied.image_ids for direction, studied in study.directions.items()}
+        if self.used_settings["mask"] != "everywhere":
+            study.notes.append(
+                "Images were edited within a region only, where a first edit changed them most: outside of it nothing "
+                "changes, so that any box it lies in gets a large ratio of change inside to outside. Read it beside "
+                "the wrong box."
+            )
         if self.oracle_path is None:
             study.notes.append("No outside classifier: the model's own flips prove nothing by themselves.")
             return provenance

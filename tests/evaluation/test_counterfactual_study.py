@@ -110,6 +110,13 @@ def test_an_oracle_that_knows_the_patients_is_told(folders, tmp_path):
     assert any("not independent" in note for note in study.notes)
 
 
+def test_an_edit_within_a_region_is_told(folders):
+    for mask, is_told in (("auto", True), (None, False)):
+        settings = {**SETTINGS, "mask": mask}
+        runner = CounterfactualStudyRunner(folders / "pipeline", folders / "data", settings=settings)
+        assert any("within a region only" in note for note in runner.run(("remove",), 1).notes) is is_told
+
+
 def test_a_study_without_a_suitable_image_says_so(folders):
     runner = CounterfactualStudyRunner(folders / "pipeline", folders / "data", settings=SETTINGS)
     runner.labels[:] = 0
