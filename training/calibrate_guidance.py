@@ -46,6 +46,12 @@ def parse_arguments() -> argparse.Namespace:
         "--num_refinements", type=int, default=2, help="How often the gap between two scales is halved at the end."
     )
     parser.add_argument("--num_inference_steps", type=int, default=7)
+    parser.add_argument(
+        "--fade_guidance",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Let the push fade within each step: less overshoot at large scales.",
+    )
     parser.add_argument("--num_images_per_label", type=int, default=8)
     parser.add_argument("--min_flip_rate", type=float, default=MIN_FLIP_RATE)
     parser.add_argument("--max_l1", type=float, default=MAX_L1, help="Mean absolute change, of the intensity range.")
@@ -57,7 +63,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, choose, store and print."""
     args = parse_arguments()
-    fixed = {"num_inference_steps": args.num_inference_steps, "follow_inversion": True}
+    fixed = {
+        "num_inference_steps": args.num_inference_steps,
+        "follow_inversion": True,
+        "fade_guidance": args.fade_guidance,
+    }
     try:
         runner = CounterfactualStudyRunner(
             args.pretrained_model_name_or_path,

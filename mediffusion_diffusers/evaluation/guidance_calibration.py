@@ -238,7 +238,7 @@ def write_guidance_defaults(pipeline_folder: str | Path, settings: dict[str, Any
     Args:
         pipeline_folder: a pipeline folder; only `unet/config.json` changes, aside and renamed.
         settings: any of `strength`, `guidance_scale`, `num_inference_steps`, `start`, `guidance_mode`,
-            `follow_inversion`, `mask`; others in the config stay.
+            `follow_inversion`, `mask`, `fade_guidance`; others in the config stay.
     """
     path = Path(pipeline_folder) / UNET_CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """Classifier guidance (paper Sec. 3.4, Eq. 2 and 7), as functions of tensors and models."""
 
 from .external import ExternalClassifier
+from .fading import fade, fading_factor
 from .formulas import guide_model_output, predict_epsilon, predict_original_sample
 from .freezing import sampling_mode
 from .prediction import GUIDANCE_MODES, OWN_GUIDANCE_MODES, GuidedPrediction, LatentClassifier, hold_at, predict_guided
@@ -20,6 +21,8 @@ __all__ = [
     "LatentClassifier",
     "build_target",
     "count_label_rows",
+    "fade",
+    "fading_factor",
     "guide_model_output",
     "hold_at",
     "predict_epsilon",

@@ -71,8 +71,8 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             training from the validation split.
         guidance_defaults: defaults of the counterfactual pipeline for this checkpoint, any of `strength`,
             `guidance_scale` (one number, or one for `"towards"` and one for `"away"`), `num_inference_steps`, `start`,
-            `guidance_mode`, `follow_inversion`, `mask`; the guided pipeline takes its scale and mode. Scales and
-            strengths belong to a checkpoint and its autoencoder; they do not transfer.
+            `guidance_mode`, `follow_inversion`, `mask`, `fade_guidance`; the guided pipeline takes its scale and mode.
+            Scales and strengths belong to a checkpoint and its autoencoder; they do not transfer.
 
     Raises:
         ValueError: for label settings that contradict each other or more features than `max_classifier_features`.

@@ -103,6 +103,7 @@ class MediffusionCounterfactualPipeline(
         mask: Any = None,
         classifier: Any = None,
         controls: bool = True,
+        fade_guidance: bool | None = None,
     ) -> MediffusionCounterfactualPipelineOutput | tuple[Any, ...]:
         r"""Edit images until the model would decide otherwise.
 
@@ -150,6 +151,9 @@ class MediffusionCounterfactualPipeline(
                 whose probabilities are reported. With `guidance_mode="external"` it guides, and `towards` and `away`
                 name its labels.
             controls: also change each image as much by the plain gradient and by noise, and report both.
+            fade_guidance: let the push fade within each step as the target becomes certain, instead of holding it as
+                Eq. 2 does. Large scales then overshoot far less in few steps. Needs DDIM and `eta=0`; a scale
+                calibrated without it is too small with it.
 
         Where an argument is `None` the checkpoint's `guidance_defaults` hold, then strength 0.3, scale 10, 10 steps,
         inversion, `"zt"`, everywhere.
@@ -175,6 +179,7 @@ class MediffusionCounterfactualPipeline(
             guidance_mode=guidance_mode,
             follow_inversion=follow_inversion,
             mask=mask,
+            fade_guidance=fade_guidance,
         )
         external = _as_external(classifier)
         pixels = self.image_processor.preprocess(image, *self.image_size)
@@ -217,6 +222,7 @@ class MediffusionCounterfactualPipeline(
         num_steps = settings["num_inference_steps"]
         settings["num_inversion_steps"] = (num_inversion_steps or num_steps) * (settings["start"] == "inversion")
         settings["follow_inversion"] = self._can_follow(settings, follow_inversion)
+        settings["fade_guidance"] = self._can_fade(settings, eta, fade_guidance)
         settings["solver_order"] = solver_order = 1 if eta > 0 else solver_order
         settings.update(eta=eta, hold=hold)
         route = Route(
@@ -228,6 +234,7 @@ class MediffusionCounterfactualPipeline(
             eta,
             settings["guidance_mode"],
             None if guide is None else lambda latents: guide(decode_latents(self.vae, latents)),
+            settings["fade_guidance"],
         )
         mask, region = settings["mask"], None
         settings["mask"] = mask if isinstance(mask, str) else "given"
@@ -320,6 +327,13 @@ class MediffusionCounterfactualPipeline(
         if wanted and missing:
             raise ValueError(f"`follow_inversion` needs {' and '.join(missing)}.")
         return bool(settings["follow_inversion"]) and not missing
+
+    def _can_fade(self, settings: dict[str, Any], eta: float, wanted: bool | None) -> bool:
+        """Whether the push may fade within a step; refuses an explicit wish that cannot be met."""
+        can = isinstance(self.scheduler, DDIMScheduler) and eta == 0
+        if wanted and not can:
+            raise ValueError("`fade_guidance` needs a DDIMScheduler and `eta=0`, whose steps are known in advance.")
+        return bool(settings["fade_guidance"]) and can
 
 
 def _as_external(classifier: Any) -> ExternalClassifier | None:

@@ -28,6 +28,7 @@ DEFAULT_SETTINGS: dict[str, Any] = {
     "guidance_mode": "zt",
     "follow_inversion": False,
     "mask": "everywhere",
+    "fade_guidance": False,
 }
 
 
@@ -39,7 +40,7 @@ class CounterfactualInputsMixin(MediffusionPipelineMixin):
 
         Args:
             arguments: any of `strength`, `guidance_scale`, `num_inference_steps`, `start`, `guidance_mode`,
-                `follow_inversion`, `mask`.
+                `follow_inversion`, `mask`, `fade_guidance`.
 
         Returns:
             All of them.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from ..guidance import GuidanceTarget, LatentClassifier, hold_at, predict_epsilon, predict_guided
+from ..guidance import GuidanceTarget, LatentClassifier, fade, hold_at, predict_epsilon, predict_guided
 from ..schedulers import MultistepDDIMScheduler, time_grid
 from .base import Generators, MediffusionPipelineMixin, clone_generator, scheduler_step_kwargs
 
@@ -31,6 +31,7 @@ class Route:
         eta: share of fresh noise.
         guidance_mode: where the classifier is asked.
         classifier: of clean latents, for the mode `"external"`.
+        fade_guidance: whether the push fades within a step.
     """
 
     max_timestep: int
@@ -41,6 +42,7 @@ class Route:
     eta: float
     guidance_mode: str
     classifier: LatentClassifier | None = None
+    fade_guidance: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class CounterfactualSamplingMixin(MediffusionPipelineMixin):
                 latents = on_path + deviation
                 alpha = scheduler.alphas_cumprod[t]
                 epsilon = start.path_epsilons[place][index] if step else None
-                guided, unguided = self._predict_edited(latents, t, rows, route, on_path, epsilon)
+                guided, unguided = self._predict_edited(latents, t, rows, route, on_path, epsilon, scheduler)
                 change = predict_epsilon(guided, latents, alpha, prediction_type)
                 if epsilon is None:  # the top of the path, where z = z*
                     epsilon = predict_epsilon(unguided, latents, alpha, prediction_type)
@@ -198,7 +200,7 @@ class CounterfactualSamplingMixin(MediffusionPipelineMixin):
                 model_output = self._predict(latents, t)
             else:
                 model_output, _ = self._predict_edited(
-                    latents, t, rows, route, null_latents[index], null_output[index]
+                    latents, t, rows, route, null_latents[index], null_output[index], scheduler
                 )
             latents = scheduler.step(model_output, t, latents, **step_kwargs).prev_sample
             null_latents = null_scheduler.step(null_output, t, null_latents, **null_step_kwargs).prev_sample
@@ -226,6 +228,7 @@ class CounterfactualSamplingMixin(MediffusionPipelineMixin):
         route: Route,
         null_latents: torch.Tensor,
         null_output: torch.Tensor | None,
+        scheduler: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The guided and the unguided prediction for each row; `null_*` are the null edit's, for labels to hold."""
         prediction_type = self.scheduler.config.prediction_type
@@ -236,7 +239,10 @@ class CounterfactualSamplingMixin(MediffusionPipelineMixin):
                 null_output = self._predict(null_latents, t)
             target = hold_at(target, self.unet, null_latents, t, null_output, alpha, *place)
         predicted = predict_guided(self.unet, latents, t, target, self._guidance_scale, alpha, *place)
-        return predicted.model_output, predicted.unguided
+        if not route.fade_guidance:
+            return predicted.model_output, predicted.unguided
+        step = (alpha, scheduler.noise_weight(), prediction_type)
+        return fade(predicted, latents, target, self._guidance_scale, *step), predicted.unguided
 
     def _is_unguided(self) -> bool:
         return bool((torch.as_tensor(self._guidance_scale) == 0).all())

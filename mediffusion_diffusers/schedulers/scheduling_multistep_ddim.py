@@ -60,6 +60,13 @@ class MultistepDDIMScheduler(DDIMScheduler):
         self.step_index = 0
         self.last_epsilon: torch.Tensor | None = None
 
+    def noise_weight(self) -> torch.Tensor:
+        """What the noise adds to the next sample, dz / d eps, at the current step taken in first order; a scalar."""
+        alpha_prod_t, alpha_prod_next = (
+            self.alphas_cumprod[int(self.grid[index])] for index in (self.step_index, self.step_index + 1)
+        )
+        return (1 - alpha_prod_next).sqrt() - (alpha_prod_next * (1 - alpha_prod_t) / alpha_prod_t).sqrt()
+
     def step(  # type: ignore[override]
         self,
         model_output: torch.Tensor,

@@ -246,6 +246,7 @@ class TestOutput:
             "guidance_mode": "zt",
             "follow_inversion": False,
             "mask": "everywhere",
+            "fade_guidance": False,
             "solver_order": 2,
             "eta": 0.0,
             "hold": 0.0,
