@@ -4,7 +4,8 @@
   classifier by changes that an outside classifier, or a person, hardly sees.
 - *Random noise*: white noise. An outside classifier that moves under it judges noise, not anatomy.
 
-Both are scaled image by image to the mean absolute change (L1) of the counterfactual that they stand beside.
+Both are scaled image by image to the mean absolute change (L1) of the counterfactual that they stand beside. Where the
+counterfactual was confined to a region the plain gradient is confined to it too: concentration alone convinces.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def plain_gradient_control(
     l1: torch.Tensor,
     log_probability: Callable[[torch.Tensor], torch.Tensor],
     num_steps: int = 20,
+    mask: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
     """Gradient ascent on the pixels towards a target, at a given mean absolute change.
 
@@ -50,13 +52,14 @@ def plain_gradient_control(
         log_probability: log-probability of what is wanted of each image, shape `(num,)`, from images in [0, 1];
             differentiable.
         num_steps: equal steps; each goes `l1 / num_steps` along the gradient.
+        mask: where it may change the images, shape `(num, 1, height, width)` in [0, 1].
 
     Returns:
         Changed images, same shape, in [0, 1].
     """
     images = originals.clone()
     for _ in range(num_steps):
-        gradient = _gradient(images, log_probability)
+        gradient = mask * _gradient(images, log_probability)
         size = gradient.abs().flatten(1).mean(1).clamp_min(1e-20)
         step = (l1.to(size) / num_steps / size).view(-1, 1, 1, 1) * gradient
         images = (images + step).clamp(0, 1)
@@ -68,6 +71,7 @@ def ascend_log_probability(
     size: torch.Tensor,
     log_probability: Callable[[torch.Tensor], torch.Tensor],
     num_steps: int = 5,
+    mask: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
     """The plain gradient in latent space: ascent towards a target with steps of equal length, without any diffusion.
 
@@ -76,13 +80,14 @@ def ascend_log_probability(
         size: length (2-norm) of the whole change if all steps go the same way, per image, shape `(num,)`.
         log_probability: log-probability of what is wanted of each image, shape `(num,)`, from latents; differentiable.
         num_steps: gradient evaluations.
+        mask: where it may change the latents, shape `(num or 1, 1, height, width)` in [0, 1].
 
     Returns:
         Changed latents, same shape. Where the gradient vanishes the image stays as it is.
     """
     changed = latents.clone()
     for _ in range(num_steps):
-        gradient = _gradient(changed, log_probability)
+        gradient = mask * _gradient(changed, log_probability)
         length = gradient.flatten(1).norm(dim=1).clamp_min(1e-20)
         changed = changed + (size.to(length) / num_steps / length).view(-1, 1, 1, 1) * gradient
     return changed

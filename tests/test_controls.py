@@ -76,3 +76,13 @@ def test_ascent_climbs_by_the_asked_length(images):
 def test_ascent_of_a_constant_stays(images):
     still = ascend_log_probability(images, torch.ones(6), lambda latents: 0 * latents.sum((1, 2, 3)))
     assert torch.equal(still, images)
+
+
+def test_the_ascent_stays_within_a_mask():
+    latents = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 1, 6, 6)
+    mask[..., 2:4] = 1
+    changed = ascend_log_probability(latents, torch.ones(2), lambda z: -z.square().sum((1, 2, 3)), mask=mask)
+    outside = mask.expand_as(latents) == 0
+    assert torch.equal(changed[outside], latents[outside])
+    assert (changed[~outside] != latents[~outside]).all()

@@ -94,12 +94,16 @@ def main() -> None:
             f"flips {trial.flip_rate:.3f}  L1 {trial.l1:.4f}{mark}"
         )
     if choice.flip_rate < args.min_flip_rate:
-        print(f"No setting within an L1 of {args.max_l1} flips {args.min_flip_rate} of the decisions.")
+        print(f"No tried setting within an L1 of {args.max_l1} flips {args.min_flip_rate} of the decisions.")
+    if choice.largest_l1 > args.max_l1:
+        print(f"All tried settings change the images by more than {args.max_l1}: this one changes them least.")
+    if len(choice.trials) == 1:
+        print(f"Only one direction, {choice.trials[0].direction!r}, was calibrated: its scale will hold for both.")
     if not args.dry_run:
         folder = Path(args.pretrained_model_name_or_path)
-        write_json(folder / "guidance_calibration.json", calibration.to_dict())
         write_guidance_defaults(folder, {**choice.settings(), **fixed})
         refresh_counterfactual_defaults(folder)
+        write_json(folder / "guidance_calibration.json", calibration.to_dict())  # last: it says that all is done
         print(f"Stored in {folder / 'unet' / 'config.json'}.")
 
 

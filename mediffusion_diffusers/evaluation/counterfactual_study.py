@@ -236,6 +236,7 @@ class CounterfactualStudyRunner:
         """Run the pipeline with `settings`; noise, if any, belongs to the image and not to its place in a batch."""
         images: dict[str, list[np.ndarray]] = {"originals": [], "images": [], "null_images": []}
         own: dict[str, list[np.ndarray]] = {"before": [], "after": [], "null": []}
+        regions: list[np.ndarray] = []
         for part in self._parts(len(chosen), f"Explaining ({direction})"):
             rows = chosen.rows[part]
             output = self.pipeline(
@@ -250,6 +251,8 @@ class CounterfactualStudyRunner:
                 images[name].append(getattr(output, name).float().cpu().numpy())
             for name in own:
                 own[name].append(getattr(output, f"probabilities_{name}").float().cpu().numpy())
+            if output.region is not None:
+                regions.append(_to_pixels(output.region, len(rows), self.pipeline.vae_scale_factor))
             self.used_settings = output.settings
         pictures = {name: np.concatenate(parts) for name, parts in images.items()}
         scores = Scores(**{name: np.concatenate(parts) for name, parts in own.items()}, thresholds=self.own_thresholds)
@@ -257,10 +260,17 @@ class CounterfactualStudyRunner:
         if self.oracle is not None:
             before, after, null = (self._ask_oracle(pictures[name]) for name in images)
             oracle = Scores(before, after, null, self.oracle.thresholds)
-        return Counterfactuals(**pictures, targets=chosen.targets, direction=direction, own=scores, oracle=oracle)
+        return Counterfactuals(
+            **pictures,
+            targets=chosen.targets,
+            direction=direction,
+            own=scores,
+            oracle=oracle,
+            regions=np.concatenate(regions) if regions else None,
+        )
 
     def controls(self, counterfactuals: Counterfactuals, chosen: Selection, direction: str) -> dict[str, np.ndarray]:
-        """Plain gradient and random noise with the L1 of each counterfactual."""
+        """Plain gradient, in the counterfactual's region, and random noise, with the L1 of each counterfactual."""
         l1 = mean_absolute_change(counterfactuals.images, counterfactuals.originals)
         pushed, noised = [], []
         for part in self._parts(len(chosen), f"Controls ({direction})"):
@@ -274,8 +284,10 @@ class CounterfactualStudyRunner:
                 latents = self.pipeline.encode_pixels(normalize(pixels))
                 return target.log_prob(self.pipeline.classify_latents(latents))
 
+            regions = counterfactuals.regions
+            mask = 1.0 if regions is None else torch.from_numpy(regions[part])
             with sampling_mode(self.pipeline.vae, self.pipeline.unet):
-                pushed.append(plain_gradient_control(originals, size, log_probability).numpy())
+                pushed.append(plain_gradient_control(originals, size, log_probability, mask=mask).numpy())
             generator = torch.Generator().manual_seed(self.seed + int(chosen.rows[part][0]))
             noised.append(random_noise_control(originals, size, generator).numpy())
         return {"plain_gradient": np.concatenate(pushed), "random_noise": np.concatenate(noised)}
@@ -325,11 +337,11 @@ class CounterfactualStudyRunner:
         provenance["study_seed"] = self.seed
         provenance["settings"] = self.used_settings
         provenance["image_ids"] = {direction: studied.image_ids for direction, studied in study.directions.items()}
-        if self.used_settings["mask"] != "everywhere":
+        if self.used_settings["mask"] == "auto":
             study.notes.append(
                 "Images were edited within a region only, where a first edit changed them most: outside of it nothing "
                 "changes, so that any box it lies in gets a large ratio of change inside to outside. Read it beside "
-                "the wrong box."
+                "the wrong box. The plain gradient is confined to the same region."
             )
         if self.oracle_path is None:
             study.notes.append("No outside classifier: the model's own flips prove nothing by themselves.")
@@ -346,6 +358,12 @@ class CounterfactualStudyRunner:
                     f"The oracle was trained on {shared} patients of this split: its verdict is not independent."
                 )
         return provenance
+
+
+def _to_pixels(region: np.ndarray, num: int, scale_factor: int) -> np.ndarray:
+    """A region on the latents' grid, `(num or 1, 1, height, width)`, as one per image and of the pictures' size."""
+    region = np.broadcast_to(region, (num, *region.shape[1:]))
+    return region.repeat(scale_factor, axis=2).repeat(scale_factor, axis=3).astype(np.float32)
 
 
 def cosine_to_truth(counterfactuals: Counterfactuals, truth: np.ndarray) -> float:

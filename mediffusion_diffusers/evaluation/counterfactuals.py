@@ -56,6 +56,7 @@ class Counterfactuals:
         direction: `"remove"` or `"add"`.
         own: scores of the explained classifier.
         oracle: scores of the outside classifier, if there is one.
+        regions: where each image was allowed to change, shape `(num, 1, height, width)`; None for everywhere.
 
     Raises:
         ValueError: if shapes do not fit together or the direction is unknown.
@@ -68,6 +69,7 @@ class Counterfactuals:
     direction: str
     own: Scores
     oracle: Scores | None = None
+    regions: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.direction not in ("remove", "add"):

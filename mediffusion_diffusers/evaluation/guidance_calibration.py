@@ -164,21 +164,28 @@ class GuidanceCalibration:
         self.trials += [self._try(*one) for one in tqdm(settings, desc="Settings")]
 
     def refine(self, num_steps: int = 2) -> None:
-        """Close in on the smallest scale that flips often enough, at the chosen strength and mask.
+        """Close in on the smallest scale that flips often enough within the bound, at the chosen strength and mask.
 
         Args:
-            num_steps: so many times the gap to the next smaller scale is halved, on a log scale.
+            num_steps: so many times the gap to the next scale is halved, on a log scale: to the next smaller one where
+                the chosen scale does enough, or too much, and to the next larger one where it does not.
         """
         for _ in tqdm(range(num_steps), desc="Closer"):
             for trial in self.choose().trials:
                 place = (trial.direction, trial.strength, trial.mask)
-                smaller = [
-                    one.guidance_scale
-                    for one in self.trials
-                    if (one.direction, one.strength, one.mask) == place and one.guidance_scale < trial.guidance_scale
-                ]
-                if smaller and trial.flip_rate >= self.min_flip_rate:
-                    between = float(f"{math.sqrt(max(smaller) * trial.guidance_scale):.3g}")
+                tried = [one.guidance_scale for one in self.trials if _place(one) == place]
+                smaller = [scale for scale in tried if scale < trial.guidance_scale]
+                larger = [scale for scale in tried if scale > trial.guidance_scale]
+                if trial.l1 > self.max_l1:
+                    other = max(smaller, default=trial.guidance_scale / 4)
+                elif trial.flip_rate < self.min_flip_rate:
+                    other = min(larger, default=trial.guidance_scale * 4)
+                elif smaller:
+                    other = max(smaller)
+                else:
+                    continue
+                between = float(f"{math.sqrt(other * trial.guidance_scale):.3g}")
+                if between not in tried:
                     self.trials.append(self._try(*place, between))
 
     def choose(self) -> GuidanceChoice:
@@ -214,6 +221,10 @@ class GuidanceCalibration:
         rate = float(np.nanmean(flips(made.own, made.targets, direction)))
         size = float(mean_absolute_change(made.images, made.null_images).mean())
         return GuidanceTrial(direction, strength, mask, guidance_scale, rate, size, len(made))
+
+
+def _place(trial: GuidanceTrial) -> tuple[str, float, str]:
+    return trial.direction, trial.strength, trial.mask
 
 
 def best_guidance(

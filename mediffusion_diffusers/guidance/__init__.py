@@ -5,7 +5,7 @@ from .fading import fade, fading_factor
 from .formulas import guide_model_output, predict_epsilon, predict_original_sample
 from .freezing import sampling_mode
 from .prediction import GUIDANCE_MODES, OWN_GUIDANCE_MODES, GuidedPrediction, LatentClassifier, hold_at, predict_guided
-from .scales import SCALE_NAMES, GuidanceScale, scale_for, scales_of_rows, values_of_scale
+from .scales import SCALE_NAMES, GuidanceScale, plain_scale, scale_for, scales_of_rows, values_of_scale
 from .targets import GuidanceTarget, Labels, build_target, count_label_rows
 
 
@@ -25,6 +25,7 @@ __all__ = [
     "fading_factor",
     "guide_model_output",
     "hold_at",
+    "plain_scale",
     "predict_epsilon",
     "predict_guided",
     "predict_original_sample",

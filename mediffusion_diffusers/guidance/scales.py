@@ -1,6 +1,6 @@
 """Guidance scales: one for all counterfactuals, one for each, or one per direction.
 
-To add a finding takes another scale than to remove it: on phantoms about half of it (see calibrate_guidance.py).
+To add a finding takes another scale than to remove it: on phantoms, as calibrated, an eighth to a quarter of it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,13 @@ import torch
 
 GuidanceScale = float | Sequence[float] | Mapping[str, float]
 SCALE_NAMES = ("towards", "away")
+
+
+def plain_scale(guidance_scale: Any) -> Any:
+    """The same with numbers, lists and dicts of Python instead of numpy's and torch's."""
+    if isinstance(guidance_scale, Mapping):
+        return {name: plain_scale(scale) for name, scale in guidance_scale.items()}
+    return guidance_scale.tolist() if hasattr(guidance_scale, "tolist") else guidance_scale
 
 
 def values_of_scale(guidance_scale: GuidanceScale) -> list[Any]:
@@ -28,7 +35,7 @@ def values_of_scale(guidance_scale: GuidanceScale) -> list[Any]:
                 f"{list(guidance_scale)}."
             )
         return list(guidance_scale.values())
-    return [guidance_scale] if isinstance(guidance_scale, (int, float, str)) else list(guidance_scale)
+    return list(guidance_scale) if isinstance(guidance_scale, (list, tuple)) else [guidance_scale]
 
 
 def scale_for(guidance_scale: float | Mapping[str, float], names: Sequence[str]) -> float:

@@ -16,6 +16,7 @@ from ..guidance import (
     Labels,
     build_target,
     count_label_rows,
+    plain_scale,
     sampling_mode,
     scales_of_rows,
     values_of_scale,
@@ -130,7 +131,8 @@ class MediffusionCounterfactualPipeline(
             noise: for `start="noise"`: noise of the latents' shape instead of a generator's.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict: return an output object rather than a tuple of its fields.
-            callback_on_step_end: called after each step as `callback(pipe, step, timestep, kwargs)`.
+            callback_on_step_end: called after each step as `callback(pipe, step, timestep, kwargs)`; with
+                `mask="auto"` in both edits, the one that finds the region and the one within it.
             callback_on_step_end_tensor_inputs: what it gets in `kwargs`: `"latents"`, `"null_latents"`.
             start_snr: the noise level by its signal-to-noise ratio instead of `strength`; it means the same for other
                 noise schedules.
@@ -184,8 +186,7 @@ class MediffusionCounterfactualPipeline(
         external = _as_external(classifier)
         pixels = self.image_processor.preprocess(image, *self.image_size)
         num_images = len(pixels)
-        given = settings["guidance_scale"]
-        given = settings["guidance_scale"] = given.tolist() if hasattr(given, "tolist") else given
+        given = settings["guidance_scale"] = plain_scale(settings["guidance_scale"])
         is_sweep = isinstance(given, Sequence) and not isinstance(given, str)
         num_rows = count_rows(
             num_images,
@@ -203,9 +204,6 @@ class MediffusionCounterfactualPipeline(
             eta,
             solver_order,
             hold,
-            target_probability,
-            max_guidance_scale,
-            max_strength,
             generator,
             noise,
             num_images,
@@ -219,6 +217,7 @@ class MediffusionCounterfactualPipeline(
         label_names = self.label_names if guide is None else guide.label_names
         target = build_target(towards, away, num_rows, label_names, judge.problem_type, hold)
         scales = scales_of_rows(given, target.direction)
+        self.check_search(settings, target_probability, max_guidance_scale, max_strength, scales)
         num_steps = settings["num_inference_steps"]
         settings["num_inversion_steps"] = (num_inversion_steps or num_steps) * (settings["start"] == "inversion")
         settings["follow_inversion"] = self._can_follow(settings, follow_inversion)
@@ -293,7 +292,8 @@ class MediffusionCounterfactualPipeline(
             result = edit(rows)
             if is_region_found:
                 region = region_of_change(result.latents - result.null_latents[result.null_index])
-                result = edit(EditRows(image_index, target, region))
+                rows = EditRows(image_index, target, region)
+                result = edit(rows)
 
             # 5. Decode, classify the pictures that the user gets, make the controls, take the differences
             if target_probability is not None:

@@ -91,9 +91,6 @@ class CounterfactualInputsMixin(MediffusionPipelineMixin):
         eta: float,
         solver_order: int,
         hold: float,
-        target_probability: float | None,
-        max_guidance_scale: float | None,
-        max_strength: float | None,
         generator: Generators,
         noise: torch.Tensor | None,
         batch_size: int,
@@ -140,7 +137,6 @@ class CounterfactualInputsMixin(MediffusionPipelineMixin):
             raise ValueError(f"`eta` must lie in [0, 1], but got {eta}.")
         if solver_order not in (1, 2):
             raise ValueError(f"`solver_order` must be 1 (DDIM) or 2 (Adams-Bashforth), but got {solver_order}.")
-        self.check_search(settings, target_probability, max_guidance_scale, max_strength, scales)
         expected = (batch_size, self.unet.config.in_channels, *self.latent_size)
         if noise is not None and start != "noise":
             raise ValueError(f"`noise` is for `start='noise'`, but `start` is {start!r}.")

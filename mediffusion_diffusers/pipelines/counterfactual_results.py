@@ -160,7 +160,8 @@ class CounterfactualResultsMixin(MediffusionPipelineMixin):
                 logits = external(self.decode_latents(changed))  # type: ignore[misc]
             return rows.target.clone().log_prob(logits.float())
 
-        pushed = ascend_log_probability(latents, latent_change, log_probability)
+        mask = 1.0 if rows.mask is None else rows.mask
+        pushed = ascend_log_probability(latents, latent_change, log_probability, mask=mask)
         # What the autoencoder alone changes is no part of the gradient.
         direction = self.decode_latents(pushed) - self.decode_latents(latents)
         generator = torch.Generator().manual_seed(_NOISE_SEED)

@@ -93,12 +93,13 @@ class MediffusionCounterfactualPipelineOutput(BaseOutput):
         image_size: height and width of the results; images of other sizes were resized.
         settings: the values used, after the checkpoint's defaults: `strength`, `guidance_scale`,
             `num_inference_steps`, `num_inversion_steps`, `start`, `guidance_mode`, `follow_inversion`,
-            `solver_order`, `eta`, `hold`, and `target_probability` of a search.
+            `solver_order`, `eta`, `hold`, `mask` (`"auto"`, `"everywhere"` or `"given"`), `fade_guidance`, and
+            `target_probability` of a search.
         guidance_scales: the scale of each counterfactual, as given or found.
         strengths: likewise.
         reached: of a search: whether the counterfactual, as returned, reaches the target probability; bool.
-        plain_gradient_images: each image changed as much (L1) as its counterfactual by the model's plain gradient;
-            None, like all of the controls, for `controls=False` and `output_type="latent"`.
+        plain_gradient_images: each image changed as much (L1) as its counterfactual by the model's plain gradient, in
+            the same region; None, like all of the controls, for `controls=False` and `output_type="latent"`.
         plain_gradient_probabilities: the model's probabilities for them.
         random_noise_images: each image changed as much by white noise.
         random_noise_probabilities: the model's probabilities for them.

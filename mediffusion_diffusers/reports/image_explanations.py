@@ -58,6 +58,8 @@ def explain_images(
                 arguments.pop(bound, None)
             arguments["strength"] = float(found.strengths[0])
             scale = float(found.guidance_scales[0])
+            if found.region is not None:  # a region found anew, by a larger scale, would make another edit
+                arguments["mask"] = found.region
         else:
             resolved = pipe.resolve_settings(guidance_scale=arguments.get("guidance_scale"))
             scale = scale_for(resolved["guidance_scale"], list(target))

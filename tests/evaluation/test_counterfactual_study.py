@@ -110,6 +110,17 @@ def test_an_oracle_that_knows_the_patients_is_told(folders, tmp_path):
     assert any("not independent" in note for note in study.notes)
 
 
+def test_the_plain_gradient_is_confined_to_the_region(folders):
+    settings = {**SETTINGS, "mask": "auto"}
+    runner = CounterfactualStudyRunner(folders / "pipeline", folders / "data", settings=settings)
+    chosen = runner.select("remove", 1)
+    made = runner.explain(chosen, "remove")
+    assert made.regions.shape == (len(made), 1, *made.images.shape[-2:]) and 0 < made.regions.mean() < 1
+    change = np.abs(runner.controls(made, chosen, "remove")["plain_gradient"] - made.originals)
+    assert change[np.broadcast_to(made.regions == 0, change.shape)].max() == 0 and change.max() > 0
+    np.testing.assert_allclose(change.mean((1, 2, 3)), np.abs(made.images - made.originals).mean((1, 2, 3)), rtol=0.02)
+
+
 def test_an_edit_within_a_region_is_told(folders):
     for mask, is_told in (("auto", True), (None, False)):
         settings = {**SETTINGS, "mask": mask}

@@ -91,6 +91,20 @@ def test_refinement_closes_in_on_the_smallest_scale_that_flips(folders, monkeypa
     assert len(calibration.trials) == 6 + 2 * 5
 
 
+@pytest.mark.parametrize("largest, expected", [(35.0, (32, 35)), (500.0, (38, 41))])
+def test_refinement_goes_up_where_too_little_flips(folders, monkeypatch, largest, expected):
+    """The grid's 10 flips too little and its 100, if there is one, changes too much."""
+    calibration = calibration_of(folders, directions=["add"], max_l1=largest / 1e3)
+
+    def flips_from_40_on(direction, strength, mask, scale):
+        return trial(scale, min(1.0, scale / 40), scale / 1e3, direction, strength, mask)
+
+    monkeypatch.setattr(calibration, "_try", flips_from_40_on)
+    calibration.measure([0.3], [1.0, 10.0] + [100.0] * (largest < 100), ["auto"])
+    calibration.refine(8)
+    assert expected[0] <= calibration.choose().settings()["guidance_scale"] <= expected[1]
+
+
 def test_figures_are_those_of_the_study(folders):
     calibration = calibration_of(folders)
     runner, settings = calibration.runner, calibration.runner.settings

@@ -1,5 +1,7 @@
 """Several counterfactuals of an image, the inversion's path, regions, held labels, outside classifiers, controls."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline, MultistepDDIMScheduler
 from mediffusion_diffusers.guidance import OWN_GUIDANCE_MODES, ExternalClassifier
+from mediffusion_diffusers.pipelines import guidance_search
 from mediffusion_diffusers.regions import region_of_change
 
 
@@ -214,13 +217,28 @@ class TestScalePerDirection:
             arguments |= {"guidance_scale": scale, "generator": generators(0)}
             close(together.images[row], pipe(random_pil(1), **wanted, **arguments).images[0])
 
-    def test_a_search_begins_there(self, pipe):
-        bounds = {"target_probability": 1e-6, "guidance_scale": self.SCALES}
-        for away, scale in (("Mass", 30.0), (None, 10.0)):
-            towards = None if away else "Mass"
-            arguments = {**FAST, **bounds, "max_guidance_scale": scale}
-            output = pipe(random_pil(1), away=away, towards=towards, **arguments)
-            assert output.guidance_scales.tolist() == [scale] and not output.reached.any()
+    def test_a_search_begins_there(self, pipe, monkeypatch):
+        begun = []
+
+        class Recorder(guidance_search.ScaleSearch):
+            def __init__(self, num_rows, initial_scale, max_scale):
+                begun.append((initial_scale, max_scale))
+                super().__init__(num_rows, initial_scale, max_scale)
+
+        monkeypatch.setattr(guidance_search, "ScaleSearch", Recorder)
+        arguments = {**FAST, "target_probability": 1e-6, "guidance_scale": self.SCALES, "max_guidance_scale": 40.0}
+        pipe(random_pil(1), away="Mass", **arguments)
+        pipe(random_pil(1), towards="Mass", **arguments)
+        assert begun == [(30.0, 40.0), (10.0, 40.0)]
+        with pytest.raises(ValueError, match=r"must be at least 30\.0, where the search begins"):
+            pipe(random_pil(1), away="Mass", **{**arguments, "max_guidance_scale": 20.0})
+        pipe(random_pil(1), away="Mass", **{**arguments, "guidance_scale": {"away": 30.0, "towards": 0.0}})
+
+    def test_numbers_of_any_library(self, pipe):
+        for number in (np.float32(7), torch.tensor(7.0)):
+            for scale in (number, {"away": number}):
+                output = pipe(random_pil(1), away="Mass", **{**FAST, "guidance_scale": scale})
+                assert output.guidance_scales.tolist() == [7.0] and "7.0" in json.dumps(output.settings)
 
     def test_the_checkpoint_may_have_them(self, arguments):
         pipe = tiny_pipeline(MediffusionCounterfactualPipeline, guidance_defaults={"guidance_scale": self.SCALES})
@@ -236,6 +254,7 @@ class TestScalePerDirection:
             ({"towards": 3.0}, "holds no scale for 'away'. Add it, or give one number"),
             ({"away": "3"}, "must be a number, but got '3'"),
             ({"away": -3.0}, "must be at least 0"),
+            ({10.0, 20.0}, "must be a number, but got {"),
         ],
     )
     def test_mistakes(self, pipe, scale, message):
