@@ -7,7 +7,7 @@
 # The presets do the work; what is given beside them only shortens the runs. A command whose output exists is skipped,
 # so that the script goes on where it was stopped; RUNS/seconds.tsv notes how long each took.
 # The oracle that judges the counterfactuals learns from the training patients; the images explained, and those of
-# the final figures, are of the test split, which is used once. Guidance scales are chosen on the validation split.
+# the final figures, are of the test split. Guidance scales are chosen on the validation split.
 set -euo pipefail
 
 downloads=$1 runs=$2
