@@ -51,6 +51,7 @@ from mediffusion_diffusers.evaluation.counterfactuals import Counterfactuals, su
 from mediffusion_diffusers.evaluation.guidance_calibration import (
     MIN_FLIP_RATE,
     GuidanceCalibration,
+    GuidanceChoice,
     GuidanceTrial,
     best_guidance,
 )
@@ -59,8 +60,11 @@ from mediffusion_diffusers.evaluation.provenance import describe_provenance
 
 STRENGTH = 0.3
 PAPER = {
-    **{"start": "noise", "num_inference_steps": 300, "guidance_mode": "x0"},
-    **{"strength": STRENGTH, "mask": "everywhere"},
+    "start": "noise",
+    "num_inference_steps": 300,
+    "guidance_mode": "x0",
+    "strength": STRENGTH,
+    "mask": "everywhere",
 }
 PAPER_SCALES = (10.0, 20.0)
 OURS = {"start": "inversion", "follow_inversion": True, "num_inference_steps": 7, "guidance_mode": "zt"}
@@ -92,11 +96,13 @@ def choose_settings(model: Path, args: argparse.Namespace) -> dict[str, dict[str
     scales, wanted = {}, {}
     for direction in DIRECTIONS:
         found = {scale: ask(direction, {**PAPER, "guidance_scale": scale}) for scale in PAPER_SCALES}
-        trials = [
-            GuidanceTrial(direction, STRENGTH, "everywhere", scale, one["own"]["flip_rate"], one["change"]["l1"], num)
-            for scale, one in found.items()
+        choices = [
+            GuidanceChoice((GuidanceTrial(direction, STRENGTH, "everywhere", scale, own_flips, l1, num),))
+            for scale, own_flips, l1 in (
+                (scale, one["own"]["flip_rate"], one["change"]["l1"]) for scale, one in found.items()
+            )
         ]
-        best = best_guidance(trials, MIN_FLIP_RATE, math.inf).guidance_scale
+        best = best_guidance(choices, MIN_FLIP_RATE, math.inf).trials[0].guidance_scale
         scales[KEYWORDS[direction]], wanted[direction] = best, found[best]["oracle"]
     procedures = {"paper": {**PAPER, "guidance_scale": scales}}
 
@@ -162,9 +168,12 @@ def study(model: Path, procedures: dict[str, dict[str, Any]], args: argparse.Nam
             if name == "paper":
                 rows["null edit of the paper"] = figures(runner.rescore(made, made.null_images), truth)
                 continue
-            for place, edited in (("", replace(made, regions=None)), (" in the region", made)):
-                for control, images in runner.controls(edited, chosen, direction).items():
-                    rows[f"{control}{place}, at the L1 of {name}"] = figures(runner.rescore(made, images), truth)
+            controls = runner.controls(replace(made, regions=None), chosen, direction)
+            if made.regions is not None:
+                confined = runner.controls(made, chosen, direction)
+                controls["plain_gradient in the region"] = confined["plain_gradient"]
+            for control, images in controls.items():
+                rows[f"{control}, at the L1 of {name}"] = figures(runner.rescore(made, images), truth)
         results[direction] = {"num_images": len(chosen), **rows}
     return results
 
@@ -184,9 +193,8 @@ def claims_of(mean: dict[str, Any]) -> dict[str, Any]:
         paper = mean[direction]["paper"]
         for name in (name for our in OUR_MASKS for name in (our, AS_STRONG.format(our))):
             ours = mean[direction][name]
-            gradient, confined = (
-                mean[direction][f"plain_gradient{place}, at the L1 of {name}"] for place in ("", " in the region")
-            )
+            gradient = mean[direction][f"plain_gradient, at the L1 of {name}"]
+            confined = mean[direction].get(f"plain_gradient in the region, at the L1 of {name}")
 
             def gain(key: str, ours: Any = ours, other: Any = paper) -> float:
                 return round(abs(ours[key]["mean"]) - abs(other[key]["mean"]), 4)
@@ -194,23 +202,26 @@ def claims_of(mean: dict[str, Any]) -> dict[str, Any]:
             def ratio(key: str, ours: Any = ours, other: Any = paper) -> float:
                 return round(ours[key]["mean"] / other[key]["mean"], 4)
 
-            claims[f"{direction}: {name}"] = {
+            claims[f"{direction}: {name}"] = claim = {
                 "oracle flips, ours - paper": gain("oracle_flip_rate"),
                 "|Diff|, ours - paper": gain("oracle_diff"),
                 "Other diff, ours / paper": ratio("oracle_other_diff"),
                 "L1, ours / paper": ratio("l1"),
                 "CPU seconds, paper / ours": round(1 / ratio("cpu_seconds_per_image"), 1),
                 "|Diff|, ours - plain gradient": gain("oracle_diff", other=gradient),
-                "|Diff|, ours - plain gradient in the region": gain("oracle_diff", other=confined),
-                "Other diff, ours / plain gradient in the region": ratio("oracle_other_diff", other=confined),
-                "cosine to truth, ours - plain gradient in the region": gain("cosine_to_truth", other=confined),
-                "error to truth, ours / plain gradient in the region": ratio("error_to_truth", other=confined),
                 "cosine to truth, ours - plain gradient": gain("cosine_to_truth", other=gradient),
                 "error to truth, ours / plain gradient": ratio("error_to_truth", other=gradient),
                 "error to truth, ours / original's own": round(
                     ours["error_to_truth"]["mean"] / ours["error_of_original_to_truth"]["mean"], 4
                 ),
             }
+            if confined is not None:
+                claim |= {
+                    "|Diff|, ours - plain gradient in the region": gain("oracle_diff", other=confined),
+                    "Other diff, ours / plain gradient in the region": ratio("oracle_other_diff", other=confined),
+                    "cosine to truth, ours - plain gradient in the region": gain("cosine_to_truth", other=confined),
+                    "error to truth, ours / plain gradient in the region": ratio("error_to_truth", other=confined),
+                }
     return claims
 
 

@@ -80,6 +80,24 @@ def boxes_to_mask(boxes: Sequence[Mapping[str, float]], height: int, width: int)
     return mask
 
 
+def region_to_pixels(region: np.ndarray, num_rows: int, image_size: tuple[int, int]) -> np.ndarray:
+    """A region on the latents' grid at the size of the pictures, one per counterfactual.
+
+    Args:
+        region: shape `(num_rows or 1, 1, height, width)`, as the pipeline returns it.
+        num_rows: number of counterfactuals.
+        image_size: height and width of the pictures.
+
+    Returns:
+        Shape `(num_rows, 1, *image_size)`, values as in `region`.
+    """
+    rows, columns = (
+        np.arange(pixels) * positions // pixels
+        for pixels, positions in zip(image_size, region.shape[-2:], strict=True)
+    )
+    return np.broadcast_to(region, (num_rows, *region.shape[1:]))[..., rows[:, None], columns]
+
+
 def region_of_change(deviation: torch.Tensor, energy_share: float = 0.5) -> torch.Tensor:
     """Where an edit changed the latents most: the smallest region that holds a share of the change's energy.
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mediffusion_diffusers.regions import boxes_to_mask, prepare_region, region_of_change
+from mediffusion_diffusers.regions import boxes_to_mask, prepare_region, region_of_change, region_to_pixels
 
 
 BOX = {"x": 0.25, "y": 0.5, "width": 0.5, "height": 0.25}
@@ -65,6 +65,13 @@ def test_region_of_change_is_the_smallest_with_its_share_of_the_energy():
     largest_outside = torch.where(region.bool(), 0.0, energy).amax((1, 2, 3))
     assert (inside >= 0.6).all() and (smallest >= largest_outside).all()
     assert (inside - smallest / energy.sum((1, 2, 3)) < 0.6).all()  # without its least position it holds less
+
+
+def test_region_at_the_size_of_the_pictures():
+    grid = np.zeros((1, 1, 2, 3), dtype=np.float32)
+    grid[0, 0, 1, 2] = 1
+    pixels = region_to_pixels(grid, 4, (4, 12))
+    assert pixels.shape == (4, 1, 4, 12) and (pixels[:, 0, 2:, 8:] == 1).all() and pixels.sum() == 4 * 2 * 4
 
 
 def test_region_of_no_change_is_nowhere():

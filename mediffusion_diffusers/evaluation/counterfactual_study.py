@@ -20,6 +20,7 @@ from ..guidance import build_target, sampling_mode
 from ..image_processor import normalize
 from ..models.oracle_classifier import PATIENTS_FILE, OracleClassifier, load_oracle, patient_digest
 from ..pipelines import MediffusionClassifyPipeline, MediffusionCounterfactualPipeline
+from ..regions import region_to_pixels
 from .counterfactual_selection import (
     SELECTION_RULE,
     Selection,
@@ -252,7 +253,7 @@ class CounterfactualStudyRunner:
             for name in own:
                 own[name].append(getattr(output, f"probabilities_{name}").float().cpu().numpy())
             if output.region is not None:
-                regions.append(_to_pixels(output.region, len(rows), self.pipeline.vae_scale_factor))
+                regions.append(region_to_pixels(output.region, len(rows), output.image_size))
             self.used_settings = output.settings
         pictures = {name: np.concatenate(parts) for name, parts in images.items()}
         scores = Scores(**{name: np.concatenate(parts) for name, parts in own.items()}, thresholds=self.own_thresholds)
@@ -358,12 +359,6 @@ class CounterfactualStudyRunner:
                     f"The oracle was trained on {shared} patients of this split: its verdict is not independent."
                 )
         return provenance
-
-
-def _to_pixels(region: np.ndarray, num: int, scale_factor: int) -> np.ndarray:
-    """A region on the latents' grid, `(num or 1, 1, height, width)`, as one per image and of the pictures' size."""
-    region = np.broadcast_to(region, (num, *region.shape[1:]))
-    return region.repeat(scale_factor, axis=2).repeat(scale_factor, axis=3).astype(np.float32)
 
 
 def cosine_to_truth(counterfactuals: Counterfactuals, truth: np.ndarray) -> float:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -26,25 +26,6 @@ from .counterfactuals import flips, mean_absolute_change
 UNET_CONFIG = Path("unet") / "config.json"
 MIN_FLIP_RATE = 0.95
 MAX_L1 = 0.04  # chosen, not derived: chest radiographs had dissolved at 0.1
-
-
-class Candidate(Protocol):
-    """What the rule looks at."""
-
-    @property
-    def flip_rate(self) -> float:
-        """Share of the model's decisions that turned over, in [0, 1]; of several directions the lowest."""
-
-    @property
-    def l1(self) -> float:
-        """Mean absolute change."""
-
-    @property
-    def largest_l1(self) -> float:
-        """The same, of several directions the largest."""
-
-
-AnyCandidate = TypeVar("AnyCandidate", bound=Candidate)
 
 
 @dataclass(frozen=True)
@@ -70,15 +51,10 @@ class GuidanceTrial:
     l1: float
     num_images: int
 
-    @property
-    def largest_l1(self) -> float:
-        """See `Candidate`."""
-        return self.l1
-
 
 @dataclass(frozen=True)
 class GuidanceChoice:
-    """One trial per direction, of the same strength and mask.
+    """One trial per direction, of the same strength and mask: what the rule chooses from.
 
     Args:
         trials: at least one.
@@ -88,17 +64,17 @@ class GuidanceChoice:
 
     @property
     def flip_rate(self) -> float:
-        """See `Candidate`."""
+        """The lowest of the directions."""
         return min(trial.flip_rate for trial in self.trials)
 
     @property
     def l1(self) -> float:
-        """See `Candidate`."""
+        """Mean of the directions."""
         return sum(trial.l1 for trial in self.trials) / len(self.trials)
 
     @property
     def largest_l1(self) -> float:
-        """See `Candidate`."""
+        """The largest of the directions."""
         return max(trial.l1 for trial in self.trials)
 
     def settings(self) -> dict[str, Any]:
@@ -173,7 +149,7 @@ class GuidanceCalibration:
         for _ in tqdm(range(num_steps), desc="Closer"):
             for trial in self.choose().trials:
                 place = (trial.direction, trial.strength, trial.mask)
-                tried = [one.guidance_scale for one in self.trials if _place(one) == place]
+                tried = [one.guidance_scale for one in self.trials if (one.direction, one.strength, one.mask) == place]
                 smaller = [scale for scale in tried if scale < trial.guidance_scale]
                 larger = [scale for scale in tried if scale > trial.guidance_scale]
                 if trial.l1 > self.max_l1:
@@ -190,13 +166,8 @@ class GuidanceCalibration:
 
     def choose(self) -> GuidanceChoice:
         """By the rule: a scale for each direction, then a strength and a mask for both."""
-        places = list(dict.fromkeys((trial.strength, trial.mask) for trial in self.trials))
-        choices = []
-        for place in places:
-            there = [trial for trial in self.trials if (trial.strength, trial.mask) == place]
-            by_direction = [[one for one in there if one.direction == direction] for direction in self.selections]
-            choices.append(GuidanceChoice(tuple(map(self._best, by_direction))))
-        return self._best(choices)
+        places = dict.fromkeys((trial.strength, trial.mask) for trial in self.trials)
+        return self._best([GuidanceChoice(self._best_scales(*place)) for place in places])
 
     def to_dict(self) -> dict[str, Any]:
         """Rule, choice and trials, for JSON."""
@@ -208,8 +179,16 @@ class GuidanceCalibration:
         chosen = [asdict(trial) for trial in self.choose().trials]
         return {"rule": rule, "chosen": chosen, "trials": [asdict(trial) for trial in self.trials]}
 
-    def _best(self, candidates: Iterable[AnyCandidate]) -> AnyCandidate:
-        return best_guidance(list(candidates), self.min_flip_rate, self.max_l1)
+    def _best(self, choices: Sequence[GuidanceChoice]) -> GuidanceChoice:
+        return best_guidance(choices, self.min_flip_rate, self.max_l1)
+
+    def _best_scales(self, strength: float, mask: str) -> tuple[GuidanceTrial, ...]:
+        """The best trial of each direction at a strength and mask."""
+        there = [trial for trial in self.trials if (trial.strength, trial.mask) == (strength, mask)]
+        return tuple(
+            self._best([GuidanceChoice((one,)) for one in there if one.direction == direction]).trials[0]
+            for direction in self.selections
+        )
 
     def _try(self, direction: str, strength: float, mask: str, guidance_scale: float) -> GuidanceTrial:
         fixed = self.runner.settings
@@ -223,20 +202,16 @@ class GuidanceCalibration:
         return GuidanceTrial(direction, strength, mask, guidance_scale, rate, size, len(made))
 
 
-def _place(trial: GuidanceTrial) -> tuple[str, float, str]:
-    return trial.direction, trial.strength, trial.mask
-
-
 def best_guidance(
-    candidates: Sequence[AnyCandidate], min_flip_rate: float = MIN_FLIP_RATE, max_l1: float = MAX_L1
-) -> AnyCandidate:
+    choices: Sequence[GuidanceChoice], min_flip_rate: float = MIN_FLIP_RATE, max_l1: float = MAX_L1
+) -> GuidanceChoice:
     """The smallest change among those that flip often enough; failing that, the one that flips most often.
 
-    Candidates that change more than `max_l1` are left out, unless all do: then the one that changes least is taken.
+    Choices that change more than `max_l1` are left out, unless all do: then the one that changes least is taken.
     """
-    bounded = [one for one in candidates if one.largest_l1 <= max_l1]
+    bounded = [one for one in choices if one.largest_l1 <= max_l1]
     if not bounded:
-        return min(candidates, key=lambda one: one.l1)
+        return min(choices, key=lambda one: one.l1)
     enough = [one for one in bounded if one.flip_rate >= min_flip_rate]
     if enough:
         return min(enough, key=lambda one: one.l1)

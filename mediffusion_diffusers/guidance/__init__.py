@@ -1,18 +1,17 @@
 """Classifier guidance (paper Sec. 3.4, Eq. 2 and 7), as functions of tensors and models."""
 
 from .external import ExternalClassifier
-from .fading import fade, fading_factor
+from .fading import fade
 from .formulas import guide_model_output, predict_epsilon, predict_original_sample
 from .freezing import sampling_mode
 from .prediction import GUIDANCE_MODES, OWN_GUIDANCE_MODES, GuidedPrediction, LatentClassifier, hold_at, predict_guided
-from .scales import SCALE_NAMES, GuidanceScale, plain_scale, scale_for, scales_of_rows, values_of_scale
+from .scales import GuidanceScale, plain_scale, scale_for, scales_of_rows, values_of_scale
 from .targets import GuidanceTarget, Labels, build_target, count_label_rows
 
 
 __all__ = [
     "GUIDANCE_MODES",
     "OWN_GUIDANCE_MODES",
-    "SCALE_NAMES",
     "ExternalClassifier",
     "GuidanceScale",
     "GuidanceTarget",
@@ -22,7 +21,6 @@ __all__ = [
     "build_target",
     "count_label_rows",
     "fade",
-    "fading_factor",
     "guide_model_output",
     "hold_at",
     "plain_scale",

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ..pipelines.outputs import Images, MediffusionCounterfactualPipelineOutput
+from ..regions import region_to_pixels
 from .explained_image import ExplainedImage, GuidanceSweep, ScoredImage
 
 
@@ -72,13 +73,14 @@ def explain_output(
     }
     for name in ("plain_gradient", "random_noise") if output.controls and not is_external else ():
         scored[name] = _score(output[f"{name}_images"], output[f"{name}_probabilities"], columns, output.image_size)
+    regions = None if output.region is None else region_to_pixels(output.region, num, output.image_size)[:, 0]
     return [
         ExplainedImage(
             label=each["labels"][row],
             action=each["actions"][row],
             name=each["names"][row],
             boxes=each["boxes"][row],
-            region=None if output.region is None else _enlarge(output.region, row, output.image_size),
+            region=None if regions is None else regions[row],
             **{name: images[row] for name, images in scored.items()},
         )
         for row in range(num)
@@ -130,11 +132,3 @@ def _channels_first(image: Image.Image | np.ndarray | torch.Tensor) -> np.ndarra
         return image.float().cpu().numpy()
     array = np.asarray(image) / 255 if isinstance(image, Image.Image) else image
     return array.transpose(2, 0, 1) if array.ndim == 3 else array
-
-
-def _enlarge(region: np.ndarray, row: int, image_size: tuple[int, int]) -> np.ndarray:
-    """A region on the latents' grid, `(batch, 1, height, width)`, as one of the pictures' size."""
-    grid = region[row % len(region)].reshape(region.shape[-2:])
-    rows = np.arange(image_size[0]) * grid.shape[0] // image_size[0]
-    columns = np.arange(image_size[1]) * grid.shape[1] // image_size[1]
-    return grid[rows[:, None], columns]

@@ -16,6 +16,7 @@ from mediffusion_diffusers.evaluation.counterfactual_study import Counterfactual
 from mediffusion_diffusers.evaluation.counterfactuals import flips
 from mediffusion_diffusers.evaluation.guidance_calibration import (
     GuidanceCalibration,
+    GuidanceChoice,
     GuidanceTrial,
     best_guidance,
     write_guidance_defaults,
@@ -61,7 +62,8 @@ def calibration_of(folders, trials=(), **arguments):
     ],
 )
 def test_rule(trials, chosen):
-    assert best_guidance(trials).guidance_scale == chosen
+    choice = best_guidance([GuidanceChoice((one,)) for one in trials])
+    assert choice.trials[0].guidance_scale == chosen
 
 
 def test_each_direction_has_its_scale_and_both_share_strength_and_mask(folders):

@@ -1,6 +1,4 @@
-"""Several counterfactuals of an image, the inversion's path, regions, held labels, outside classifiers, controls."""
-
-import json
+"""Several counterfactuals of an image, the inversion's path, held labels, outside classifiers, controls."""
 
 import numpy as np
 import pytest
@@ -15,35 +13,11 @@ from support.components import (
     random_pil,
     tiny_pipeline,
 )
+from support.edits import FAST, close
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline, MultistepDDIMScheduler
 from mediffusion_diffusers.guidance import OWN_GUIDANCE_MODES, ExternalClassifier
-from mediffusion_diffusers.pipelines import guidance_search
-from mediffusion_diffusers.regions import region_of_change
-
-
-FAST = {"num_inference_steps": 4, "strength": 0.2, "guidance_scale": 30.0, "output_type": "latent"}
-STARTS = {
-    "path": {"follow_inversion": True},
-    "inversion": {},
-    "noise": {"start": "noise"},
-    "noise-eta": {"start": "noise", "eta": 1.0},
-}
-
-
-def close(actual, expected):
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_pipeline(MediffusionCounterfactualPipeline)
-
-
-@pytest.fixture(params=STARTS.values(), ids=STARTS)
-def arguments(request):
-    return {**FAST, **request.param}
 
 
 class TestSeveralPerImage:
@@ -151,115 +125,6 @@ class TestFollowInversion:
         pipe = tiny_pipeline(MediffusionCounterfactualPipeline, guidance_defaults={"follow_inversion": True})
         assert pipe(random_pil(1), away="Mass", **FAST).settings["follow_inversion"]
         assert not pipe(random_pil(1), away="Mass", start="noise", **FAST).settings["follow_inversion"]
-
-
-class TestMask:
-    def test_ones_are_no_mask(self, pipe, arguments):
-        without, ones = (
-            pipe(random_pil(2), away="Mass", mask=mask, generator=generators(0, 1), **arguments)
-            for mask in (None, np.ones((16, 16)))
-        )
-        assert torch.equal(without.images, ones.images)
-
-    def test_zeros_are_the_null_edit(self, pipe, arguments):
-        zeros = pipe(random_pil(2), away="Mass", mask=np.zeros((16, 16)), generator=generators(0, 1), **arguments)
-        assert torch.equal(zeros.images, zeros.null_images)
-
-    def test_outside_is_the_null_edit_bit_for_bit(self, pipe, arguments):
-        boxes = [{"x": 0.0, "y": 0.25, "width": 0.5, "height": 0.5}]
-        output = pipe(random_pil(2), away="Mass", mask=boxes, generator=generators(0, 1), **arguments)
-        inside = torch.from_numpy(output.region)[0, 0].bool()
-        assert 0 < inside.sum() < inside.numel()
-        assert torch.equal(output.images[..., ~inside], output.null_images[..., ~inside])
-        assert not torch.equal(output.images[..., inside], output.null_images[..., inside])
-
-    def test_found_by_the_model(self, pipe, arguments):
-        output = pipe(random_pil(2), away="Mass", mask="auto", generator=generators(0, 1), **arguments)
-        inside = torch.from_numpy(output.region).bool().expand_as(output.images)
-        assert 0.05 < inside.float().mean() < 0.5
-        assert torch.equal(output.images[~inside], output.null_images[~inside])
-        everywhere = pipe(random_pil(2), away="Mass", generator=generators(0, 1), **arguments)
-        region = region_of_change(everywhere.null_difference)
-        assert torch.equal(torch.from_numpy(output.region), region)
-        assert output.settings["mask"] == "auto" and everywhere.settings["mask"] == "everywhere"
-
-    def test_an_unknown_word(self, pipe):
-        with pytest.raises(ValueError, match=r"one of \('auto', 'everywhere'\), but got 'lungs'"):
-            pipe(random_pil(1), away="Mass", mask="lungs", **FAST)
-
-    def test_the_checkpoint_may_ask_for_it(self, arguments):
-        by_default = tiny_pipeline(MediffusionCounterfactualPipeline, guidance_defaults={"mask": "auto"})
-        plain = tiny_pipeline(MediffusionCounterfactualPipeline)
-        for given, same in ((None, "auto"), ("everywhere", None), (np.ones((16, 16)), "everywhere")):
-            first = by_default(random_pil(1), away="Mass", mask=given, generator=generators(0), **arguments)
-            second = plain(random_pil(1), away="Mass", mask=same, generator=generators(0), **arguments)
-            assert torch.equal(first.images, second.images)
-
-    def test_one_mask_per_counterfactual(self, pipe, arguments):
-        left, right = np.zeros((16, 16)), np.zeros((16, 16))
-        left[:, :8], right[:, 8:] = 1, 1
-        both = pipe(random_pil(1), away=[["Mass"]] * 2, mask=[left, right], generator=generators(0), **arguments)
-        for row, mask in enumerate((left, right)):
-            alone = pipe(random_pil(1), away="Mass", mask=mask, generator=generators(0), **arguments)
-            close(both.images[row], alone.images[0])
-
-
-class TestScalePerDirection:
-    SCALES = {"away": 30.0, "towards": 10.0}
-
-    def test_each_counterfactual_gets_its_own(self, pipe, arguments):
-        labels = {"away": [["Mass"], [], ["Mass"]], "towards": [[], ["Mass"], ["Effusion"]]}
-        arguments = {**arguments, "guidance_scale": self.SCALES, "generator": generators(0)}
-        together = pipe(random_pil(1), **labels, **arguments)
-        assert together.guidance_scales.tolist() == [30.0, 10.0, 10.0]  # of two the smaller
-        for row, scale in enumerate(together.guidance_scales.tolist()):
-            wanted = {name: rows[row] or None for name, rows in labels.items()}
-            arguments |= {"guidance_scale": scale, "generator": generators(0)}
-            close(together.images[row], pipe(random_pil(1), **wanted, **arguments).images[0])
-
-    def test_a_search_begins_there(self, pipe, monkeypatch):
-        begun = []
-
-        class Recorder(guidance_search.ScaleSearch):
-            def __init__(self, num_rows, initial_scale, max_scale):
-                begun.append((initial_scale, max_scale))
-                super().__init__(num_rows, initial_scale, max_scale)
-
-        monkeypatch.setattr(guidance_search, "ScaleSearch", Recorder)
-        arguments = {**FAST, "target_probability": 1e-6, "guidance_scale": self.SCALES, "max_guidance_scale": 40.0}
-        pipe(random_pil(1), away="Mass", **arguments)
-        pipe(random_pil(1), towards="Mass", **arguments)
-        assert begun == [(30.0, 40.0), (10.0, 40.0)]
-        with pytest.raises(ValueError, match=r"must be at least 30\.0, where the search begins"):
-            pipe(random_pil(1), away="Mass", **{**arguments, "max_guidance_scale": 20.0})
-        pipe(random_pil(1), away="Mass", **{**arguments, "guidance_scale": {"away": 30.0, "towards": 0.0}})
-
-    def test_numbers_of_any_library(self, pipe):
-        for number in (np.float32(7), torch.tensor(7.0)):
-            for scale in (number, {"away": number}):
-                output = pipe(random_pil(1), away="Mass", **{**FAST, "guidance_scale": scale})
-                assert output.guidance_scales.tolist() == [7.0] and "7.0" in json.dumps(output.settings)
-
-    def test_the_checkpoint_may_have_them(self, arguments):
-        pipe = tiny_pipeline(MediffusionCounterfactualPipeline, guidance_defaults={"guidance_scale": self.SCALES})
-        arguments = {name: value for name, value in arguments.items() if name != "guidance_scale"}
-        output = pipe(random_pil(1), towards="Mass", generator=generators(0), **arguments)
-        assert output.guidance_scales.tolist() == [10.0] and output.settings["guidance_scale"] == self.SCALES
-
-    @pytest.mark.parametrize(
-        "scale, message",
-        [
-            ({}, "must hold a scale for 'towards', for 'away' or for both"),
-            ({"remove": 3.0}, r"but holds \['remove'\]"),
-            ({"towards": 3.0}, "holds no scale for 'away'. Add it, or give one number"),
-            ({"away": "3"}, "must be a number, but got '3'"),
-            ({"away": -3.0}, "must be at least 0"),
-            ({10.0, 20.0}, "must be a number, but got {"),
-        ],
-    )
-    def test_mistakes(self, pipe, scale, message):
-        with pytest.raises(ValueError, match=message):
-            pipe(random_pil(1), away="Mass", **{**FAST, "guidance_scale": scale})
 
 
 class TestHold:
