@@ -1,0 +1,67 @@
+"""The one place where a command turns errors into one line and an exit code.
+
+if __name__ == "__main__":
+    run_command(main, "train_joint.py")
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from ..privacy import without_tokens
+from ..stop_request import StoppedBySignal
+
+
+TRACEBACK_VARIABLE = "MEDIFFUSION_TRACEBACK"
+# What a user can correct: arguments, files, the network (httpx and the Hub derive theirs from OSError or ValueError
+# only in part; `explain` sees to the rest), numbers that left their range, memory.
+_EXPECTED = (OSError, ValueError, FloatingPointError, ImportError, MemoryError)
+
+
+def run_command(main: Callable[[], int | None], name: str) -> None:
+    """Run a command and end the process: 0 if it did its work, 1 for an error, said in one line.
+
+    Args:
+        main: does the work; what it returns is the exit code, `None` is 0.
+        name: of the command, before each message.
+
+    Raises:
+        SystemExit: always.
+    """
+    try:
+        code = main()
+    except (SystemExit, StoppedBySignal):
+        raise
+    except KeyboardInterrupt:
+        print(f"{name}: stopped by Ctrl-C.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read the output has left; Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            traceback.print_exc()
+        print(without_tokens(f"{name}: {explain(error)}"), file=sys.stderr)
+        sys.exit(1)
+    sys.exit(code or 0)
+
+
+def explain(error: BaseException) -> str:
+    """An error as one line for the user.
+
+    Args:
+        error: what ended the command.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, _EXPECTED):
+        return text
+    place = traceback.extract_tb(error.__traceback__)[-1:] if error.__traceback__ else []
+    where = f" ({os.path.basename(place[0].filename)}, line {place[0].lineno})" if place else ""
+    return (
+        f"this is a fault of the software and not of your input: {type(error).__name__}: {text}{where}. Please report "
+        f"it with what {TRACEBACK_VARIABLE}=1 prints."
+    )

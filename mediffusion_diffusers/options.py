@@ -1,0 +1,139 @@
+"""Options declared once: type, default, help and range stand in a dataclass, and everything else is derived from it.
+
+A field's range is part of its type, so that `transformers.HfArgumentParser` and `dataclasses` see an ordinary field:
+
+    @dataclass(frozen=True)
+    class Schedule:
+        learning_rate: Annotated[float, Range(above=0)] = option(1e-4, "Largest learning rate.")
+        start: Literal["inversion", "noise"] = option("inversion", "How to get to the noise level.")
+
+    check_options(Schedule(learning_rate=float("nan")))  # ValueError: `learning_rate` must be a number above 0, ...
+"""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any, Literal, Union
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where a number may lie. Infinite numbers and NaN lie nowhere.
+
+    Args:
+        above: the number must be larger.
+        at_least: the number must be as large or larger.
+        below: the number must be smaller.
+        at_most: the number must be as small or smaller.
+    """
+
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether a number lies inside; written so that NaN does not."""
+        return (
+            math.isfinite(value)
+            and (self.above is None or value > self.above)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.below is None or value < self.below)
+            and (self.at_most is None or value <= self.at_most)
+        )
+
+    def __str__(self) -> str:
+        low = self.above if self.above is not None else self.at_least
+        high = self.below if self.below is not None else self.at_most
+        if low is None and high is None:
+            return "finite"
+        if high is None:
+            return f"{'above' if self.above is not None else 'at least'} {low:g}"
+        if low is None:
+            return f"{'below' if self.below is not None else 'at most'} {high:g}"
+        return f"in {'(' if self.above is not None else '['}{low:g}, {high:g}{')' if self.below is not None else ']'}"
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A dataclass field with its help text.
+
+    Args:
+        default: its default; a list or dict is copied for each instance.
+        help: one or two sentences, for `--help`, docstrings and cards.
+        metadata: more for `HfArgumentParser`, such as `aliases`.
+    """
+    metadata = {"help": help, **metadata}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check_number(name: str, value: Any, allowed: Range | None = None, whole: bool = False) -> None:
+    """Refuse what is not a number, not a whole one, not finite, or outside its range.
+
+    Args:
+        name: of the argument, for the message.
+        value: what came.
+        allowed: where it may lie; `None` lets any finite number pass.
+        whole: only whole numbers.
+
+    Raises:
+        ValueError: naming the argument, what it must be and what came.
+    """
+    allowed = Range() if allowed is None else allowed
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not is_number or not allowed.holds(value):
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"`{name}` must be {kind} {allowed}, but got {value!r}.".replace("a number finite", "finite"))
+
+
+def check_options(options: Any) -> None:
+    """Check every field of a dataclass whose type states a range or choices; lists and dicts item by item.
+
+    Args:
+        options: an instance.
+
+    Raises:
+        ValueError: for the first field that does not hold what its type says.
+    """
+    hints = typing.get_type_hints(type(options), include_extras=True)
+    for entry in fields(options):
+        _check(entry.name, getattr(options, entry.name), hints[entry.name])
+
+
+def range_of(options_class: type, name: str) -> Range | None:
+    """The range in a field's type, if it states one."""
+    hint = typing.get_type_hints(options_class, include_extras=True)[name]
+    return next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)), None)
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    allowed = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)), None)
+    plain = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+    members = typing.get_args(plain) if typing.get_origin(plain) in (Union, types.UnionType) else (plain,)
+    if value is None and type(None) in members:
+        return
+    choices = [choice for member in members for choice in _choices(member)]
+    if choices and not (value in choices if isinstance(value, str) else False):
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, but got {value!r}.")
+    if allowed is None:
+        return
+    whole = int in members or any(int in typing.get_args(member) for member in members)
+    whole = whole and not (float in members or any(float in typing.get_args(member) for member in members))
+    for item in _items(value):
+        check_number(name, item, allowed, whole)
+
+
+def _choices(member: Any) -> list[Any]:
+    return list(typing.get_args(member)) if typing.get_origin(member) is Literal else []
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, (list, tuple)) else [value]
