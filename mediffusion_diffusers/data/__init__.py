@@ -2,12 +2,12 @@
 
 from .chestxray14 import convert_chestxray14
 from .dicom import read_dicom
-from .dicom_folder import convert_dicom
 from .image_folder import ColumnNames, convert_dataset, convert_hub_dataset, convert_image_folder
 from .isic2019 import convert_isic2019
 from .medmnist import convert_medmnist
 from .pictures import encode_picture, encode_png, open_picture
 from .schema import DatasetInfo, features, label_matrix, load_info, load_prepared, make_row
+from .sources.dicom_folder import convert_dicom
 from .splits import LabelledSplit, draw_labelled_split, limit_by_patient, patient_validation_split
 from .summary import format_summary, summarize_prepared
 from .transforms import ImageTransform

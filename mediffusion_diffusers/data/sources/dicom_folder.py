@@ -16,13 +16,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..atomic_files import write_text
-from .conversion import SourceImage, write_sources
-from .dicom import read_dicom, read_header
-from .label_table import LabelTable, read_label_table
-from .schema import MULTI_LABEL, DatasetInfo
-from .splits import patient_validation_split
-from .writer import ConversionReport, check_output_folder
+from ...atomic_files import write_text
+from ..conversion import SourceImage, write_sources
+from ..dicom import read_dicom, read_header
+from ..label_table import LabelTable, read_label_table
+from ..schema import MULTI_LABEL, DatasetInfo
+from ..splits import patient_validation_split
+from ..writer import ConversionReport, check_output_folder
 
 
 _SUFFIXES = (".dcm", ".dicom", ".ima")

@@ -1,0 +1,1 @@
+"""One converter per source: each lists and reads its files by itself."""
