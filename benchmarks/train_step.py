@@ -35,12 +35,12 @@ from mediffusion_diffusers.data.schema import load_prepared, parquet_files
 from mediffusion_diffusers.data.transforms import ImageTransform
 from mediffusion_diffusers.latents import encode_pixels
 from mediffusion_diffusers.models.presets import PAPER_NOISE_SCHEDULE, PAPER_UNET
-from mediffusion_diffusers.training.ema import EMAWeights
-from mediffusion_diffusers.training.image_rows import ImageRows, stream_batches
-from mediffusion_diffusers.training.latent_cache import CachePlan, open_latent_cache, stream_latents
-from mediffusion_diffusers.training.objectives import DiffusionBatch, JointObjective, LabelledBatch
-from mediffusion_diffusers.training.optimizer import build_adamw
-from mediffusion_diffusers.training.streams import IndexStream
+from mediffusion_diffusers.training.data.image_rows import ImageRows, stream_batches
+from mediffusion_diffusers.training.data.latent_cache import CachePlan, open_latent_cache, stream_latents
+from mediffusion_diffusers.training.data.streams import IndexStream
+from mediffusion_diffusers.training.joint.objectives import DiffusionBatch, JointObjective, LabelledBatch
+from mediffusion_diffusers.training.run.ema import EMAWeights
+from mediffusion_diffusers.training.run.optimizer import build_adamw
 
 
 DEMO_UNET: dict[str, Any] = {  # the U-Net of the preset phantom-demo

@@ -13,8 +13,8 @@ from support.components import tiny_components
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.explanation.arguments import explanation_parser
-from mediffusion_diffusers.training.autoencoder_arguments import autoencoder_parser
-from mediffusion_diffusers.training.joint_arguments import joint_parser
+from mediffusion_diffusers.training.autoencoder.arguments import autoencoder_parser
+from mediffusion_diffusers.training.joint.arguments import joint_parser
 
 
 ROOT = Path(__file__).parents[1]

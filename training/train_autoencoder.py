@@ -13,8 +13,8 @@ from __future__ import annotations
 import sys
 
 from mediffusion_diffusers.training.arguments import parse_arguments
-from mediffusion_diffusers.training.autoencoder_arguments import autoencoder_parser
-from mediffusion_diffusers.training.autoencoder_trainer import train_autoencoder
+from mediffusion_diffusers.training.autoencoder.arguments import autoencoder_parser
+from mediffusion_diffusers.training.autoencoder.trainer import train_autoencoder
 from mediffusion_diffusers.training.presets import AUTOENCODER_PRESETS
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import sys
 
 from mediffusion_diffusers.training.arguments import parse_arguments
-from mediffusion_diffusers.training.joint_arguments import joint_parser
-from mediffusion_diffusers.training.joint_trainer import train_joint
+from mediffusion_diffusers.training.joint.arguments import joint_parser
+from mediffusion_diffusers.training.joint.trainer import train_joint
 from mediffusion_diffusers.training.presets import JOINT_PRESETS
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 
-from mediffusion_diffusers.training.oracle import oracle_parser, train_oracle
+from mediffusion_diffusers.training.oracle.trainer import oracle_parser, train_oracle
 
 
 def main() -> None:

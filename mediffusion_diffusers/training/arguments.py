@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .hub_checkpoints import hub_source
-from .learning_rate import LR_SCHEDULERS
+from .run.hub_checkpoints import hub_source
+from .run.learning_rate import LR_SCHEDULERS
 
 
 _POSITIVE_ARGUMENTS = (

@@ -14,16 +14,16 @@ from ..data.splits import LabelledSplit
 from ..latents import vae_scale_factor
 from ..models.presets import PAPER_AUTOENCODER
 from .arguments import public_arguments
-from .autoencoder_arguments import has_discriminator
-from .autoencoder_models import build_autoencoder
-from .autoencoder_objective import AutoencoderObjective
-from .components import build_unet, load_vae
-from .label_balance import positives_per_label
-from .memory_estimate import memory_estimate, saved_activation_bytes
-from .objectives import classification_steps_before
-from .optimizer import count_parameters
-from .patch_discriminator import PatchDiscriminator
-from .training_data import dataset_folder
+from .autoencoder.arguments import has_discriminator
+from .autoencoder.models import build_autoencoder
+from .autoencoder.objective import AutoencoderObjective
+from .autoencoder.patch_discriminator import PatchDiscriminator
+from .data.label_balance import positives_per_label
+from .data.training_data import dataset_folder
+from .joint.components import build_unet, load_vae
+from .joint.objectives import classification_steps_before
+from .run.memory_estimate import memory_estimate, saved_activation_bytes
+from .run.optimizer import count_parameters
 
 
 def describe_joint_run(args: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from mediffusion_diffusers.data.schema import DatasetInfo, load_info
 from mediffusion_diffusers.evaluation.counterfactual_study import CounterfactualStudyRunner
 from mediffusion_diffusers.models.oracle_classifier import PATIENTS_FILE, OracleClassifier, patient_digest
 from mediffusion_diffusers.reports.counterfactual_report import load_figures, write_study
-from mediffusion_diffusers.training.oracle import build_oracle
+from mediffusion_diffusers.training.oracle.trainer import build_oracle
 
 
 SETTINGS = {"num_inference_steps": 3, "guidance_scale": 20.0, "strength": 0.3}

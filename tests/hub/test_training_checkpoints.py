@@ -8,7 +8,7 @@ import pytest
 from support.training import TINY_JOINT
 
 from mediffusion_diffusers.data.phantom import prepare_phantoms
-from mediffusion_diffusers.training.hub_checkpoints import hub_source, with_retries
+from mediffusion_diffusers.training.run.hub_checkpoints import hub_source, with_retries
 
 
 REPOSITORY = "org/mediffusion-phantom"
@@ -23,7 +23,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 FETCH = """
 import sys
 from pathlib import Path
-from mediffusion_diffusers.training.hub_checkpoints import download_for_resuming
+from mediffusion_diffusers.training.run.hub_checkpoints import download_for_resuming
 
 folder = Path(sys.argv[1])
 folder.mkdir(exist_ok=True)

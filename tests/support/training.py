@@ -1,8 +1,8 @@
 """The smallest real training: 16x16 phantoms, a U-Net of a few thousand parameters, a handful of steps."""
 
 from mediffusion_diffusers.training.arguments import parse_arguments
-from mediffusion_diffusers.training.autoencoder_arguments import autoencoder_parser
-from mediffusion_diffusers.training.joint_arguments import joint_parser
+from mediffusion_diffusers.training.autoencoder.arguments import autoencoder_parser
+from mediffusion_diffusers.training.joint.arguments import joint_parser
 from mediffusion_diffusers.training.presets import AUTOENCODER_PRESETS, JOINT_PRESETS
 
 

@@ -2,15 +2,15 @@ import pytest
 import torch
 from support.components import tiny_vae
 
-from mediffusion_diffusers.training.adversarial import (
+from mediffusion_diffusers.training.autoencoder.adversarial import (
     DiscriminatorObjective,
     adaptive_weight,
     frozen_logits,
     generator_loss,
     hinge_loss,
 )
-from mediffusion_diffusers.training.autoencoder_objective import AutoencoderObjective
-from mediffusion_diffusers.training.patch_discriminator import PatchDiscriminator, smallest_image
+from mediffusion_diffusers.training.autoencoder.objective import AutoencoderObjective
+from mediffusion_diffusers.training.autoencoder.patch_discriminator import PatchDiscriminator, smallest_image
 
 
 def discriminator(channels=1, num_layers=1):

@@ -12,10 +12,10 @@ from support.training import TINY_AUTOENCODER, autoencoder_arguments
 from transformers import ResNetConfig, ResNetModel
 
 from mediffusion_diffusers.metrics_log import read_metrics
-from mediffusion_diffusers.training.autoencoder_models import adapt_to_grey
-from mediffusion_diffusers.training.autoencoder_trainer import AutoencoderTrainer, train_autoencoder
+from mediffusion_diffusers.training.autoencoder.models import adapt_to_grey
+from mediffusion_diffusers.training.autoencoder.reconstruction import reconstruction_quality, structural_similarity
+from mediffusion_diffusers.training.autoencoder.trainer import AutoencoderTrainer, train_autoencoder
 from mediffusion_diffusers.training.dry_run import describe_autoencoder_run
-from mediffusion_diffusers.training.reconstruction import reconstruction_quality, structural_similarity
 
 
 GROUPS = ("objective", "optimizer", "ema", "discriminator", "discriminator_optimizer")

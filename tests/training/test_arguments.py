@@ -11,11 +11,11 @@ from support.training import TINY_AUTOENCODER, TINY_JOINT, autoencoder_arguments
 from mediffusion_diffusers.data.schema import load_prepared
 from mediffusion_diffusers.data.splits import LabelledSplit
 from mediffusion_diffusers.training.arguments import public_arguments
-from mediffusion_diffusers.training.autoencoder_arguments import check_autoencoder_arguments
+from mediffusion_diffusers.training.autoencoder.arguments import check_autoencoder_arguments
 from mediffusion_diffusers.training.dry_run import describe_autoencoder_run, describe_joint_run
-from mediffusion_diffusers.training.joint_arguments import check_joint_arguments
-from mediffusion_diffusers.training.memory_estimate import saved_activation_bytes
+from mediffusion_diffusers.training.joint.arguments import check_joint_arguments
 from mediffusion_diffusers.training.presets import AUTOENCODER_PRESETS, JOINT_PRESETS
+from mediffusion_diffusers.training.run.memory_estimate import saved_activation_bytes
 
 
 SCRIPTS = Path(__file__).parents[2] / "training"

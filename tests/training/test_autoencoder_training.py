@@ -11,11 +11,11 @@ from mediffusion_diffusers import MediffusionClassifyPipeline
 from mediffusion_diffusers.data.schema import load_prepared
 from mediffusion_diffusers.data.transforms import ImageTransform
 from mediffusion_diffusers.metrics_log import read_metrics
-from mediffusion_diffusers.training.autoencoder_objective import AutoencoderObjective
-from mediffusion_diffusers.training.autoencoder_trainer import AutoencoderTrainer, train_autoencoder
-from mediffusion_diffusers.training.image_rows import ImageRows
-from mediffusion_diffusers.training.joint_trainer import train_joint
-from mediffusion_diffusers.training.latent_statistics import measure_latent_std
+from mediffusion_diffusers.training.autoencoder.objective import AutoencoderObjective
+from mediffusion_diffusers.training.autoencoder.trainer import AutoencoderTrainer, train_autoencoder
+from mediffusion_diffusers.training.data.image_rows import ImageRows
+from mediffusion_diffusers.training.data.latent_statistics import measure_latent_std
+from mediffusion_diffusers.training.joint.trainer import train_joint
 
 
 def run(phantoms, output_dir, *arguments):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from support.components import tiny_unet
 
-from mediffusion_diffusers.training.checkpoints import (
+from mediffusion_diffusers.training.run.checkpoints import (
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -15,7 +15,7 @@ from mediffusion_diffusers.training.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from mediffusion_diffusers.training.optimizer import build_adamw, joint_parameter_groups
+from mediffusion_diffusers.training.run.optimizer import build_adamw, joint_parameter_groups
 
 
 def build(seed):

@@ -1,7 +1,7 @@
 import torch
 from support.components import tiny_unet
 
-from mediffusion_diffusers.training.ema import EMAWeights, validation_weights
+from mediffusion_diffusers.training.run.ema import EMAWeights, validation_weights
 
 
 def move(model, seed):

@@ -19,7 +19,7 @@ from mediffusion_diffusers.data.schema import DatasetInfo, load_info, load_prepa
 from mediffusion_diffusers.data.writer import write_prepared
 from mediffusion_diffusers.evaluation.classification import per_label_auroc
 from mediffusion_diffusers.metrics_log import read_metrics
-from mediffusion_diffusers.training.joint_trainer import JointTrainer, train_joint
+from mediffusion_diffusers.training.joint.trainer import JointTrainer, train_joint
 
 
 TIMINGS = ("seconds", "images_per_second", "data_wait_share")

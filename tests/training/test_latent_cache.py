@@ -13,10 +13,10 @@ from mediffusion_diffusers.data.transforms import ImageTransform
 from mediffusion_diffusers.latents import encode_pixels
 from mediffusion_diffusers.metrics_log import read_metrics
 from mediffusion_diffusers.training import latent_cache
-from mediffusion_diffusers.training.image_rows import ImageRows
-from mediffusion_diffusers.training.joint_trainer import train_joint
-from mediffusion_diffusers.training.latent_cache import CachePlan, open_latent_cache, stream_latents
-from mediffusion_diffusers.training.streams import IndexStream
+from mediffusion_diffusers.training.data.image_rows import ImageRows
+from mediffusion_diffusers.training.data.latent_cache import CachePlan, open_latent_cache, stream_latents
+from mediffusion_diffusers.training.data.streams import IndexStream
+from mediffusion_diffusers.training.joint.trainer import train_joint
 
 
 PLAIN = ImageTransform(16, 1)

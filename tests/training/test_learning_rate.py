@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from mediffusion_diffusers.training.learning_rate import LR_SCHEDULERS, lr_factor, set_learning_rate
+from mediffusion_diffusers.training.run.learning_rate import LR_SCHEDULERS, lr_factor, set_learning_rate
 
 
 @pytest.mark.parametrize("name", LR_SCHEDULERS)

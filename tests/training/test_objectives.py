@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.components import MULTI_LABEL, SINGLE_LABEL, tiny_scheduler, tiny_unet
 
-from mediffusion_diffusers.training.objectives import (
+from mediffusion_diffusers.training.joint.objectives import (
     DiffusionBatch,
     JointObjective,
     LabelledBatch,
@@ -15,7 +15,7 @@ from mediffusion_diffusers.training.objectives import (
     diffusion_loss,
     diffusion_target,
 )
-from mediffusion_diffusers.training.optimizer import build_adamw, joint_parameter_groups
+from mediffusion_diffusers.training.run.optimizer import build_adamw, joint_parameter_groups
 
 
 NAN = float("nan")

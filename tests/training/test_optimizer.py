@@ -1,7 +1,7 @@
 import torch
 from support.components import tiny_unet
 
-from mediffusion_diffusers.training.optimizer import build_adamw, count_parameters, joint_parameter_groups
+from mediffusion_diffusers.training.run.optimizer import build_adamw, count_parameters, joint_parameter_groups
 
 
 def test_every_parameter_is_in_exactly_one_group_and_moves():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
-from mediffusion_diffusers.training.perceptual_loss import (
+from mediffusion_diffusers.training.autoencoder.perceptual_loss import (
     TransformersPerceptualLoss,
     grey_to_rgb,
     load_perceptual_loss,

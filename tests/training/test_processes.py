@@ -13,8 +13,8 @@ from support.processes import children, kill_tree
 from support.training import TINY_JOINT, joint_arguments
 
 from mediffusion_diffusers.metrics_log import read_metrics
-from mediffusion_diffusers.training.checkpoints import find_checkpoint
-from mediffusion_diffusers.training.joint_trainer import train_joint
+from mediffusion_diffusers.training.joint.trainer import train_joint
+from mediffusion_diffusers.training.run.checkpoints import find_checkpoint
 
 
 SCRIPT = Path(__file__).parents[2] / "training" / "train_joint.py"

@@ -9,21 +9,21 @@ from diffusers.utils import logging
 from support.components import MULTI_LABEL, SINGLE_LABEL, tiny_scheduler, tiny_unet
 from torch.nn import functional as F
 
-from mediffusion_diffusers.training.label_balance import (
+from mediffusion_diffusers.training.data.label_balance import (
     BalancedIndexStream,
     resolve_pos_weight,
     warn_about_missing_labels,
 )
-from mediffusion_diffusers.training.loss_weights import min_snr_weights
-from mediffusion_diffusers.training.objectives import (
+from mediffusion_diffusers.training.data.streams import IndexStream, take_slice
+from mediffusion_diffusers.training.joint.loss_weights import min_snr_weights
+from mediffusion_diffusers.training.joint.objectives import (
     DiffusionBatch,
     JointObjective,
     LabelledBatch,
     classification_loss,
     diffusion_loss,
 )
-from mediffusion_diffusers.training.pseudo_labels import confident_labels, num_pseudo_terms
-from mediffusion_diffusers.training.streams import IndexStream, take_slice
+from mediffusion_diffusers.training.joint.pseudo_labels import confident_labels, num_pseudo_terms
 
 
 NAN = float("nan")

@@ -19,9 +19,9 @@ from mediffusion_diffusers.data.schema import load_info, load_prepared
 from mediffusion_diffusers.data.splits import draw_labelled_split
 from mediffusion_diffusers.guidance import OWN_GUIDANCE_MODES
 from mediffusion_diffusers.metrics_log import read_metrics
-from mediffusion_diffusers.training.components import build_noise_scheduler, sampling_scheduler
-from mediffusion_diffusers.training.joint_arguments import check_joint_arguments
-from mediffusion_diffusers.training.joint_trainer import train_joint
+from mediffusion_diffusers.training.joint.arguments import check_joint_arguments
+from mediffusion_diffusers.training.joint.components import build_noise_scheduler, sampling_scheduler
+from mediffusion_diffusers.training.joint.trainer import train_joint
 
 
 PSEUDO = (

@@ -1,8 +1,8 @@
 import torch
 from support.components import TINY_UNET, tiny_scheduler, tiny_unet
 
-from mediffusion_diffusers.training.objectives import DiffusionBatch, JointObjective, LabelledBatch
-from mediffusion_diffusers.training.shared_forward import UNetInput, can_share, predict
+from mediffusion_diffusers.training.joint.objectives import DiffusionBatch, JointObjective, LabelledBatch
+from mediffusion_diffusers.training.joint.shared_forward import UNetInput, can_share, predict
 
 
 def batches(num_images=4, num_labelled=3):

@@ -6,8 +6,8 @@ import torch
 
 from mediffusion_diffusers.data.schema import load_prepared
 from mediffusion_diffusers.data.transforms import ImageTransform
-from mediffusion_diffusers.training.image_rows import ImageRows, stream_batches
-from mediffusion_diffusers.training.streams import IndexStream, take_slice
+from mediffusion_diffusers.training.data.image_rows import ImageRows, stream_batches
+from mediffusion_diffusers.training.data.streams import IndexStream, take_slice
 
 
 def rows_of(stream, steps):

@@ -22,10 +22,10 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from diffusers.utils import logging
 from tqdm.auto import tqdm
 
-from ..metrics_log import LossWindow, MetricsLog
-from ..stop_request import StoppedBySignal, StopRequest
-from ..version import __version__
-from .arguments import public_arguments
+from ...metrics_log import LossWindow, MetricsLog
+from ...stop_request import StoppedBySignal, StopRequest
+from ...version import __version__
+from ..arguments import public_arguments
 from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from .hub_checkpoints import HubUploads, download_for_resuming, hub_source
 

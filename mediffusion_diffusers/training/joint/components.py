@@ -9,10 +9,10 @@ from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DModel
 
-from ..data.schema import DatasetInfo
-from ..latents import vae_scale_factor
-from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
-from ..models.presets import PAPER_UNET
+from ...data.schema import DatasetInfo
+from ...latents import vae_scale_factor
+from ...models import JointUNet2DModel, SpaceToDepthAutoencoder
+from ...models.presets import PAPER_UNET
 
 
 # Shape of the U-Net that can be given on the command line, by name of the config.

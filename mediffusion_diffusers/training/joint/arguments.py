@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .arguments import (
+from ..arguments import (
     add_data_arguments,
     add_hub_arguments,
     add_optimizer_arguments,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..models import JointUNet2DModel
+from ...models import JointUNet2DModel
 from .shared_forward import UNetInput, predict
 
 

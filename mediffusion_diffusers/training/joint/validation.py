@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.transforms import ImageTransform
-from ..evaluation.classification import per_label_auroc, youden_threshold
-from ..latents import encode_pixels
-from ..models import JointUNet2DModel
-from .latent_cache import LatentCache
+from ...data.transforms import ImageTransform
+from ...evaluation.classification import per_label_auroc, youden_threshold
+from ...latents import encode_pixels
+from ...models import JointUNet2DModel
+from ..data.latent_cache import LatentCache
+from ..data.training_data import TrainingData
+from ..run.randomness import keyed_generator
+from ..run.run import TrainingRun
 from .objectives import classification_loss, diffusion_target
-from .randomness import keyed_generator
-from .run import TrainingRun
-from .training_data import TrainingData
 
 
 @dataclass

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..data.schema import DatasetInfo
-from ..metrics_log import read_metrics
-from ..models import JointUNet2DModel
-from ..privacy import without_tokens
+from ...data.schema import DatasetInfo
+from ...metrics_log import read_metrics
+from ...models import JointUNet2DModel
+from ...privacy import without_tokens
+from ..data.training_data import TrainingData
+from ..run.hub_checkpoints import with_retries
+from ..run.run import CONFIG_FILE, METRICS_FILE, TrainingRun, publish_folder
 from .components import sampling_scheduler
-from .hub_checkpoints import with_retries
-from .run import CONFIG_FILE, METRICS_FILE, TrainingRun, publish_folder
-from .training_data import TrainingData
 from .validation import ValidationResult, label_thresholds
 
 
@@ -53,7 +53,7 @@ def save_joint_pipeline(
         data: what it was trained on.
         validation: the last validation; multi-label models get their thresholds from it.
     """
-    from ..reports.publishing import publish_pipeline_folder
+    from ...reports.publishing import publish_pipeline_folder
 
     args = run.args
     partial = run.output_dir / ".pipeline.partial"
@@ -89,8 +89,8 @@ def write_joint_pipeline(
     folder: Path,
 ) -> None:
     """Write a `MediffusionCounterfactualPipeline` with its card into a folder; see `save_joint_pipeline`."""
-    from ..pipelines import MediffusionCounterfactualPipeline
-    from ..reports.model_card import render_model_card
+    from ...pipelines import MediffusionCounterfactualPipeline
+    from ...reports.model_card import render_model_card
 
     args = run.args
     if validation is not None and data.info.is_multi_label:

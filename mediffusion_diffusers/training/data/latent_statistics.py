@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..data.transforms import ImageTransform
-from ..latents import encode_pixels
+from ...data.transforms import ImageTransform
+from ...latents import encode_pixels
 from .image_rows import ImageRows
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..data.transforms import ImageTransform
-from .randomness import keyed_rng
+from ...data.transforms import ImageTransform
+from ..run.randomness import keyed_rng
 from .streams import IndexStream, StreamItem, take_slice
 
 

@@ -12,31 +12,31 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..data.transforms import ImageTransform
-from ..image_processor import denormalize
-from ..latents import vae_scale_factor
+from ...data.transforms import ImageTransform
+from ...image_processor import denormalize
+from ...latents import vae_scale_factor
+from ..data.image_rows import stream_batches
+from ..data.latent_statistics import measure_latent_std
+from ..data.streams import IndexStream, slice_bounds
+from ..data.training_data import TrainingData, load_training_data, num_workers, train_transform
+from ..dry_run import describe_autoencoder_run
+from ..joint.final_model import check_publishable
+from ..joint.sample_grids import save_image_grid
+from ..run.checkpoints import module_tensors, optimizer_tensors, restore_module, restore_optimizer
+from ..run.ema import EMAWeights, validation_weights
+from ..run.interruption import explained_full_disk
+from ..run.learning_rate import lr_factor, set_learning_rate
+from ..run.optimizer import build_adamw, count_parameters
+from ..run.randomness import keyed_generator, keyed_seed, seed_step
+from ..run.run import TrainingRun, check_output_folder
 from .adversarial import DiscriminatorObjective
-from .autoencoder_arguments import check_autoencoder_arguments, has_discriminator
-from .autoencoder_models import build_autoencoder
-from .autoencoder_objective import AutoencoderObjective
-from .checkpoints import module_tensors, optimizer_tensors, restore_module, restore_optimizer
-from .dry_run import describe_autoencoder_run
-from .ema import EMAWeights, validation_weights
-from .final_autoencoder import save_autoencoder
-from .final_model import check_publishable
-from .image_rows import stream_batches
-from .interruption import explained_full_disk
-from .latent_statistics import measure_latent_std
-from .learning_rate import lr_factor, set_learning_rate
-from .optimizer import build_adamw, count_parameters
+from .arguments import check_autoencoder_arguments, has_discriminator
+from .final_model import save_autoencoder
+from .models import build_autoencoder
+from .objective import AutoencoderObjective
 from .patch_discriminator import PatchDiscriminator
 from .perceptual_loss import load_perceptual_loss
-from .randomness import keyed_generator, keyed_seed, seed_step
 from .reconstruction import QUALITY_MEASURES, reconstruction_quality
-from .run import TrainingRun, check_output_folder
-from .sample_grids import save_image_grid
-from .streams import IndexStream, slice_bounds
-from .training_data import TrainingData, load_training_data, num_workers, train_transform
 
 
 class AutoencoderTrainer:

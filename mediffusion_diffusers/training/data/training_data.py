@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from diffusers.utils import logging
 
-from ..data.schema import DatasetInfo, label_matrix, load_info, load_prepared, parquet_files
-from ..data.splits import LabelledSplit, limit_by_patient, patient_validation_split
-from ..data.transforms import ImageTransform
+from ...data.schema import DatasetInfo, label_matrix, load_info, load_prepared, parquet_files
+from ...data.splits import LabelledSplit, limit_by_patient, patient_validation_split
+from ...data.transforms import ImageTransform
 from .image_rows import ImageRows
 
 

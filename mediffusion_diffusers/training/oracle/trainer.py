@@ -19,18 +19,18 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from ..atomic_files import write_json
-from ..data.schema import DatasetInfo, label_matrix, load_info, load_prepared, parquet_files
-from ..data.transforms import ImageTransform
-from ..evaluation.classification import per_label_auroc, youden_threshold
-from ..metrics_log import MetricsLog
-from ..models.oracle_classifier import PATIENTS_FILE, OracleClassifier, patient_digest, resize_for_oracle
-from ..version import __version__
-from .image_rows import ImageRows, stream_batches
-from .learning_rate import lr_factor
-from .objectives import classification_loss
-from .randomness import keyed_generator
-from .streams import IndexStream
+from ...atomic_files import write_json
+from ...data.schema import DatasetInfo, label_matrix, load_info, load_prepared, parquet_files
+from ...data.transforms import ImageTransform
+from ...evaluation.classification import per_label_auroc, youden_threshold
+from ...metrics_log import MetricsLog
+from ...models.oracle_classifier import PATIENTS_FILE, OracleClassifier, patient_digest, resize_for_oracle
+from ...version import __version__
+from ..data.image_rows import ImageRows, stream_batches
+from ..data.streams import IndexStream
+from ..joint.objectives import classification_loss
+from ..run.learning_rate import lr_factor
+from ..run.randomness import keyed_generator
 
 
 # Augmentation of the training images, in units of the model's range [-1, 1] and in pixels.

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from diffusers.utils import logging
 
-from ..privacy import without_tokens
+from ...privacy import without_tokens
 from .checkpoints import MANIFEST, incomplete_reason, list_checkpoints
 
 
@@ -199,7 +199,7 @@ class HubUploads:
     def _upload(self, stage: Path, step: int) -> None:
         from huggingface_hub import HfApi
 
-        from ..reports.publishing import publish_pipeline_folder
+        from ...reports.publishing import publish_pipeline_folder
 
         if (stage / "pipeline" / "README.md").is_file():
             title = f"Upload the pipeline after {step} training steps"

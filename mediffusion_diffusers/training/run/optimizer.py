@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models import JointUNet2DModel
+from ...models import JointUNet2DModel
 
 
 def joint_parameter_groups(

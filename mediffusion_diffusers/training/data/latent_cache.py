@@ -25,11 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..data.transforms import ImageTransform
-from ..latents import encode_pixels, vae_scale_factor
-from .checkpoints import MANIFEST
+from ...data.transforms import ImageTransform
+from ...latents import encode_pixels, vae_scale_factor
+from ..run.checkpoints import MANIFEST
+from ..run.randomness import keyed_rng
 from .image_rows import ImageRows
-from .randomness import keyed_rng
 from .streams import IndexStream, take_slice
 
 

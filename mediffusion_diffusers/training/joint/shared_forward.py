@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..models import JointUNet2DModel
+from ...models import JointUNet2DModel
 
 
 class UNetInput(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .randomness import keyed_rng
+from ..run.randomness import keyed_rng
 
 
 class StreamItem(NamedTuple):

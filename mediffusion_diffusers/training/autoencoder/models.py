@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from ..latents import vae_scale_factor
+from ...latents import vae_scale_factor
 
 
 def build_autoencoder(args: argparse.Namespace, channels: int) -> AutoencoderKL:

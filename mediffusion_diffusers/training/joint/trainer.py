@@ -10,32 +10,32 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
-from ..data.transforms import ImageTransform
-from ..latents import vae_scale_factor
-from .checkpoints import module_tensors, optimizer_tensors, restore_module, restore_optimizer
+from ...data.transforms import ImageTransform
+from ...latents import vae_scale_factor
+from ..data.label_balance import resolve_pos_weight, warn_about_missing_labels
+from ..data.latent_cache import LatentCache
+from ..data.latent_statistics import measure_latent_std
+from ..data.training_data import TrainingData, load_training_data
+from ..dry_run import describe_joint_run
+from ..run.checkpoints import module_tensors, optimizer_tensors, restore_module, restore_optimizer
+from ..run.ema import EMAWeights, validation_weights
+from ..run.interruption import explained_full_disk
+from ..run.learning_rate import lr_factor, set_learning_rate
+from ..run.optimizer import build_adamw, count_parameters, joint_parameter_groups
+from ..run.randomness import keyed_seed, seed_step
+from ..run.run import TrainingRun, check_output_folder
+from .arguments import check_joint_arguments
+from .batches import JointBatches, open_latent_caches
 from .components import build_noise_scheduler, build_unet, load_vae
-from .dry_run import describe_joint_run
-from .ema import EMAWeights, validation_weights
 from .final_model import check_publishable, save_joint_pipeline, write_joint_pipeline
-from .interruption import explained_full_disk
-from .joint_arguments import check_joint_arguments
-from .joint_batches import JointBatches, open_latent_caches
-from .label_balance import resolve_pos_weight, warn_about_missing_labels
-from .latent_cache import LatentCache
-from .latent_statistics import measure_latent_std
-from .learning_rate import lr_factor, set_learning_rate
 from .objectives import (
     JointObjective,
     LabelledBatch,
     classification_is_due,
     classification_steps_before,
 )
-from .optimizer import build_adamw, count_parameters, joint_parameter_groups
 from .pseudo_labels import confident_labels, num_pseudo_terms
-from .randomness import keyed_seed, seed_step
-from .run import TrainingRun, check_output_folder
 from .sample_grids import sample_images, save_image_grid
-from .training_data import TrainingData, load_training_data
 from .validation import ValidationResult, validate
 
 

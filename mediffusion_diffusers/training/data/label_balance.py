@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers.utils import logging
 
-from .randomness import keyed_rng
+from ..run.randomness import keyed_rng
 from .streams import IndexStream, StreamItem
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..image_processor import denormalize, numpy_to_pil
-from ..latents import decode_latents
-from ..models import JointUNet2DModel
+from ...image_processor import denormalize, numpy_to_pil
+from ...latents import decode_latents
+from ...models import JointUNet2DModel
+from ..run.randomness import keyed_generator
 from .components import sampling_scheduler
-from .randomness import keyed_generator
 
 
 @torch.no_grad()

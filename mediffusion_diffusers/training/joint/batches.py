@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.schema import parquet_files
-from ..data.transforms import ImageTransform
-from ..latents import encode_pixels
-from .image_rows import stream_batches
-from .label_balance import BalancedIndexStream
-from .latent_cache import CachePlan, LatentCache, open_latent_cache, stream_latents
+from ...data.schema import parquet_files
+from ...data.transforms import ImageTransform
+from ...latents import encode_pixels
+from ..data.image_rows import stream_batches
+from ..data.label_balance import BalancedIndexStream
+from ..data.latent_cache import CachePlan, LatentCache, open_latent_cache, stream_latents
+from ..data.streams import IndexStream, slice_bounds
+from ..data.training_data import TrainingData, latent_cache_folder, num_workers, train_transform
+from ..run.randomness import keyed_generator
+from ..run.run import TrainingRun
 from .loss_weights import min_snr_weights
 from .objectives import DiffusionBatch, LabelledBatch, classification_steps_before, count_known
-from .randomness import keyed_generator
-from .run import TrainingRun
-from .streams import IndexStream, slice_bounds
-from .training_data import TrainingData, latent_cache_folder, num_workers, train_transform
 
 
 class JointBatches:

@@ -1,0 +1,1 @@
+"""The autoencoder whose latents the joint model works on (paper App. C)."""

@@ -1,0 +1,1 @@
+"""What a training sees: images, labels, cached latents, and streams of them."""

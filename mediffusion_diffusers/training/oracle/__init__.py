@@ -1,0 +1,1 @@
+"""The outside classifier that judges counterfactuals."""

@@ -1,0 +1,1 @@
+"""The frame of a training: its folder and processes, checkpoints, random numbers, averages, schedules."""
