@@ -12,6 +12,7 @@ from PIL import Image
 from support.components import tiny_components
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.commands import prepare_dataset
 from mediffusion_diffusers.explanation.arguments import explanation_parser
 from mediffusion_diffusers.training.autoencoder.arguments import autoencoder_parser
 from mediffusion_diffusers.training.joint.arguments import joint_parser
@@ -54,7 +55,7 @@ def test_first_block_writes_the_picture_it_names(workplace):
 def test_command_is_understood_by_its_script(command, capsys, monkeypatch):
     script, *arguments = shlex.split(command.replace("\\\n", " "))
     parsers = {
-        "prepare_dataset": lambda: _load(ROOT / script).parse_args,
+        "prepare_dataset": lambda: prepare_dataset.parse_args,
         "train_autoencoder": lambda: autoencoder_parser().parse_args,
         "train_joint": lambda: joint_parser().parse_args,
         "explain_dataset": lambda: explanation_parser().parse_args,

@@ -1,13 +1,13 @@
 """Datasets: one contract for many sources, labelled shares drawn from them, and the transforms that read them."""
 
-from .chestxray14 import convert_chestxray14
 from .dicom import read_dicom
-from .image_folder import ColumnNames, convert_dataset, convert_hub_dataset, convert_image_folder
-from .isic2019 import convert_isic2019
-from .medmnist import convert_medmnist
 from .pictures import encode_picture, encode_png, open_picture
 from .schema import DatasetInfo, features, label_matrix, load_info, load_prepared, make_row
+from .sources.chestxray14 import convert_chestxray14
 from .sources.dicom_folder import convert_dicom
+from .sources.image_folder import ColumnNames, convert_dataset, convert_hub_dataset, convert_image_folder
+from .sources.isic2019 import convert_isic2019
+from .sources.medmnist import convert_medmnist
 from .splits import LabelledSplit, draw_labelled_split, limit_by_patient, patient_validation_split
 from .summary import format_summary, summarize_prepared
 from .transforms import ImageTransform

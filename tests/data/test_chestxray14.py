@@ -5,7 +5,7 @@ import pytest
 from support.sources import CHEST_HEADER, random_picture, write_chestxray14
 
 from mediffusion_diffusers.data import convert_chestxray14, label_matrix, load_prepared
-from mediffusion_diffusers.data.chestxray14 import FINDINGS, parse_age
+from mediffusion_diffusers.data.sources.chestxray14 import FINDINGS, parse_age
 
 
 ROWS = [

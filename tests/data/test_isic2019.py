@@ -5,7 +5,7 @@ import pytest
 from support.sources import write_isic2019
 
 from mediffusion_diffusers.data import convert_isic2019, label_matrix, load_prepared
-from mediffusion_diffusers.data.isic2019 import DIAGNOSES
+from mediffusion_diffusers.data.sources.isic2019 import DIAGNOSES
 
 
 # Two images of every lesion, 20 lesions of each of two diagnoses; the last image has no lesion_id.

@@ -3,7 +3,7 @@ import pytest
 from support.sources import write_medmnist
 
 from mediffusion_diffusers.data import convert_medmnist, label_matrix, load_prepared
-from mediffusion_diffusers.data.medmnist import LABEL_NAMES
+from mediffusion_diffusers.data.sources.medmnist import LABEL_NAMES
 
 
 def test_grey_classes_with_the_official_splits(tmp_path):

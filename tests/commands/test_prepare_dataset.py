@@ -1,27 +1,20 @@
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 from support.sources import random_picture, write_chestxray14, write_dicom, write_isic2019, write_medmnist
 
+from mediffusion_diffusers.commands.prepare_dataset import main as prepare_dataset
 from mediffusion_diffusers.data import LabelledSplit, load_info, load_prepared
 
 
-@pytest.fixture(scope="module")
-def main():
-    """The script's `main`, as the command line calls it."""
-    path = Path(__file__).parents[2] / "training/prepare_dataset.py"
-    spec = importlib.util.spec_from_file_location("prepare_dataset", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda *arguments: module.main([str(argument) for argument in arguments])
+def main(*arguments):
+    """As the command line calls it."""
+    prepare_dataset([str(argument) for argument in arguments])
 
 
 CHEST_ROWS = [(patient, 0, ("No Finding", "Mass", "Mass|Edema")[patient % 3]) for patient in range(1, 31)]
 
 
-def test_chestxray14_then_split(main, tmp_path, capsys):
+def test_chestxray14_then_split(tmp_path, capsys):
     source = write_chestxray14(tmp_path / "nih", CHEST_ROWS, test_patients=range(25, 31))
     (source / "images/00000002_000.png").unlink()
     main("chestxray14", "--source_dir", source, "--output_dir", tmp_path / "set", "--image_size", 8,
@@ -43,12 +36,12 @@ def test_chestxray14_then_split(main, tmp_path, capsys):
         assert split.hash in printed
         assert f"{split.num_images} of 21 training images" in printed
         assert "Warning: The labelled split (30.0 % by" in printed  # no Hernia, among others
-    with pytest.raises(SystemExit, match="Error: The labelled split is empty"):
+    with pytest.raises(ValueError, match="The labelled split is empty"):
         main("split", "--dataset_dir", tmp_path / "set", "--share", 1, "--output", tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()
 
 
-def test_other_sources(main, tmp_path, capsys):
+def test_other_sources(tmp_path, capsys):
     rows = [(f"ISIC_{index:07d}", ("MEL", "NV")[index % 2], f"HAM_{index:07d}") for index in range(30)]
     write_isic2019(tmp_path / "isic", rows)
     write_medmnist(tmp_path / "breastmnist.npz")
@@ -77,16 +70,16 @@ def test_other_sources(main, tmp_path, capsys):
     assert load_info(tmp_path / "sets/isic2019").num_rows["test"] == 2
 
 
-def test_errors_without_traceback(main, tmp_path):
-    with pytest.raises(SystemExit, match="Error: `source_dir` must hold Data_Entry"):
+def test_errors(tmp_path):
+    with pytest.raises(ValueError, match="`source_dir` must hold Data_Entry"):
         main("chestxray14", "--source_dir", tmp_path, "--output_dir", tmp_path / "set")
     write_medmnist(tmp_path / "a.npz")
     main("medmnist", "--npz_file", tmp_path / "a.npz", "--output_dir", tmp_path / "set")
-    with pytest.raises(SystemExit, match="already holds a prepared dataset"):
+    with pytest.raises(ValueError, match="already holds a prepared dataset"):
         main("medmnist", "--npz_file", tmp_path / "a.npz", "--output_dir", tmp_path / "set")
     main("medmnist", "--npz_file", tmp_path / "a.npz", "--output_dir", tmp_path / "set", "--overwrite")
-    with pytest.raises(SystemExit, match="must be a prepared dataset"):
+    with pytest.raises(ValueError, match="must be a prepared dataset"):
         main("split", "--dataset_dir", tmp_path, "--share", 10, "--output", tmp_path / "a.json")
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match=r"Error: .*Not a directory|Error: .*File exists"):
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
         main("medmnist", "--npz_file", tmp_path / "a.npz", "--output_dir", tmp_path / "file/set")

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .conversion import SourceImage, write_sources
-from .schema import MULTI_LABEL, DatasetInfo
-from .splits import NO_FINDING, patient_validation_split
-from .tables import find_column, read_list, read_rows
-from .writer import ConversionReport, check_output_folder
+from ..conversion import SourceImage, write_sources
+from ..schema import MULTI_LABEL, DatasetInfo
+from ..splits import NO_FINDING, patient_validation_split
+from ..tables import find_column, read_list, read_rows
+from ..writer import ConversionReport, check_output_folder
 
 
 FINDINGS = (

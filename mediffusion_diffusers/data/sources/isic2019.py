@@ -11,11 +11,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .conversion import SourceImage, write_sources
-from .schema import SINGLE_LABEL, UNKNOWN_LABEL, DatasetInfo
-from .splits import patient_validation_split
-from .tables import find_column, read_rows
-from .writer import ConversionReport, check_output_folder
+from ..conversion import SourceImage, write_sources
+from ..schema import SINGLE_LABEL, UNKNOWN_LABEL, DatasetInfo
+from ..splits import patient_validation_split
+from ..tables import find_column, read_rows
+from ..writer import ConversionReport, check_output_folder
 
 
 DIAGNOSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .conversion import SourceImage, write_sources
-from .schema import MULTI_LABEL, SINGLE_LABEL, DatasetInfo
-from .writer import ConversionReport, check_output_folder
+from ..conversion import SourceImage, write_sources
+from ..schema import MULTI_LABEL, SINGLE_LABEL, DatasetInfo
+from ..writer import ConversionReport, check_output_folder
 
 
 _ORGANS = (

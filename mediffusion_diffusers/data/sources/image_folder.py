@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .conversion import SourceImage, write_sources
-from .label_table import parse_label
-from .pictures import open_picture
-from .schema import MULTI_LABEL, SINGLE_LABEL, SPLITS, UNKNOWN_LABEL, DatasetInfo
-from .splits import patient_validation_split
-from .writer import ConversionReport, check_output_folder
+from ..conversion import SourceImage, write_sources
+from ..label_table import parse_label
+from ..pictures import open_picture
+from ..schema import MULTI_LABEL, SINGLE_LABEL, SPLITS, UNKNOWN_LABEL, DatasetInfo
+from ..splits import patient_validation_split
+from ..writer import ConversionReport, check_output_folder
 
 
 if TYPE_CHECKING:
