@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..device import memory_format_for
+
 
 PATIENTS_FILE = "training_patients.json"  # digests of the patients that the oracle was trained on
 MIN_INPUT_SIZE = 64  # smaller images are enlarged to this: the stems of these networks reduce them fourfold at once
@@ -61,7 +63,8 @@ class OracleClassifier:
         parameter = next(self.model.parameters())
         images = images.to(device=parameter.device, dtype=parameter.dtype)
         images = resize_for_oracle(images, self.resolution)
-        return self.model(pixel_values=images.contiguous(memory_format=torch.channels_last)).logits.float()
+        images = images.contiguous(memory_format=memory_format_for(images.device))
+        return self.model(pixel_values=images).logits.float()
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, batch_size: int = 250) -> torch.Tensor:

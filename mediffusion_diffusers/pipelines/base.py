@@ -17,7 +17,7 @@ from diffusers import (
 )
 from diffusers.utils import logging
 
-from ..acceleration.packing import to_channels_last
+from ..device import memory_format_for
 from ..image_processor import ImageInput, MediffusionImageProcessor
 from ..latents import decode_latents, encode_pixels, vae_scale_factor
 from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
@@ -73,16 +73,26 @@ class MediffusionPipelineMixin:
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As [`~diffusers.DiffusionPipeline.from_pretrained`], with the weights laid out channels last.
+        """As [`~diffusers.DiffusionPipeline.from_pretrained`], with weights laid out as the device reads them best.
 
-        On a CPU that makes a step about 1.4 times faster, and changes results by rounding alone. A pipeline made of
-        components leaves their layout as it is.
+        On a CPU channels last makes a step about 1.4 times faster, and changes results by rounding alone. A pipeline
+        made of components leaves their layout as it is.
         """
         pipe = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
-        for module in (pipe.vae, pipe.unet):
-            if isinstance(module, torch.nn.Module):
-                to_channels_last(module)
+        pipe._lay_out()
         return pipe
+
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """As [`~diffusers.DiffusionPipeline.to`]; on an accelerator the weights are laid out as it reads them best."""
+        pipe = super().to(*args, **kwargs)  # type: ignore[misc]
+        if pipe.device.type != "cpu":
+            pipe._lay_out()
+        return pipe
+
+    def _lay_out(self: Any) -> None:
+        for module in (self.vae, self.unet):
+            if isinstance(module, torch.nn.Module):
+                module.to(memory_format=memory_format_for(module.device))  # type: ignore[call-overload, arg-type]
 
     @property
     def vae_scale_factor(self) -> int:
