@@ -14,7 +14,7 @@ from mediffusion_diffusers.training.run.hub_checkpoints import hub_source, with_
 REPOSITORY = "org/mediffusion-phantom"
 RUN = """
 import runpy, sys
-from mediffusion_diffusers.training import hub_checkpoints
+from mediffusion_diffusers.training.run import hub_checkpoints
 
 hub_checkpoints.FIRST_DELAY = 0.05
 sys.argv = sys.argv[1:]

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from support.training import TINY_JOINT, joint_arguments
 
 from mediffusion_diffusers.stop_request import StoppedBySignal, StopRequest
-from mediffusion_diffusers.training import joint_trainer
+from mediffusion_diffusers.training.joint import trainer as joint_trainer
 from mediffusion_diffusers.training.joint.trainer import train_joint
 from mediffusion_diffusers.training.run.checkpoints import find_checkpoint, save_checkpoint
 from mediffusion_diffusers.training.run.interruption import explained_full_disk

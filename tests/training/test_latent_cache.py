@@ -12,7 +12,7 @@ from mediffusion_diffusers.data.schema import load_prepared, parquet_files
 from mediffusion_diffusers.data.transforms import ImageTransform
 from mediffusion_diffusers.latents import encode_pixels
 from mediffusion_diffusers.metrics_log import read_metrics
-from mediffusion_diffusers.training import latent_cache
+from mediffusion_diffusers.training.data import latent_cache
 from mediffusion_diffusers.training.data.image_rows import ImageRows
 from mediffusion_diffusers.training.data.latent_cache import CachePlan, open_latent_cache, stream_latents
 from mediffusion_diffusers.training.data.streams import IndexStream

@@ -9,7 +9,7 @@ from mediffusion_diffusers.data.schema import DatasetInfo, make_row
 from mediffusion_diffusers.data.writer import write_prepared
 from mediffusion_diffusers.image_processor import numpy_to_pil
 from mediffusion_diffusers.models.oracle_classifier import OracleClassifier, load_oracle, resize_for_oracle
-from mediffusion_diffusers.training import oracle as training
+from mediffusion_diffusers.training.oracle import trainer as training
 
 
 LABELS = ["Left", "Right"]
