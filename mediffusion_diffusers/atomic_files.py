@@ -1,39 +1,108 @@
-"""Files that are whole or not there: written aside in the same folder, then renamed into place."""
+"""Files and folders that are whole or not there: written aside in the same folder, then renamed into place.
+
+What lies aside is called `.NAME.RANDOM.partial`: a killed process leaves it behind, and nobody takes it for a result.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
+SUFFIX = ".partial"
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str], mode: int = 0o644) -> Iterator[Path]:
+    """A place to write a file, which gets its name at the end of the block. A failure leaves what was there before.
+
+    Args:
+        path: the file; its folder must exist.
+        mode: permissions of the file.
+
+    Yields:
+        Where to write it: an empty file beside `path`.
+
+    Example:
+        >>> with new_file("weights.safetensors") as aside:  # doctest: +SKIP
+        ...     save_file(tensors, aside)
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str], mode: int = 0o755) -> Iterator[Path]:
+    """A place to write a folder, which gets its name at the end of the block. A failure leaves what was there before.
+
+    A folder that had the name is put aside until that worked, then deleted.
+
+    Args:
+        path: the folder; the one above it must exist.
+        mode: permissions of the folder.
+
+    Yields:
+        Where to write it: an empty folder beside `path`.
+    """
+    path = Path(path)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX))
+    try:
+        yield temporary
+        os.chmod(temporary, mode)
+        _replace_folder(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def write_bytes(path: str | os.PathLike[str], content: bytes, mode: int = 0o644) -> None:
-    """Write a file. A failure leaves what was there before.
+    """Write a file; see `new_file`.
 
     Args:
         path: the file; its folder must exist.
         content: the whole content.
         mode: permissions of the file.
     """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with new_file(path, mode) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: str | os.PathLike[str], text: str, mode: int = 0o644) -> None:
-    """Write a text file as UTF-8, line ends unchanged; see `write_bytes`."""
+    """Write a text file as UTF-8, line ends unchanged; see `new_file`."""
     write_bytes(path, text.encode("utf-8"), mode)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a value as indented JSON; see `write_text`."""
+    """Write a value as indented JSON; see `new_file`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _replace_folder(temporary: Path, folder: Path) -> None:
+    """Give `temporary` the name `folder`."""
+    if not folder.exists():
+        os.replace(temporary, folder)
+        return
+    previous = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.previous-", suffix=SUFFIX))
+    os.replace(folder, previous / "content")
+    try:
+        os.replace(temporary, folder)
+    except BaseException:
+        os.replace(previous / "content", folder)
+        raise
+    finally:
+        shutil.rmtree(previous, ignore_errors=True)

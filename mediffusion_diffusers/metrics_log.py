@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from .atomic_files import write_text
 
 
 class MetricsLog:
@@ -21,9 +22,7 @@ class MetricsLog:
     def __init__(self, path: Path, resumed_step: int = 0):
         self.path = path
         kept = [record for record in read_metrics(path) if record["step"] <= resumed_step] if resumed_step else []
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(_line(record) for record in kept))
-        os.replace(partial, path)
+        write_text(path, "".join(_line(record) for record in kept))
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record, which must hold `step`; the line is on disk when this returns."""

@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from mediffusion_diffusers.atomic_files import write_bytes, write_json, write_text
+from mediffusion_diffusers.atomic_files import new_file, new_folder, write_bytes, write_json, write_text
 
 
 def test_text_is_written_as_given(tmp_path):
@@ -38,3 +38,38 @@ def test_a_failure_leaves_what_was_there(tmp_path):
         write_text(path, "\ud800")
     assert json.loads(path.read_text()) == {"a": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_written_in_parts_gets_its_name_at_the_end(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_text("before")
+    with new_file(path) as aside, aside.open("wb") as file:
+        file.write(b"first")
+        assert path.read_text() == "before" and aside.parent == tmp_path
+        assert aside.name.startswith(".a.bin.") and aside.name.endswith(".partial")
+        file.write(b", second")
+    assert path.read_text() == "first, second"
+    with pytest.raises(KeyboardInterrupt), new_file(path) as aside:
+        aside.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "first, second" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_gets_its_name_at_the_end(tmp_path):
+    folder = tmp_path / "folder"
+    for content in ("first", "second"):
+        with new_folder(folder) as aside:
+            (aside / f"{content}.txt").write_text(content)
+            assert not (folder / f"{content}.txt").exists()
+        assert [path.name for path in folder.iterdir()] == [f"{content}.txt"]
+    with pytest.raises(OSError, match="full"), new_folder(folder) as aside:
+        (aside / "third.txt").write_text("half")
+        raise OSError("full")
+    assert [path.name for path in folder.iterdir()] == ["second.txt"] and list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_folder_is_as_open_as_others(tmp_path):
+    with new_folder(tmp_path / "folder"):
+        pass
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o755

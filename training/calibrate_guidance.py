@@ -23,7 +23,7 @@ from mediffusion_diffusers.evaluation.guidance_calibration import (
     write_guidance_defaults,
 )
 from mediffusion_diffusers.pipelines.counterfactual_inputs import MASK_WORDS
-from mediffusion_diffusers.reports.model_card import refresh_counterfactual_defaults
+from mediffusion_diffusers.publishing.model_card import refresh_counterfactual_defaults
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -12,7 +12,7 @@ import sys
 
 from mediffusion_diffusers.evaluation.counterfactual_study import DIRECTIONS, CounterfactualStudyRunner
 from mediffusion_diffusers.pipelines.counterfactual_inputs import MASK_WORDS
-from mediffusion_diffusers.reports.counterfactual_report import write_study
+from mediffusion_diffusers.reports.pages.counterfactual_study import write_study
 
 
 PIPELINE_ARGUMENTS = (

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mediffusion_diffusers.reports.demo_report import check_demo, write_demo_report
+from mediffusion_diffusers.reports.pages.demo import check_demo, write_demo_report
 
 
 SCRIPTS = Path(__file__).parent

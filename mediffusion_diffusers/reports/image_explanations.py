@@ -10,11 +10,11 @@ from tqdm.auto import tqdm
 
 from ..guidance import scale_for
 from ..pipelines import MediffusionCounterfactualPipeline
-from .animations import save_gif, sweep_frames, transition_frames
-from .explained_image import ExplainedImage
-from .explained_output import Boxes, explain_sweep
-from .explanation_html import write_explanation_html
-from .explanation_pictures import explanation_panel
+from .pages.explanations import write_explanation_html
+from .pictures.animations import save_gif, sweep_frames, transition_frames
+from .pictures.explained_image import ExplainedImage
+from .pictures.explained_output import Boxes, explain_sweep
+from .pictures.explanations import explanation_panel
 
 
 PAGE_FILE = "explanations.html"

@@ -12,7 +12,8 @@ from mediffusion_diffusers.data.phantom import PHANTOM_LABELS, prepare_phantoms
 from mediffusion_diffusers.data.schema import DatasetInfo, load_info
 from mediffusion_diffusers.evaluation.counterfactual_study import CounterfactualStudyRunner
 from mediffusion_diffusers.models.oracle_classifier import PATIENTS_FILE, OracleClassifier, patient_digest
-from mediffusion_diffusers.reports.counterfactual_report import load_figures, write_study
+from mediffusion_diffusers.reports.pages.counterfactual_study import write_study
+from mediffusion_diffusers.reports.pictures.counterfactual_study import load_figures
 from mediffusion_diffusers.training.oracle.trainer import build_oracle
 
 

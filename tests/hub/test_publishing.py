@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
-from mediffusion_diffusers.reports.publishing import publish_pipeline_folder
+from mediffusion_diffusers.publishing.upload import publish_pipeline_folder
 
 
 PUBLISH = """
 import json, sys
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
-from mediffusion_diffusers.reports.publishing import publish_pipeline_folder
+from mediffusion_diffusers.publishing.upload import publish_pipeline_folder
 
 for arguments in json.loads(sys.argv[2]):
     try:

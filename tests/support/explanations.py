@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from mediffusion_diffusers.controls import random_noise_control
 from mediffusion_diffusers.data import phantom
-from mediffusion_diffusers.reports.explained_image import ExplainedImage, GuidanceSweep, ScoredImage
+from mediffusion_diffusers.reports.pictures.explained_image import ExplainedImage, GuidanceSweep, ScoredImage
 
 
 def explained_phantom(image_size=32, channels=1, **changes):

@@ -19,8 +19,8 @@ def save_autoencoder(run: TrainingRun, vae: AutoencoderKL, info: DatasetInfo) ->
         vae: the autoencoder with the weights and the `scaling_factor` to save, in evaluation mode.
         info: what it was trained on.
     """
-    from ...reports.autoencoder_card import render_autoencoder_card
-    from ...reports.publishing import publish_autoencoder_folder
+    from ...publishing.autoencoder_card import render_autoencoder_card
+    from ...publishing.upload import publish_autoencoder_folder
 
     args = run.args
     metrics = read_metrics(run.output_dir / METRICS_FILE)

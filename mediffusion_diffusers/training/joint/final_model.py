@@ -53,7 +53,7 @@ def save_joint_pipeline(
         data: what it was trained on.
         validation: the last validation; multi-label models get their thresholds from it.
     """
-    from ...reports.publishing import publish_pipeline_folder
+    from ...publishing.upload import publish_pipeline_folder
 
     args = run.args
     partial = run.output_dir / ".pipeline.partial"
@@ -90,7 +90,7 @@ def write_joint_pipeline(
 ) -> None:
     """Write a `MediffusionCounterfactualPipeline` with its card into a folder; see `save_joint_pipeline`."""
     from ...pipelines import MediffusionCounterfactualPipeline
-    from ...reports.model_card import render_model_card
+    from ...publishing.model_card import render_model_card
 
     args = run.args
     if validation is not None and data.info.is_multi_label:

@@ -199,7 +199,7 @@ class HubUploads:
     def _upload(self, stage: Path, step: int) -> None:
         from huggingface_hub import HfApi
 
-        from ...reports.publishing import publish_pipeline_folder
+        from ...publishing.upload import publish_pipeline_folder
 
         if (stage / "pipeline" / "README.md").is_file():
             title = f"Upload the pipeline after {step} training steps"

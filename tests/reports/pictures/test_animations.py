@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from support.explanations import explained_phantom
 
-from mediffusion_diffusers.reports import animations, drawing
+from mediffusion_diffusers.reports.pictures import animations, drawing
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..atomic_files import write_text
 from ..data.schema import DatasetInfo
 from ..data.splits import LabelledSplit
+from ..notices import CARD_NOTICE
 from ..privacy import is_local_path
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 TAGS = ["mediffusion", "medical", "diffusion", "semi-supervised", "explainability", "counterfactual"]
-DISCLAIMER = (
-    "Research use only. Not a medical device; not cleared by any regulator; clinical performance not established; "
-    "not for the care of any person."
-)
 NOT_MEASURED = "not measured"
 _DEFAULTS_HEADING = "\n## Defaults of the counterfactuals\n\n"
 # Key of a record of metrics.jsonl (or None: no script measures it yet), and what the card calls it.
@@ -113,7 +110,7 @@ def render_model_card(
         card_data,
         template_path=str(TEMPLATE),
         title=model_name,
-        disclaimer=DISCLAIMER,
+        disclaimer=CARD_NOTICE,
         image_kind=f"{dataset_info.name} images ({'grey' if vae_config.in_channels == 1 else 'RGB'})",
         num_labels=len(label_names),
         problem_type=unet_config.problem_type.replace("_", " "),

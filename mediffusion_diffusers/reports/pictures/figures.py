@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..metrics_log import read_metrics
+from ...metrics_log import read_metrics
 from .drawing import (
     INK,
     MUTED,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..controls import high_frequency_share
+from ...controls import high_frequency_share
 from .drawing import difference_limit, grey
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .drawing import (
+from ..pictures.drawing import (
     BOX_COLOUR,
     REGION_COLOUR,
     difference_limit,
@@ -20,9 +20,9 @@ from .drawing import (
     picture_pixels,
     region_edges,
 )
-from .explained_image import ExplainedImage, ScoredImage
-from .explanation_pictures import explanation_panel
-from .html import HtmlReport, data_url
+from ..pictures.explained_image import ExplainedImage, ScoredImage
+from ..pictures.explanations import explanation_panel
+from .report import HtmlReport, data_url
 
 
 HOW_TO_READ = (

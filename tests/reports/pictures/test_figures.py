@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from mediffusion_diffusers.reports import drawing, figures
+from mediffusion_diffusers.reports.pictures import drawing, figures
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..pipelines.outputs import Images, MediffusionCounterfactualPipelineOutput
-from ..regions import region_to_pixels
+from ...pipelines.outputs import Images, MediffusionCounterfactualPipelineOutput
+from ...regions import region_to_pixels
 from .explained_image import ExplainedImage, GuidanceSweep, ScoredImage
 
 
@@ -44,7 +44,7 @@ def explain_output(
         ValueError: for an unknown label, latents instead of pictures, or lists of another length.
 
     Example:
-        >>> from mediffusion_diffusers.reports.explanation_html import write_explanation_html
+        >>> from mediffusion_diffusers.reports.pages.explanations import write_explanation_html
         >>> output = pipe(images, away="Mass")  # doctest: +SKIP
         >>> write_explanation_html(explain_output(output, "Mass", "removed"), "mass.html")  # doctest: +SKIP
     """

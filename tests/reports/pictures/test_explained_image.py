@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.explanations import explained_phantom
 
-from mediffusion_diffusers.reports.explained_image import GuidanceSweep, ScoredImage
+from mediffusion_diffusers.reports.pictures.explained_image import GuidanceSweep, ScoredImage
 
 
 @pytest.fixture(scope="module")

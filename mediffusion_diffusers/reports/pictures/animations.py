@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..atomic_files import write_bytes
+from ...atomic_files import write_bytes
 from .drawing import (
     GAP,
     INK,

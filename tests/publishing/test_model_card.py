@@ -10,7 +10,8 @@ from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.data.schema import DatasetInfo
 from mediffusion_diffusers.data.splits import LabelledSplit
 from mediffusion_diffusers.evaluation.guidance_calibration import write_guidance_defaults
-from mediffusion_diffusers.reports.model_card import DISCLAIMER, refresh_counterfactual_defaults, render_model_card
+from mediffusion_diffusers.notices import CARD_NOTICE
+from mediffusion_diffusers.publishing.model_card import refresh_counterfactual_defaults, render_model_card
 
 
 LABELS = ["Cardiomegaly", "Effusion", "Mass"]
@@ -144,7 +145,7 @@ def test_the_counterfactual_defaults_follow_a_calibration(run, tmp_path):
 
 def test_the_card_disclaims_and_tells_how_to_load(run):
     card = render_model_card(**run)
-    assert card.content.count(DISCLAIMER) == 2
+    assert card.content.count(CARD_NOTICE) == 2
     assert "what changes this model's score: not causal, not anatomy, not disease\n  progression" in card.content
     (example,) = re.findall(r"```python\n(.*?)```", card.content, re.S)
     assert 'from_pretrained("org/mediffusion-phantom")' in example and len(example.strip().splitlines()) == 4

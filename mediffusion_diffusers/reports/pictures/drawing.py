@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...notices import PICTURE_NOTICE
+
 
 DPI = 130
 DIFFERENCE_COLOURS = "RdBu_r"
@@ -22,7 +24,6 @@ MIN_DIFFERENCE_SCALE = 0.05  # of the full intensity range: weaker changes stay 
 PICTURE_SIDE = 256  # pixels that a picture's longer side is shown at, about
 MARGIN, GAP, LINE = 18, 14, 20  # pixels, of canvases
 MIN_COLUMN = 176  # pixels, for the words below a picture
-NOTICE = "Research use only. Shows what changes this model's score: not causal, not anatomy, not disease progression."
 _NOTICE_LETTER, _NOTICE_LINE = 6.8, 14  # pixels: width of a letter of the notice, about, and height of its lines
 BOX_COLOUR, REGION_COLOUR = "lime", "#ffb000"
 INK, MUTED, GRID = "#1b2430", "#5b6775", "#e4e8ed"
@@ -140,7 +141,7 @@ def notice_height(width: int) -> int:
 
 
 def _notice_lines(width: int) -> list[str]:
-    return textwrap.wrap(NOTICE, int((width - 2 * MARGIN) / _NOTICE_LETTER))
+    return textwrap.wrap(PICTURE_NOTICE, int((width - 2 * MARGIN) / _NOTICE_LETTER))
 
 
 def shown_size(picture: np.ndarray, side: int = PICTURE_SIDE) -> tuple[int, int]:

@@ -14,14 +14,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..atomic_files import write_text
+from ...atomic_files import write_text
+from ...notices import PAGE_FOOTER, PAGE_NOTICE
 
-
-DISCLAIMER = (
-    "Research use only, not for clinical use. Not a medical device; not cleared by any regulator; clinical "
-    "performance not established; not for the care of any person. A counterfactual shows what changes this "
-    "model's score: it is not causal, not anatomy and not disease progression."
-)
 
 _CSS = """
 :root { color-scheme: light dark; --ink: #1b2430; --muted: #5b6775; --paper: #f6f7f9; --card: #fff; --line: #dfe4ea;
@@ -192,7 +187,7 @@ class HtmlReport:
     def render(self) -> str:
         """The page as text."""
         subtitle = f'<p class="subtitle">{escape(self.subtitle)}</p>' if self.subtitle else ""
-        notice = f'<p class="notice" role="note">{escape(DISCLAIMER)}</p>'
+        notice = f'<p class="notice" role="note">{escape(PAGE_NOTICE)}</p>'
         script = f"<script>{self.script}</script>\n" if self.script else ""
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -201,7 +196,7 @@ class HtmlReport:
             f"<title>{escape(self.title)}</title>\n<style>{self.style}</style>\n</head>\n<body>\n<main>\n"
             f"<h1>{escape(self.title)}</h1>\n{subtitle}\n{notice}\n"
             + "\n".join(self._parts)
-            + "\n<footer>Made with mediffusion-diffusers. Research use only, not for clinical use.</footer>\n"
+            + f"\n<footer>{escape(PAGE_FOOTER)}</footer>\n"
             f"</main>\n{script}</body>\n</html>\n"
         )
 

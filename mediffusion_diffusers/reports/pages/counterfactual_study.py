@@ -1,4 +1,4 @@
-"""Counterfactual studies as pictures, tables and an HTML report."""
+"""The page of a counterfactual study: its pictures, tables and provenance."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from ..atomic_files import write_json
-from ..evaluation.counterfactual_study import CounterfactualStudy, StudiedDirection
-from .figures import PanelRow, panel, score_change_chart
-from .html import HtmlReport
+from ...atomic_files import write_json
+from ...evaluation.counterfactual_study import CounterfactualStudy
+from ..pictures.counterfactual_study import CONTROLS, HEADINGS, draw_study
+from .report import HtmlReport
 
 
 RESULTS_FILE = "counterfactuals.json"
 REPORT_FILE = "report.html"
-MAX_PANEL_ROWS = 8
-_HEADINGS = {"remove": "Removing a finding", "add": "Adding a finding"}
-_ACTIONS = {"remove": "removed", "add": "added"}
-_CONTROLS = {"plain_gradient": "plain gradient, same size", "random_noise": "random noise, same size"}
 
 
 def write_study(study: CounterfactualStudy, output_dir: str | Path) -> Path:
@@ -43,35 +38,6 @@ def write_study(study: CounterfactualStudy, output_dir: str | Path) -> Path:
     return path
 
 
-def load_figures(folder: str | Path) -> dict[str, Image.Image]:
-    """The pictures that `write_study` wrote, by name."""
-    return {path.stem: Image.open(path) for path in sorted(Path(folder).glob("*.png"))}
-
-
-def draw_study(study: CounterfactualStudy) -> dict[str, Image.Image]:
-    """A panel and, with an outside classifier, a chart for each direction: `panel-remove`, `oracle-remove`, ..."""
-    figures = {}
-    for direction, studied in study.directions.items():
-        figures[f"panel-{direction}"] = panel(panel_rows(study, studied, direction), _HEADINGS[direction])
-        changes = _oracle_changes(study, direction)
-        if changes:
-            figures[f"oracle-{direction}"] = score_change_chart(
-                changes, "What the outside classifier says", "change of the target's probability"
-            )
-    return figures
-
-
-def panel_rows(study: CounterfactualStudy, studied: StudiedDirection, direction: str) -> list[PanelRow]:
-    """Rows for a panel: the first image of each label, then the second, up to `MAX_PANEL_ROWS`; none picked by eye."""
-    targets = studied.counterfactuals.targets
-    place = np.array([np.sum(targets[:index] == target) for index, target in enumerate(targets)])
-    order = np.lexsort((targets, place))
-    num_labels = len(np.unique(targets))
-    num_rows = min(MAX_PANEL_ROWS, max(num_labels, 4), len(order))
-    chosen = sorted(order[:num_rows].tolist(), key=lambda index: (targets[index], place[index]))
-    return [_panel_row(study, studied, index, _ACTIONS[direction]) for index in chosen]
-
-
 def add_counterfactuals(
     report: HtmlReport, results: Mapping[str, Any], figures: Mapping[str, Image.Image]
 ) -> HtmlReport:
@@ -86,8 +52,8 @@ def add_counterfactuals(
         if direction not in results:
             continue
         part = results[direction]
-        report.add_section(_HEADINGS[direction], _introduction(direction, part))
-        report.add_figure(figures[f"panel-{direction}"], _panel_caption(direction, part), _HEADINGS[direction])
+        report.add_section(HEADINGS[direction], _introduction(direction, part))
+        report.add_figure(figures[f"panel-{direction}"], _panel_caption(direction, part), HEADINGS[direction])
         report.add_table(*_main_table(part), caption=_main_caption(part), strong_rows=[0])
         if f"oracle-{direction}" in figures:
             report.add_figure(
@@ -109,43 +75,6 @@ def shown_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(shown.get(key), Mapping):
             shown[key] = "; ".join(f"{name}: {value}" for name, value in shown[key].items())
     return shown
-
-
-def _panel_row(study: CounterfactualStudy, studied: StudiedDirection, index: int, action: str) -> PanelRow:
-    counterfactuals = studied.counterfactuals
-    target = int(counterfactuals.targets[index])
-    own, oracle = counterfactuals.own, counterfactuals.oracle
-    return PanelRow(
-        label=study.label_names[target],
-        action=action,
-        original=counterfactuals.originals[index],
-        counterfactual=counterfactuals.images[index],
-        null_edit=counterfactuals.null_images[index],
-        probability=(float(own.before[index, target]), float(own.after[index, target])),
-        oracle_probability=(
-            None if oracle is None else (float(oracle.before[index, target]), float(oracle.after[index, target]))
-        ),
-        truth=None if studied.truth is None else studied.truth[index],
-        boxes=studied.boxes[index],
-    )
-
-
-def _oracle_changes(study: CounterfactualStudy, direction: str) -> dict[str, dict[str, float]]:
-    """Mean change of the oracle's score by label and kind of change; empty without an oracle."""
-    counterfactuals = study.directions[direction].counterfactuals
-    if counterfactuals.oracle is None:
-        return {}
-    after = {"counterfactual": counterfactuals.oracle.after}
-    after |= {_CONTROLS[name]: scores for name, scores in study.directions[direction].control_scores.items()}
-    after["null edit"] = counterfactuals.oracle.null
-    changes: dict[str, dict[str, float]] = {}
-    for target in np.unique(counterfactuals.targets).tolist():
-        rows = counterfactuals.targets == target
-        before = counterfactuals.oracle.before[rows, target]
-        changes[study.label_names[target]] = {
-            name: float((scores[rows, target] - before).mean()) for name, scores in after.items()
-        }
-    return changes
 
 
 def _introduction(direction: str, part: Mapping[str, Any]) -> str:
@@ -193,7 +122,7 @@ def _main_table(part: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
         null += [part["oracle"]["null"] - part["oracle"]["before"], part["oracle"]["null_other_diff"], None]
     rows.append(null + [part["change"]["null_l1"]] + [None] * (1 + 2 * has_boxes + has_truth))
     for name, control in part["controls"].items():
-        rows.append(row(_CONTROLS[name].partition(",")[0], control, control.get("localisation")))
+        rows.append(row(CONTROLS[name].partition(",")[0], control, control.get("localisation")))
     if has_truth:
         rows.append(row("true counterfactual", part["truth"], None))
     return columns, rows

@@ -5,8 +5,8 @@ import pytest
 from support.components import LABELS, random_images, tiny_pipeline
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
-from mediffusion_diffusers.reports.explained_output import explain_output, explain_sweep
-from mediffusion_diffusers.reports.explanation_pictures import explanation_panel
+from mediffusion_diffusers.reports.pictures.explained_output import explain_output, explain_sweep
+from mediffusion_diffusers.reports.pictures.explanations import explanation_panel
 
 
 FAST = {"num_inference_steps": 2, "strength": 0.2}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from support.explanations import explained_phantom
 
-from mediffusion_diffusers.reports import drawing
-from mediffusion_diffusers.reports.explained_image import ScoredImage
-from mediffusion_diffusers.reports.explanation_pictures import agreement_figure, explanation_panel, severity_sweep
+from mediffusion_diffusers.reports.pictures import drawing
+from mediffusion_diffusers.reports.pictures.explained_image import ScoredImage
+from mediffusion_diffusers.reports.pictures.explanations import agreement_figure, explanation_panel, severity_sweep
 
 
 LIME, AMBER = (0, 255, 0), (255, 176, 0)

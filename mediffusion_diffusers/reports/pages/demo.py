@@ -10,9 +10,10 @@ from typing import Any
 
 from PIL import Image
 
-from .counterfactual_report import RESULTS_FILE, add_counterfactuals, load_figures, shown_provenance
-from .figures import learning_curves
-from .html import HtmlReport, KeyFigure
+from ..pictures.counterfactual_study import load_figures
+from ..pictures.figures import learning_curves
+from .counterfactual_study import RESULTS_FILE, add_counterfactuals, shown_provenance
+from .report import HtmlReport, KeyFigure
 
 
 MODEL_FOLDER = "mediffusion-phantom"

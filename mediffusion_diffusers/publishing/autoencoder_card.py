@@ -9,7 +9,8 @@ from diffusers import AutoencoderKL
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..data.schema import DatasetInfo
-from .model_card import DISCLAIMER, NOT_MEASURED, license_of, public_arguments
+from ..notices import CARD_NOTICE
+from .model_card import NOT_MEASURED, license_of, public_arguments
 
 
 _TEXT = """---
@@ -98,7 +99,7 @@ def render_autoencoder_card(
         _TEXT.format(
             card_data=card_data.to_yaml(),
             title=title,
-            disclaimer=DISCLAIMER,
+            disclaimer=CARD_NOTICE,
             kind="grey" if vae.config.in_channels == 1 else "colour",
             size=f"{vae.config.sample_size}x{vae.config.sample_size}",
             channels=vae.config.latent_channels,

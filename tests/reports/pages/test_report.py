@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mediffusion_diffusers.reports import html
-from mediffusion_diffusers.reports.html import HtmlReport, KeyFigure
+from mediffusion_diffusers.reports.pages import report as page_module
+from mediffusion_diffusers.reports.pages.report import HtmlReport, KeyFigure
 
 
 VOID = {"meta", "img", "br", "link", "hr"}
@@ -88,5 +88,5 @@ def test_rows_must_fit_the_columns():
 
 
 def test_examples_run():
-    results = doctest.testmod(html)
+    results = doctest.testmod(page_module)
     assert results.attempted > 0 and results.failed == 0

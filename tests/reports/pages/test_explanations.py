@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from support.explanations import explained_phantom
 
-from mediffusion_diffusers.reports import drawing
-from mediffusion_diffusers.reports.explanation_html import slider_html, write_explanation_html
-from mediffusion_diffusers.reports.html import DISCLAIMER
+from mediffusion_diffusers.notices import PAGE_NOTICE
+from mediffusion_diffusers.reports.pages.explanations import slider_html, write_explanation_html
+from mediffusion_diffusers.reports.pictures import drawing
 
 
 VOID = {"meta", "img", "input", "br"}
@@ -72,7 +72,7 @@ def test_nothing_is_loaded_from_elsewhere(explained, page):
 
 def test_the_disclaimer_and_what_was_given_are_there(page):
     words = " ".join(page.words)
-    assert unescape(DISCLAIMER) in words and "<first> patient" in words and "Cardiomegaly removed" in words
+    assert unescape(PAGE_NOTICE) in words and "<first> patient" in words and "Cardiomegaly removed" in words
 
 
 def test_each_slider_knows_its_stops(explained, page):

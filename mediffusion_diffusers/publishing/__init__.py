@@ -1,0 +1,1 @@
+"""Model cards, filled from what was measured, and the way to the Hub."""
