@@ -47,7 +47,8 @@ from mediffusion_diffusers.evaluation.counterfactual_study import (
     CounterfactualStudyRunner,
     cosine_to_truth,
 )
-from mediffusion_diffusers.evaluation.counterfactuals import Counterfactuals, summarize
+from mediffusion_diffusers.evaluation.counterfactual_summary import summarize
+from mediffusion_diffusers.evaluation.counterfactuals import Counterfactuals
 from mediffusion_diffusers.evaluation.guidance_calibration import (
     MIN_FLIP_RATE,
     GuidanceCalibration,
@@ -174,7 +175,8 @@ def study(model: Path, procedures: dict[str, dict[str, Any]], args: argparse.Nam
                 controls["plain_gradient in the region"] = confined["plain_gradient"]
             for control, images in controls.items():
                 rows[f"{control}, at the L1 of {name}"] = figures(runner.rescore(made, images), truth)
-        results[direction] = {"num_images": len(chosen), **rows}
+        num_patients = len({runner.patient_ids[row] for row in chosen.rows.tolist()})
+        results[direction] = {"num_images": len(chosen), "num_patients": num_patients, **rows}
     return results
 
 

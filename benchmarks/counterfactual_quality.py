@@ -16,7 +16,8 @@ from mediffusion_diffusers.evaluation.counterfactual_study import (
     KEYWORDS,
     CounterfactualStudyRunner,
 )
-from mediffusion_diffusers.evaluation.counterfactuals import Counterfactuals, summarize
+from mediffusion_diffusers.evaluation.counterfactual_summary import summarize
+from mediffusion_diffusers.evaluation.counterfactuals import Counterfactuals
 from mediffusion_diffusers.guidance import scale_for
 
 

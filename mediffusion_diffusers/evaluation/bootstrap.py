@@ -1,19 +1,26 @@
-"""Confidence intervals by resampling patients, paired between two methods on the same images."""
+"""Confidence intervals by resampling patients: the one kind of interval that this project states.
+
+Images of one patient are not independent. So patients are drawn with replacement, as many as there are, each with all
+its images (the cluster bootstrap), and the figure is computed anew with every image counted as often as its patient
+was drawn. Two methods on the same images are compared on the same draws.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..options import Range, check_number
 from .classification import auroc, check_scores, nan_to_none
 
 
 NUM_RESAMPLES = 1000
 _PROGRESS_FROM = 20_000_000  # images x resamples x labels: below, it takes less than two seconds
+_MIN_PATIENTS = 2  # one patient tells nothing of how patients differ
 
 
 @dataclass(frozen=True)
@@ -22,8 +29,8 @@ class Interval:
 
     Args:
         estimate: on all images.
-        low: lower end.
-        high: upper end.
+        low: lower end; NaN where there is no interval, because the figure does not exist or belongs to one patient.
+        high: upper end; likewise.
         confidence: e.g. 0.95.
         num_resamples: resamples drawn.
         num_patients: patients that were resampled.
@@ -41,6 +48,46 @@ class Interval:
         return nan_to_none(asdict(self))
 
 
+def bootstrap(
+    statistic: Callable[[np.ndarray], float],
+    patient_ids: Sequence[Hashable],
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> Interval:
+    """Interval of any figure of a set of images.
+
+    Args:
+        statistic: the figure, given how often each image counts, shape `(num_images,)`; NaN where it does not exist:
+            such resamples are left out.
+        patient_ids: patient of each image.
+        num_resamples: resamples, at least 2.
+        confidence: coverage in (0, 1).
+        seed: seed of the resampling.
+        show_progress: show a progress bar.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+    check_number("num_resamples", num_resamples, Range(at_least=2), whole=True)
+    check_number("confidence", confidence, Range(above=0, below=1))
+    check_number("seed", seed, Range(at_least=0), whole=True)
+    patients = patient_numbers(patient_ids)
+    num_patients = int(patients.max(initial=-1)) + 1
+    estimate = statistic(np.ones(len(patients)))
+    values: list[float] = []
+    if num_patients >= _MIN_PATIENTS and not np.isnan(estimate):
+        generator = np.random.default_rng(seed)
+        for _ in tqdm(range(num_resamples), desc="Bootstrap", disable=not show_progress):
+            drawn = np.bincount(generator.integers(num_patients, size=num_patients), minlength=num_patients)
+            values.append(statistic(drawn[patients].astype(np.float64)))
+    known = [value for value in values if not np.isnan(value)]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(known, [tail, 1 - tail]) if known else (np.nan, np.nan)
+    return Interval(float(estimate), float(low), float(high), confidence, num_resamples, num_patients)
+
+
 def bootstrap_macro_auroc(
     labels: np.ndarray,
     scores: np.ndarray,
@@ -53,8 +100,7 @@ def bootstrap_macro_auroc(
 ) -> Interval:
     """Interval of the macro AUROC, or of its difference to another method on the same images.
 
-    Patients are drawn with replacement, with all their images (images of one patient are not independent). In a
-    resample without a positive or a negative of a class, that class is left out of the mean.
+    In a resample without a positive or a negative of a class, that class is left out of the mean.
 
     Args:
         labels: 1, 0 or NaN (unknown), shape `(num, num_labels)`.
@@ -72,42 +118,70 @@ def bootstrap_macro_auroc(
     num_labels = np.asarray(labels).shape[-1]
     checked, scores = check_scores(labels, scores, num_labels)
     methods = [scores] if other_scores is None else [scores, check_scores(labels, other_scores, num_labels)[1]]
-    if len(patient_ids) != len(checked):
-        raise ValueError(f"`patient_ids` must have one entry per image, {len(checked)}, but got {len(patient_ids)}.")
-    if num_resamples < 2 or not 0 < confidence < 1:
-        raise ValueError(
-            f"`num_resamples` must be at least 2 and `confidence` in (0, 1), but got {num_resamples} and {confidence}."
-        )
-    _, patients = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)
-    num_patients = int(patients.max()) + 1
+    _check_one_patient_per_image(patient_ids, len(checked))
 
-    def statistic(weights: np.ndarray | None) -> float:
+    def statistic(weights: np.ndarray) -> float:
         macro = [_mean([auroc(checked[:, k], method[:, k], weights) for k in range(num_labels)]) for method in methods]
         return macro[0] - macro[1] if len(macro) == 2 else macro[0]
 
-    generator = np.random.default_rng(seed)
     is_long = num_resamples * checked.size * len(methods) > _PROGRESS_FROM
-    values = []
-    for _ in tqdm(range(num_resamples), desc="Bootstrap", disable=not (show_progress and is_long)):
-        drawn = np.bincount(generator.integers(num_patients, size=num_patients), minlength=num_patients)
-        values.append(statistic(drawn[patients].astype(np.float64)))
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(values, [tail, 1 - tail])
-    return Interval(statistic(None), float(low), float(high), confidence, num_resamples, num_patients)
+    return bootstrap(statistic, patient_ids, num_resamples, confidence, seed, show_progress and is_long)
 
 
 def bootstrap_mean(
-    values: np.ndarray, num_resamples: int = NUM_RESAMPLES, confidence: float = 0.95, seed: int = 0
+    values: np.ndarray,
+    patient_ids: Sequence[Hashable],
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> Interval:
-    """Interval of the mean of one value per patient (for example a score change), NaN left out."""
+    """Interval of the mean of one value per image (for example a score change); images with NaN are left out.
+
+    Args:
+        values: shape `(num_images,)`.
+        patient_ids: patient of each image.
+        num_resamples: as for `bootstrap`, and so are the others.
+    """
+    values, patients = _known_values(values, patient_ids)
+
+    def mean(weights: np.ndarray) -> float:
+        return float((weights * values).sum() / weights.sum()) if weights.any() else float("nan")
+
+    return bootstrap(mean, patients, num_resamples, confidence, seed)
+
+
+def bootstrap_median(
+    values: np.ndarray,
+    patient_ids: Sequence[Hashable],
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Interval of the median of one value per image (for example a ratio); as `bootstrap_mean`."""
+    values, patients = _known_values(values, patient_ids)
+
+    def median(weights: np.ndarray) -> float:
+        repeated = np.repeat(values, weights.astype(np.int64))
+        return float(np.median(repeated)) if len(repeated) else float("nan")
+
+    return bootstrap(median, patients, num_resamples, confidence, seed)
+
+
+def patient_numbers(patient_ids: Sequence[Hashable]) -> np.ndarray:
+    """Patients numbered from 0, one number per image."""
+    return np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)[1].reshape(-1)
+
+
+def _known_values(values: np.ndarray, patient_ids: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
     values = np.asarray(values, dtype=np.float64)
-    values = values[~np.isnan(values)]
-    if len(values) == 0:
-        return Interval(float("nan"), float("nan"), float("nan"), confidence, num_resamples, 0)
-    drawn = np.random.default_rng(seed).integers(len(values), size=(num_resamples, len(values)))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values[drawn].mean(1), [tail, 1 - tail])
-    return Interval(float(values.mean()), float(low), float(high), confidence, num_resamples, len(values))
+    _check_one_patient_per_image(patient_ids, len(values))
+    is_known = ~np.isnan(values)
+    return values[is_known], patient_numbers(patient_ids)[is_known]
+
+
+def _check_one_patient_per_image(patient_ids: Sequence[Hashable], num_images: int) -> None:
+    if len(patient_ids) != num_images:
+        raise ValueError(f"`patient_ids` must have one entry per image, {num_images}, but got {len(patient_ids)}.")
 
 
 def _mean(values: list[float]) -> float:

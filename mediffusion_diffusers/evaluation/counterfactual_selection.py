@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..options import Range, check_number
+from .bootstrap import patient_numbers
 from .localisation import box_mask
 
 
+_TURNS = (
+    "drawn in turns, in each turn the finding with the fewest such images left first: it takes the first one in the "
+    "order of the split that none has taken, of a patient of whom none has taken any as long as there is one; so no "
+    "image serves twice"
+)
 SELECTION_RULE = {
-    "remove": "the first images, in the order of the split, that have the finding and that the model calls positive",
-    "add": "the first images, in the order of the split, with no finding at all, that the model calls negative",
+    "remove": f"images that have the finding and that the model calls positive, {_TURNS}",
+    "add": f"images with no finding at all, that the model calls negative, {_TURNS}",
 }
 NUM_WRONG_BOXES = 8  # boxes of other findings that each image's change is also measured in
 
@@ -40,6 +47,7 @@ def select_images(
     num_images_per_label: int,
     single_label: bool = False,
     candidates: Mapping[int, np.ndarray] | None = None,
+    patient_ids: Sequence[Hashable] | None = None,
 ) -> Selection:
     """Select images by `SELECTION_RULE`.
 
@@ -52,29 +60,54 @@ def select_images(
         num_images_per_label: at most so many images for each label.
         single_label: whether there is one class per image.
         candidates: by label, the rows that may be taken (for example those with a box); None for all.
+        patient_ids: patient of each image; None if each is its own.
+
+    Returns:
+        Label by label, each label's images in the order of the split.
 
     Raises:
-        ValueError: if the direction is unknown or the number is below 1.
+        ValueError: if the direction is unknown or the number is no whole one from 1.
     """
     if direction not in SELECTION_RULE:
         raise ValueError(f"`direction` must be 'remove' or 'add', but got {direction!r}.")
-    if num_images_per_label < 1:
-        raise ValueError(f"`num_images_per_label` must be at least 1, but got {num_images_per_label}.")
-    rows, targets = [], []
-    for label in range(labels.shape[1]):
-        if direction == "remove":
-            fits = (labels[:, label] == 1) & is_present[:, label]
-        elif single_label:
-            fits = (labels[:, label] == 0) & ~is_present[:, label]
-        else:
-            fits = (labels == 0).all(1) & ~is_present[:, label]
-        chosen = np.flatnonzero(fits)
-        if candidates is not None:
-            chosen = np.intersect1d(chosen, candidates[label])
-        chosen = chosen[:num_images_per_label]
-        rows.append(chosen)
-        targets.append(np.full(len(chosen), label))
-    return Selection(np.concatenate(rows), np.concatenate(targets))
+    check_number("num_images_per_label", num_images_per_label, Range(at_least=1), whole=True)
+    if direction == "remove":
+        fits = (labels == 1) & is_present
+    elif single_label:
+        fits = (labels == 0) & ~is_present
+    else:
+        fits = (labels == 0).all(1, keepdims=True) & ~is_present
+    if candidates is not None:
+        for label in range(labels.shape[1]):
+            fits[:, label] &= np.isin(np.arange(len(labels)), candidates[label])
+    patients = patient_numbers(np.arange(len(labels)) if patient_ids is None else patient_ids)
+    taken = _draw_in_turns(fits, patients, num_images_per_label)
+    rows = np.array([row for chosen in taken for row in sorted(chosen)], dtype=np.int64)
+    return Selection(rows, np.repeat(np.arange(len(taken)), [len(chosen) for chosen in taken]))
+
+
+def _draw_in_turns(fits: np.ndarray, patients: np.ndarray, most: int) -> list[list[int]]:
+    """By label, the rows it takes; see `SELECTION_RULE`.
+
+    Args:
+        fits: whether a label may take a row, bool, shape `(num, num_labels)`.
+        patients: number of each row's patient, shape `(num,)`.
+        most: rows that a label may take.
+    """
+    taken: list[list[int]] = [[] for _ in range(fits.shape[1])]
+    is_free, is_new = np.ones(len(fits), dtype=bool), np.ones(len(fits), dtype=bool)
+    num_left = fits.sum(0)
+    while waiting := {label for label, rows in enumerate(taken) if num_left[label] and len(rows) < most}:
+        while able := [label for label in sorted(waiting) if num_left[label]]:
+            label = min(able, key=lambda one: num_left[one])
+            free = np.flatnonzero(fits[:, label] & is_free)
+            new = free[is_new[patients[free]]]
+            row = int(new[0] if len(new) else free[0])
+            taken[label].append(row)
+            is_free[row] = is_new[patients[row]] = False
+            num_left -= fits[row]
+            waiting.remove(label)
+    return taken
 
 
 def rows_with_box(boxes: Sequence[Sequence[Mapping[str, float]]], num_labels: int) -> dict[int, np.ndarray]:

@@ -29,8 +29,9 @@ from .counterfactual_selection import (
     target_masks,
     wrong_masks,
 )
-from .counterfactuals import Counterfactuals, Scores, mean_absolute_change, summarize, summarize_per_label
-from .localisation import LocalisationCase, summarize_localisation
+from .counterfactual_summary import localise, localise_per_label, summarize, summarize_per_label
+from .counterfactuals import Counterfactuals, Scores, mean_absolute_change
+from .localisation import LocalisationCase
 from .provenance import checkpoint_hash, describe_provenance
 
 
@@ -129,6 +130,7 @@ class CounterfactualStudyRunner:
         self.pipeline_folder, self.oracle_path = Path(pipeline_folder), oracle_path
         self.labels = label_matrix(self.dataset, self.info)
         self.boxes: list[list[dict[str, float]]] = self.dataset["boxes"][:]
+        self.patient_ids: list[str] = self.dataset["patient_id"][:]
 
     @property
     def own_thresholds(self) -> np.ndarray | None:
@@ -169,7 +171,13 @@ class CounterfactualStudyRunner:
         if only_with_boxes and direction == "remove":
             candidates = rows_with_box(self.boxes, len(self.label_names))
         return select_images(
-            self.labels, self._decisions, direction, num_images_per_label, self.single_label, candidates
+            self.labels,
+            self._decisions,
+            direction,
+            num_images_per_label,
+            self.single_label,
+            candidates,
+            self.patient_ids,
         )
 
     @cached_property
@@ -197,16 +205,17 @@ class CounterfactualStudyRunner:
             **summarize(counterfactuals),
             "per_label": summarize_per_label(counterfactuals, self.label_names),
         }
+        patients = counterfactuals.patients
         cases = {
-            "vs_original": counterfactuals.images - counterfactuals.originals,
-            "vs_null": counterfactuals.images - counterfactuals.null_images,
+            name: LocalisationCase(counterfactuals.images - others, masks, chosen.targets, wrong)
+            for name, others in (("vs_original", counterfactuals.originals), ("vs_null", counterfactuals.null_images))
         }
         # Where a finding is added there is no box to find: it may appear in other places than the annotator's.
         has_boxes = direction == "remove" and bool(masks.any())
         if has_boxes:
             results["localisation"] = {
-                name: _localise(difference, masks, chosen.targets, wrong, self.label_names)
-                for name, difference in cases.items()
+                name: {**localise(case, patients), "per_label": localise_per_label(case, patients, self.label_names)}
+                for name, case in cases.items()
             }
         results["controls"] = {}
         control_scores: dict[str, np.ndarray] = {}
@@ -217,7 +226,7 @@ class CounterfactualStudyRunner:
                 control_scores[name] = changed.oracle.after
             if has_boxes:
                 case = LocalisationCase(images - counterfactuals.originals, masks, chosen.targets, wrong)
-                results["controls"][name]["localisation"] = summarize_localisation(case)
+                results["controls"][name]["localisation"] = localise(case, patients)
             if truth is not None:
                 results["controls"][name]["cosine_to_truth"] = cosine_to_truth(changed, truth)
         if truth is not None:
@@ -268,6 +277,7 @@ class CounterfactualStudyRunner:
             own=scores,
             oracle=oracle,
             regions=np.concatenate(regions) if regions else None,
+            patient_ids=[self.patient_ids[row] for row in chosen.rows.tolist()],
         )
 
     def controls(self, counterfactuals: Counterfactuals, chosen: Selection, direction: str) -> dict[str, np.ndarray]:
@@ -351,7 +361,7 @@ class CounterfactualStudyRunner:
         known = Path(self.oracle_path) / PATIENTS_FILE
         if known.is_file():
             digests = set(json.loads(known.read_text()))
-            patients = set(self.dataset["patient_id"][:])
+            patients = set(self.patient_ids)
             shared = sum(patient_digest(self.info.name, patient) in digests for patient in patients)
             provenance["patients_shared_with_oracle"] = shared
             if shared:
@@ -372,20 +382,3 @@ def cosine_to_truth(counterfactuals: Counterfactuals, truth: np.ndarray) -> floa
     wanted = (truth - counterfactuals.originals).reshape(len(truth), -1)
     norms = np.linalg.norm(change, axis=1) * np.linalg.norm(wanted, axis=1)
     return float(np.mean((change * wanted).sum(1) / np.maximum(norms, 1e-12)))
-
-
-def _localise(
-    difference: np.ndarray,
-    masks: np.ndarray,
-    targets: np.ndarray,
-    wrong: np.ndarray | None,
-    label_names: Sequence[str],
-) -> dict[str, Any]:
-    """Localisation over all images, and per label."""
-    per_label = {}
-    for target in np.unique(targets).tolist():
-        rows = np.flatnonzero(targets == target)
-        case = LocalisationCase(difference[rows], masks[rows], targets[rows], None if wrong is None else wrong[rows])
-        per_label[label_names[target]] = summarize_localisation(case)
-    whole = LocalisationCase(difference, masks, targets, wrong)
-    return {**summarize_localisation(whole), "per_label": per_label}

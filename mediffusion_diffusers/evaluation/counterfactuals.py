@@ -8,15 +8,13 @@ too: read the scores of an outside classifier (the *oracle*), beside the control
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..controls import high_frequency_share
-from .bootstrap import bootstrap_mean
-from .classification import nan_to_none
+from .bootstrap import Interval, bootstrap_mean
 
 
 _EPSILON = 1e-6  # keeps logits of probabilities finite
@@ -57,6 +55,7 @@ class Counterfactuals:
         own: scores of the explained classifier.
         oracle: scores of the outside classifier, if there is one.
         regions: where each image was allowed to change, shape `(num, 1, height, width)`; None for everywhere.
+        patient_ids: patient of each image; None if each image is its own.
 
     Raises:
         ValueError: if shapes do not fit together or the direction is unknown.
@@ -70,6 +69,7 @@ class Counterfactuals:
     own: Scores
     oracle: Scores | None = None
     regions: np.ndarray | None = None
+    patient_ids: Sequence[Hashable] | None = None
 
     def __post_init__(self) -> None:
         if self.direction not in ("remove", "add"):
@@ -82,6 +82,14 @@ class Counterfactuals:
         num = {len(self.originals), len(self.targets), len(self.own.before), len(self.own.after), len(self.own.null)}
         if len(num) != 1 or (self.oracle is not None and len(self.oracle.before) not in num):
             raise ValueError(f"Images, targets and scores must be equally many, but their numbers are {sorted(num)}.")
+        if self.patient_ids is not None and len(self.patient_ids) not in num:
+            raise ValueError(f"`patient_ids` must have one entry per image, but got {len(self.patient_ids)}.")
+
+    @property
+    def patients(self) -> list[str]:
+        """Patient of each image, whose images are resampled together."""
+        ids = range(len(self)) if self.patient_ids is None else self.patient_ids
+        return [str(patient) for patient in ids]
 
     def __len__(self) -> int:
         return len(self.originals)
@@ -96,6 +104,8 @@ class Counterfactuals:
             targets=self.targets[rows],
             own=self.own.select(rows),
             oracle=None if self.oracle is None else self.oracle.select(rows),
+            regions=None if self.regions is None else self.regions[rows],
+            patient_ids=[self.patients[row] for row in rows],
         )
 
 
@@ -162,75 +172,53 @@ def mean_absolute_change(images: np.ndarray, references: np.ndarray) -> np.ndarr
     return np.abs(images - references).reshape(len(images), -1).mean(1)
 
 
-def summarize(counterfactuals: Counterfactuals) -> dict[str, Any]:
-    """All figures of a set of counterfactuals; means over its images, None where a figure does not exist.
-
-    Returns:
-        `num_images`; for `own` and `oracle` each the figures of `summarize_scores`; `agreement`, the share of
-        counterfactuals on which both decide alike about the target; and `change`: `l1` (x' to x), `l1_vs_null` (x' to
-        x0), `null_l1` (x0 to x, "composition") and the high-frequency shares of x' - x and x' - x0.
-    """
-    targets, direction = counterfactuals.targets, counterfactuals.direction
-    own, oracle = counterfactuals.own, counterfactuals.oracle
-    originals, images, null = counterfactuals.originals, counterfactuals.images, counterfactuals.null_images
-    result: dict[str, Any] = {
-        "num_images": len(counterfactuals),
-        "own": summarize_scores(own, targets, direction),
-        "change": {
-            "l1": _mean(mean_absolute_change(images, originals)),
-            "l1_vs_null": _mean(mean_absolute_change(images, null)),
-            "null_l1": _mean(mean_absolute_change(null, originals)),
-            "high_frequency_share": _mean(high_frequency_share(images - originals)),
-            "high_frequency_share_vs_null": _mean(high_frequency_share(images - null)),
-        },
-    }
-    if oracle is not None:
-        result["oracle"] = summarize_scores(oracle, targets, direction)
-        own_sees = is_present(own.after, targets, own.thresholds)
-        result["agreement"] = _mean(own_sees == is_present(oracle.after, targets, oracle.thresholds))
-    return nan_to_none(result)
-
-
-def summarize_scores(scores: Scores, targets: np.ndarray, direction: str) -> dict[str, Any]:
+def summarize_scores(
+    scores: Scores, targets: np.ndarray, direction: str, patient_ids: Sequence[Hashable]
+) -> dict[str, Any]:
     """One classifier's view of counterfactuals.
 
+    Args:
+        scores: its scores.
+        targets: label k of each image, shape `(num,)`.
+        direction: `"remove"` or `"add"`.
+        patient_ids: patient of each image.
+
     Returns:
-        `before`, `after`, `null` (mean score of the target); `diff` with its bootstrap interval, `diff_vs_null`,
-        `logit_diff`; `other_diff`, `other_diff_vs_null`, `other_diff_of_means` (the paper's variant) and
-        `null_other_diff` (x0 against x); `flip_rate`, over the `num_eligible` images on which the classifier decided
-        the other way at first.
+        `before`, `after`, `null` (mean score of the target); `diff`, `diff_vs_null`, `logit_diff`; `other_diff`,
+        `other_diff_vs_null`, `other_diff_of_means` (the paper's variant) and `null_other_diff` (x0 against x);
+        `flip_rate`, over the `num_eligible` images on which the classifier decided the other way at first; and
+        `diff_interval_95`, `other_diff_interval_95` and `flip_rate_interval_95`, over patients. NaN where a figure
+        does not exist.
     """
     rows = np.arange(len(targets))
     diff = target_change(scores.before, scores.after, targets)
-    interval = bootstrap_mean(diff)
+    other_diff = other_change(scores.before, scores.after, targets)
     flipped = flips(scores, targets, direction)
     return {
-        "before": _mean(scores.before[rows, targets]),
-        "after": _mean(scores.after[rows, targets]),
-        "null": _mean(scores.null[rows, targets]),
-        "diff": _mean(diff),
-        "diff_interval_95": [interval.low, interval.high],
-        "diff_vs_null": _mean(target_change(scores.null, scores.after, targets)),
-        "logit_diff": _mean(logit_change(scores.before, scores.after, targets)),
-        "other_diff": _mean(other_change(scores.before, scores.after, targets)),
-        "other_diff_vs_null": _mean(other_change(scores.null, scores.after, targets)),
+        "before": mean_of_known(scores.before[rows, targets]),
+        "after": mean_of_known(scores.after[rows, targets]),
+        "null": mean_of_known(scores.null[rows, targets]),
+        "diff": mean_of_known(diff),
+        "diff_interval_95": _ends(bootstrap_mean(diff, patient_ids)),
+        "diff_vs_null": mean_of_known(target_change(scores.null, scores.after, targets)),
+        "logit_diff": mean_of_known(logit_change(scores.before, scores.after, targets)),
+        "other_diff": mean_of_known(other_diff),
+        "other_diff_interval_95": _ends(bootstrap_mean(other_diff, patient_ids)),
+        "other_diff_vs_null": mean_of_known(other_change(scores.null, scores.after, targets)),
         "other_diff_of_means": other_change_of_means(scores.before, scores.after, targets),
-        "null_other_diff": _mean(other_change(scores.before, scores.null, targets)),
-        "flip_rate": _mean(flipped),
+        "null_other_diff": mean_of_known(other_change(scores.before, scores.null, targets)),
+        "flip_rate": mean_of_known(flipped),
+        "flip_rate_interval_95": _ends(bootstrap_mean(flipped, patient_ids)),
         "num_eligible": int((~np.isnan(flipped)).sum()),
     }
 
 
-def summarize_per_label(counterfactuals: Counterfactuals, label_names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`summarize` for each target label that has images, by its name."""
-    return {
-        label_names[target]: summarize(counterfactuals.select(np.flatnonzero(counterfactuals.targets == target)))
-        for target in np.unique(counterfactuals.targets).tolist()
-    }
-
-
-def _mean(values: np.ndarray) -> float:
+def mean_of_known(values: np.ndarray) -> float:
     """Mean without NaN; NaN if nothing is left."""
     values = np.asarray(values, dtype=np.float64)
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
+
+
+def _ends(interval: Interval) -> list[float]:
+    return [interval.low, interval.high]

@@ -8,13 +8,13 @@ finding in *other* images, and the same change measured in the box of *another* 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .classification import nan_to_none
+from .bootstrap import bootstrap_median, patient_numbers
 
 
 # The outside change is taken to be at least this (a fortieth of one 8-bit grey level), so that no ratio is infinite
@@ -144,54 +144,86 @@ class LocalisationCase:
     targets: np.ndarray
     wrong_masks: np.ndarray | None = None
 
+    def select(self, rows: np.ndarray) -> LocalisationCase:
+        """Some of the changes."""
+        wrong = None if self.wrong_masks is None else self.wrong_masks[rows]
+        return LocalisationCase(self.difference[rows], self.masks[rows], self.targets[rows], wrong)
 
-def summarize_localisation(case: LocalisationCase) -> dict[str, Any]:
+
+def measure_localisation(case: LocalisationCase) -> dict[str, np.ndarray]:
+    """Every image's localisation figures, with its nulls; NaN where a box is empty or covers everything.
+
+    Returns:
+        Arrays of shape `(num,)`: `inside`, `outside`, `ratio`, `energy_share_inside`, `iou`, `pointing`, and the
+        ratios of the nulls `central_body_ratio` and `average_box_ratio`; `wrong_box_ratios` has shape
+        `(num, num_draws)`.
+    """
+    num, *size = case.masks.shape
+    num_draws = 0 if case.wrong_masks is None else case.wrong_masks.shape[1]
+    area = case.masks.reshape(num, -1).mean(1)
+    is_measured = (area > 0) & (area < 1)
+    change, masks = absolute_change(case.difference), case.masks
+    inside, outside = inside_outside(change, masks)
+    central = np.broadcast_to(central_body_change(*size), masks.shape)
+    average = average_box_changes(masks, case.targets)
+    figures = {
+        "inside": inside,
+        "outside": outside,
+        "ratio": change_ratio(inside, outside),
+        "energy_share_inside": energy_share_inside(change, masks),
+        "iou": top_change_iou(change, masks),
+        "pointing": pointing_hit(change, masks),
+        "central_body_ratio": change_ratio(*inside_outside(central, masks)),
+        "average_box_ratio": np.where(average.any((1, 2)), change_ratio(*inside_outside(average, masks)), np.nan),
+    }
+    figures = {name: np.where(is_measured, values, np.nan) for name, values in figures.items()}
+    wrong = np.full((num, num_draws), np.nan)
+    for draw in range(num_draws):
+        in_wrong_box = change_ratio(*inside_outside(change, case.wrong_masks[:, draw]))  # type: ignore[index]
+        wrong[:, draw] = np.where(is_measured, in_wrong_box, np.nan)
+    return {**figures, "wrong_box_ratios": wrong}
+
+
+def summarize_localisation(figures: Mapping[str, np.ndarray], patient_ids: Sequence[Hashable]) -> dict[str, Any]:
     """All localisation figures of a set of changes, with their nulls.
 
     Images whose boxes are empty or cover everything are left out.
 
+    Args:
+        figures: of `measure_localisation`.
+        patient_ids: patient of each image.
+
     Returns:
-        `num_images`; `inside`, `outside` (means), `ratio` (median of the per-image ratios), `share_above_1`,
-        `energy_share_inside`, `iou`, `pointing`; and the median ratio of each null: `central_body_ratio`,
-        `average_box_ratio`, `wrong_box_ratio`.
+        `num_images`, `num_patients`; `inside`, `outside` (means), `ratio` (median of the per-image ratios) with its
+        interval over patients, `ratio_interval_95`; `share_above_1`, `energy_share_inside`, `iou`, `pointing`; and the
+        median ratio of each null: `central_body_ratio`, `average_box_ratio`, `wrong_box_ratio`. NaN where a figure
+        does not exist.
     """
-    area = case.masks.reshape(len(case.masks), -1).mean(1)
-    rows = np.flatnonzero((area > 0) & (area < 1))
-    if len(rows) == 0:
-        return {"num_images": 0}
-    change, masks = absolute_change(case.difference[rows]), case.masks[rows]
-    inside, outside = inside_outside(change, masks)
-    ratio = change_ratio(inside, outside)
-    central = np.broadcast_to(central_body_change(*masks.shape[1:]), masks.shape)
-    average = average_box_changes(case.masks, case.targets)[rows]
-    has_average = average.any((1, 2))
+    is_measured = ~np.isnan(figures["ratio"])
+    if not is_measured.any():
+        return {"num_images": 0, "num_patients": 0}
+    patients = patient_numbers(patient_ids)
+    of = {name: np.asarray(values)[is_measured] for name, values in figures.items()}
+    interval = bootstrap_median(of["ratio"], patients[is_measured])
     result: dict[str, Any] = {
-        "num_images": len(rows),
-        "inside": float(inside.mean()),
-        "outside": float(outside.mean()),
-        "ratio": float(np.median(ratio)),
-        "share_above_1": float((ratio > 1).mean()),
-        "energy_share_inside": float(energy_share_inside(change, masks).mean()),
-        "iou": float(top_change_iou(change, masks).mean()),
-        "pointing": float(pointing_hit(change, masks).mean()),
-        "central_body_ratio": _median_ratio(central, masks),
-        "average_box_ratio": _median_ratio(average[has_average], masks[has_average]),
+        "num_images": int(is_measured.sum()),
+        "num_patients": interval.num_patients,
+        "inside": float(of["inside"].mean()),
+        "outside": float(of["outside"].mean()),
+        "ratio": interval.estimate,
+        "ratio_interval_95": [interval.low, interval.high],
+        "share_above_1": float((of["ratio"] > 1).mean()),
+        "energy_share_inside": float(of["energy_share_inside"].mean()),
+        "iou": float(of["iou"].mean()),
+        "pointing": float(of["pointing"].mean()),
+        "central_body_ratio": _median_of_known(of["central_body_ratio"]),
+        "average_box_ratio": _median_of_known(of["average_box_ratio"]),
     }
-    if case.wrong_masks is not None:
-        result["wrong_box_ratio"] = _wrong_box_ratio(change, case.wrong_masks[rows])
-    return nan_to_none(result)
+    if of["wrong_box_ratios"].size:
+        result["wrong_box_ratio"] = _median_of_known(of["wrong_box_ratios"])
+    return result
 
 
-def _median_ratio(change: np.ndarray, masks: np.ndarray) -> float:
-    ratio = change_ratio(*inside_outside(change, masks))
-    return float(np.median(ratio)) if len(ratio) else float("nan")
-
-
-def _wrong_box_ratio(change: np.ndarray, wrong_masks: np.ndarray) -> float:
-    """Median ratio over all images and draws; empty and all-covering boxes are left out."""
-    num_draws = wrong_masks.shape[1]
-    ratio = change_ratio(
-        *inside_outside(np.repeat(change, num_draws, axis=0), wrong_masks.reshape(-1, *change.shape[1:]))
-    )
-    ratio = ratio[~np.isnan(ratio)]
-    return float(np.median(ratio)) if len(ratio) else float("nan")
+def _median_of_known(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else float("nan")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from mediffusion_diffusers.evaluation import classification as cls
-from mediffusion_diffusers.evaluation.bootstrap import bootstrap_macro_auroc, bootstrap_mean
 
 
 @pytest.fixture
@@ -115,35 +114,6 @@ def test_thresholds_come_from_validation(rng):
     assert report.sensitivity_at_specificity["0.90"] == cls.sensitivity(labels, scores, threshold)
     assert report.specificity_reached["0.90"] == cls.specificity(labels, scores, threshold)
     assert report.threshold == cls.youden_threshold(validation_labels, validation_scores)
-
-
-def test_bootstrap_interval_holds_the_estimate_and_pairs_are_tighter(rng):
-    labels = (rng.random((300, 2)) < 0.4).astype(float)
-    scores = rng.normal(size=(300, 2)) + labels
-    patients = np.repeat(np.arange(150), 2)
-    alone = bootstrap_macro_auroc(labels, scores, patients, num_resamples=200)
-    assert alone.low < alone.estimate < alone.high
-    assert alone.num_patients == 150
-    same = bootstrap_macro_auroc(labels, scores, patients, other_scores=2 * scores, num_resamples=50)
-    assert (same.low, same.estimate, same.high) == (0, 0, 0)
-    other = bootstrap_macro_auroc(
-        labels, scores, patients, other_scores=scores + rng.normal(size=scores.shape) * 0.1, num_resamples=200
-    )
-    assert other.high - other.low < (alone.high - alone.low) / 2
-
-
-def test_bootstrap_draws_patients_not_images(rng):
-    labels = (rng.random((100, 1)) < 0.5).astype(float)
-    scores = rng.normal(size=(100, 1)) + labels
-    repeated = np.repeat(np.arange(100), 5)
-    once = bootstrap_macro_auroc(labels, scores, np.arange(100), num_resamples=100, seed=1)
-    five_times = bootstrap_macro_auroc(labels[repeated], scores[repeated], repeated, num_resamples=100, seed=1)
-    assert (five_times.low, five_times.high) == pytest.approx((once.low, once.high))
-
-
-def test_bootstrap_mean_shrinks_with_the_root_of_the_number(rng):
-    few, many = (bootstrap_mean(rng.normal(size=num)) for num in (50, 5000))
-    assert (few.high - few.low) / (many.high - many.low) == pytest.approx(10, rel=0.4)
 
 
 @pytest.mark.parametrize(
