@@ -249,6 +249,8 @@ def main() -> None:
             (one,) = (one for one in report["models"] if one["provenance"]["checkpoint"] == provenance["checkpoint"])
             ours = {name: settings for name, settings in one["settings"].items() if name != "paper"}
             for direction, rows in study(model, ours, args).items():
+                if one["results"][direction].get("num_patients") != rows["num_patients"]:
+                    sys.exit(f"{args.output} holds figures of other images: name another `--output`.")
                 one["results"][direction].update(rows)
         elif provenance["checkpoint"] not in known:
             settings = choose_settings(model, args)
