@@ -172,11 +172,11 @@ def patient_numbers(patient_ids: Sequence[Hashable]) -> np.ndarray:
     return np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)[1].reshape(-1)
 
 
-def _known_values(values: np.ndarray, patient_ids: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+def _known_values(values: np.ndarray, patient_ids: Sequence[Hashable]) -> tuple[np.ndarray, list[int]]:
     values = np.asarray(values, dtype=np.float64)
     _check_one_patient_per_image(patient_ids, len(values))
     is_known = ~np.isnan(values)
-    return values[is_known], patient_numbers(patient_ids)[is_known]
+    return values[is_known], patient_numbers(patient_ids)[is_known].tolist()
 
 
 def _check_one_patient_per_image(patient_ids: Sequence[Hashable], num_images: int) -> None:

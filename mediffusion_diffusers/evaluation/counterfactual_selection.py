@@ -80,7 +80,7 @@ def select_images(
     if candidates is not None:
         for label in range(labels.shape[1]):
             fits[:, label] &= np.isin(np.arange(len(labels)), candidates[label])
-    patients = patient_numbers(np.arange(len(labels)) if patient_ids is None else patient_ids)
+    patients = patient_numbers(range(len(labels)) if patient_ids is None else patient_ids)
     taken = _draw_in_turns(fits, patients, num_images_per_label)
     rows = np.array([row for chosen in taken for row in sorted(chosen)], dtype=np.int64)
     return Selection(rows, np.repeat(np.arange(len(taken)), [len(chosen) for chosen in taken]))

@@ -73,7 +73,7 @@ def localise_per_label(
     per_label = {}
     for target in np.unique(case.targets).tolist():
         rows = np.flatnonzero(case.targets == target)
-        patients = [patient_ids[row] for row in rows]
+        patients = [patient_ids[row] for row in rows.tolist()]
         per_label[label_names[target]] = localise(case.select(rows), patients)
     return per_label
 

@@ -105,7 +105,7 @@ class Counterfactuals:
             own=self.own.select(rows),
             oracle=None if self.oracle is None else self.oracle.select(rows),
             regions=None if self.regions is None else self.regions[rows],
-            patient_ids=[self.patients[row] for row in rows],
+            patient_ids=[self.patients[row] for row in rows.tolist()],
         )
 
 

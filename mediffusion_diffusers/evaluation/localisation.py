@@ -204,7 +204,7 @@ def summarize_localisation(figures: Mapping[str, np.ndarray], patient_ids: Seque
         return {"num_images": 0, "num_patients": 0}
     patients = patient_numbers(patient_ids)
     of = {name: np.asarray(values)[is_measured] for name, values in figures.items()}
-    interval = bootstrap_median(of["ratio"], patients[is_measured])
+    interval = bootstrap_median(of["ratio"], patients[is_measured].tolist())
     result: dict[str, Any] = {
         "num_images": int(is_measured.sum()),
         "num_patients": interval.num_patients,
