@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, Literal, Union
@@ -39,8 +39,12 @@ class Range:
 
     def holds(self, value: float) -> bool:
         """Whether a number lies inside; written so that NaN does not."""
+        try:
+            is_finite = math.isfinite(value)
+        except OverflowError:  # a whole number beyond all floats
+            return False
         return (
-            math.isfinite(value)
+            is_finite
             and (self.above is None or value > self.above)
             and (self.at_least is None or value >= self.at_least)
             and (self.below is None or value < self.below)
@@ -119,13 +123,17 @@ def _check(name: str, value: Any, hint: Any) -> None:
     if value is None and type(None) in members:
         return
     choices = [choice for member in members for choice in _choices(member)]
+    if Any in members and not isinstance(value, str):
+        return
+    if bool in members and not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be True or False, but got {value!r}.")
     if choices and not (value in choices if isinstance(value, str) else False):
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, but got {value!r}.")
     if allowed is None:
         return
     whole = int in members or any(int in typing.get_args(member) for member in members)
     whole = whole and not (float in members or any(float in typing.get_args(member) for member in members))
-    for item in _items(value):
+    for item in _items(value, members):
         check_number(name, item, allowed, whole)
 
 
@@ -133,7 +141,15 @@ def _choices(member: Any) -> list[Any]:
     return list(typing.get_args(member)) if typing.get_origin(member) is Literal else []
 
 
-def _items(value: Any) -> list[Any]:
-    if isinstance(value, Mapping):
+def _items(value: Any, members: Sequence[Any]) -> list[Any]:
+    """The numbers in a list or dict where the type has one, else the value itself."""
+    containers = [typing.get_origin(member) or member for member in members]
+    if isinstance(value, Mapping) and any(_is_subclass(kind, Mapping) for kind in containers):
         return list(value.values())
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+    if isinstance(value, (list, tuple)) and any(_is_subclass(kind, Sequence) for kind in containers):
+        return list(value)
+    return [value]
+
+
+def _is_subclass(kind: Any, parent: type) -> bool:
+    return isinstance(kind, type) and kind is not str and issubclass(kind, parent)

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiffusionPipe
 from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..guidance import (
+from ...guidance import (
     ExternalClassifier,
     GuidanceScale,
     Labels,
@@ -21,16 +21,16 @@ from ..guidance import (
     scales_of_rows,
     values_of_scale,
 )
-from ..image_processor import ImageInput
-from ..latents import decode_latents
-from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
-from ..regions import prepare_region, region_of_change
-from .base import Generators, clone_generator, own_generator
-from .counterfactual_inputs import CounterfactualInputsMixin, count_rows
-from .counterfactual_results import EditResult
-from .counterfactual_sampling import CounterfactualSamplingMixin, EditRows, Route, Start
-from .guidance_search import GuidanceSearchMixin, SearchBounds
-from .outputs import MediffusionCounterfactualPipelineOutput
+from ...image_processor import ImageInput
+from ...latents import decode_latents
+from ...models import JointUNet2DModel, SpaceToDepthAutoencoder
+from ...regions import prepare_region, region_of_change
+from ..base import Generators, clone_generator, own_generator
+from ..counterfactual_inputs import CounterfactualInputsMixin, count_rows
+from ..counterfactual_results import EditResult
+from ..counterfactual_sampling import CounterfactualSamplingMixin, EditRows, Route, Start
+from ..guidance_search import GuidanceSearchMixin, SearchBounds
+from ..outputs import MediffusionCounterfactualPipelineOutput
 
 
 EXAMPLE_DOC_STRING = """
