@@ -1,4 +1,4 @@
-"""What must not leave this machine with a card or a checkpoint: local paths and access tokens."""
+"""What must not leave this machine: local paths and access tokens at all, and for the public what is private."""
 
 import os
 import re
@@ -23,3 +23,20 @@ def holds_token(text: str, token: str | None = None) -> bool:
 def without_tokens(text: str, token: str | None = None) -> str:
     """The text with `***` in place of access tokens of the Hub and of the given one."""
     return _TOKEN.sub("***", text if not token else text.replace(token, "***"))
+
+
+def require_private(api: Any, repo_id: str) -> None:
+    """Refuse a repository that is public, before anything is uploaded that shall be private.
+
+    Args:
+        api: a `huggingface_hub.HfApi` with the user's token.
+        repo_id: repository of a model, which must exist.
+
+    Raises:
+        ValueError: if it is public.
+    """
+    if not api.model_info(repo_id).private:
+        raise ValueError(
+            f"A private repository was asked for, but {repo_id} exists and is public. Nothing was uploaded. Make it "
+            "private in its settings on the Hub, or name another repository."
+        )

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import write_json
+from ..staging import remove_empty_folders
 from .difference_image import DIFFERENCE_PRECISION, ENCODING
 from .request import identity_differences
 from .shards import ShardFolder, ShardRecord, read_record
-from .staging import remove_empty_folders
 
 
 MANIFEST_FILE = "manifest.json"

@@ -11,8 +11,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..staging import locked_file
 from ..stop_request import StopRequest
-from .staging import locked_file
 
 
 WAITING_SECONDS = 0.2

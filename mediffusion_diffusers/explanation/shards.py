@@ -31,8 +31,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..staging import files_below, remove_abandoned, remove_empty_folders, staged_file
 from .input_shards import InputShard
-from .staging import files_below, remove_abandoned, remove_empty_folders, staged_file
 
 
 WORK_FOLDER = ".work"

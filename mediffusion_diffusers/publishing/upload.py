@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import filter_repo_objects
 
 from ..atomic_files import write_text
-from ..privacy import holds_token, is_local_path
+from ..privacy import holds_token, is_local_path, require_private
 
 
 # Patterns of `fnmatch`, whose `*` also crosses folders. What resumes a run, what names places on the training
@@ -104,11 +104,8 @@ def _publish(
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if private and not api.model_info(repo_id).private:
-            raise ValueError(
-                f"`private=True` was asked for, but {repo_id} exists and is public. Nothing was uploaded. "
-                "Make it private in its settings on the Hub, or choose another `repo_id`."
-            )
+        if private:
+            require_private(api, repo_id)
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.upload_folder(

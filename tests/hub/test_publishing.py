@@ -97,7 +97,7 @@ def test_branches_pull_requests_and_private_repositories(hub, pipeline_folder):
     assert fork.paths("main") == [".gitattributes"]
     assert "model_index.json" in fork.paths("try-out") and "model_index.json" in fork.paths("refs/pr/1")
     assert fork.resolve("refs/pr/1").title == "Propose weights"
-    assert urls[4].startswith("ValueError: `private=True` was asked for, but org/fork exists and is public.")
+    assert urls[4].startswith("ValueError: A private repository was asked for, but org/fork exists and is public.")
 
 
 def test_without_permission_nothing_is_published_and_the_error_says_what_to_do(hub, pipeline_folder):

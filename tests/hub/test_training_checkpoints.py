@@ -53,6 +53,14 @@ def records(folder):
     return [{key: value for key, value in json.loads(line).items() if key not in TIMINGS} for line in lines]
 
 
+def damage_newest(hub):
+    """Flip a bit of the newest checkpoint's weights, as storage may."""
+    sha256 = hub.repository(REPOSITORY).resolve("checkpoints").files["checkpoint-6/unet.safetensors"].lfs_oid
+    content = bytearray(hub.state.lfs_objects[sha256])
+    content[-1] ^= 1
+    hub.state.lfs_objects[sha256] = bytes(content)
+
+
 def test_an_empty_disk_goes_on_from_the_hub(hub, data, tmp_path):
     """The upload of the first checkpoint fails at first; the run goes on all the same."""
     push = ("--push_to_hub", "--hub_strategy", "every_save", "--resume_from_checkpoint", "hub")
@@ -89,7 +97,18 @@ def test_an_empty_disk_goes_on_from_the_hub(hub, data, tmp_path):
     completed = hub.run_python(FETCH, tmp_path / "newest", "hub", REPOSITORY)
     assert completed.stdout.split() == ["latest", "checkpoint-6", "metrics.jsonl"]
     completed = hub.run_python(FETCH, tmp_path / "newest", "org/nothing@main", REPOSITORY, check=False)
+    assert "'org/nothing' is neither a folder here nor a repository on the Hub that may be read" in completed.stderr
+    line = (FETCH, tmp_path / "newest", "org/nothing@main", REPOSITORY)
+    completed = hub.run_python(*line, token=hub.read_token, check=False)
     assert "must name a revision that holds a checkpoint, but org/nothing has none at 'main'" in completed.stderr
+
+    damage_newest(hub)
+    completed = hub.run_python(FETCH, tmp_path / "older", "hub", REPOSITORY)
+    assert "unet.safetensors has another SHA-256" in completed.stderr
+    older = ["checkpoint-3", "metrics.jsonl"] if "checkpoint-3" in titles else []
+    assert completed.stdout.split() == ["latest", *older]
+    completed = hub.run_python(FETCH, tmp_path / "named", f"{REPOSITORY}@checkpoints", REPOSITORY, check=False)
+    assert "checkpoint-6 cannot be used: unet.safetensors has another SHA-256" in completed.stderr
 
 
 def test_nothing_on_the_hub_stops_the_training(hub, data, tmp_path):
@@ -100,6 +119,27 @@ def test_nothing_on_the_hub_stops_the_training(hub, data, tmp_path):
     assert "Nothing more is uploaded while training" in completed.stderr
     assert "is saved in" in completed.stderr and "but was not published" in completed.stderr
     assert (tmp_path / "run" / "checkpoint-4").is_dir() and (tmp_path / "run" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "end"])
+def test_nothing_private_goes_to_a_public_repository(hub, data, tmp_path, strategy):
+    hub.run_python(f"from huggingface_hub import create_repo; create_repo({REPOSITORY!r})", token=hub.token)
+    line = ("--push_to_hub", "--hub_strategy", strategy, "--hub_private_repo")
+    completed = train(hub, data, tmp_path / "run", *line, check=False)
+    assert completed.returncode != 0 and f"{REPOSITORY} exists and is public" in completed.stderr
+    assert "Traceback" not in completed.stderr and not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert_nothing_left(hub)
+
+    hub.fail_next(3, path=f"/api/models/{REPOSITORY}$", method="GET")  # not to be asked at first
+    completed = train(hub, data, tmp_path / "run", *line, "--max_train_steps", 3, check=False)
+    assert completed.returncode != 0 and f"{REPOSITORY} exists and is public" in completed.stderr
+    assert (tmp_path / "run" / "checkpoint-3").is_dir()
+    assert_nothing_left(hub)
+
+
+def assert_nothing_left(hub):
+    assert hub.repository(REPOSITORY).paths() == [".gitattributes"] and hub.state.lfs_objects == {}
+    assert set(hub.repository(REPOSITORY).branches) == {"main"}
 
 
 def test_where_to_resume_from(tmp_path):

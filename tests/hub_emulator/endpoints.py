@@ -37,6 +37,13 @@ def _file_item(path: str, file: StoredFile) -> dict[str, Any]:
     return item
 
 
+def _sibling(path: str, file: StoredFile) -> dict[str, Any]:
+    item: dict[str, Any] = {"rfilename": path, "blobId": file.oid, "size": file.size}
+    if file.lfs_oid:
+        item["lfs"] = {"sha256": file.lfs_oid, "size": file.size, "pointerSize": 130}
+    return item
+
+
 def _folder_item(path: str) -> dict[str, Any]:
     return {"type": "directory", "path": path, "oid": git_blob_id(path.encode()), "size": 0}
 
@@ -132,10 +139,7 @@ class HubEndpoints(HubRequestHandler):
                 "pipeline_tag": (card or {}).get("pipeline_tag"),
                 "createdAt": repository.history()[-1].date,
                 "lastModified": commit.date,
-                "siblings": [
-                    {"rfilename": path, "blobId": file.oid, "size": file.size}
-                    for path, file in sorted(commit.files.items())
-                ],
+                "siblings": [_sibling(path, file) for path, file in sorted(commit.files.items())],
             }
         )
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 
@@ -76,27 +77,99 @@ def test_there_is_no_pickle(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
-def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_taken(tmp_path):
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def put_a_folder_there(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "emptied": lambda path: path.write_bytes(b""),
+    "a flipped bit": flip_a_bit,
+    "a zeroed header": lambda path: path.write_bytes(bytes(64) + path.read_bytes()[64:]),
+    "other JSON": lambda path: path.write_text("[1, 2]"),
+    "JSON of another shape": lambda path: path.write_text('{"format_version": 2, "files": {"state.json": 3}}'),
+    "deep JSON": lambda path: path.write_text("[" * 100_000),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe" * 40),
+    "missing": lambda path: path.unlink(),
+    "a folder": put_a_folder_there,
+}
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
     unet, optimizer = build(seed=0)
     train(unet, optimizer, 1)
-    good = save(tmp_path / "run", 5, unet, optimizer)
-    newest = save(tmp_path / "run", 10, unet, optimizer)
-    assert find_checkpoint(tmp_path / "run", "latest") == (newest, [])
-    for file in sorted(path.name for path in newest.iterdir()):
-        for damage in ("truncate", "delete"):
-            run = tmp_path / f"{file}-{damage}"
-            shutil.copytree(tmp_path / "run", run)
-            damaged = run / newest.name / file
-            if damage == "truncate":
-                damaged.write_bytes(damaged.read_bytes()[:-1])
-            else:
-                damaged.unlink()
-            path, passed_over = find_checkpoint(run, "latest")
-            assert path == run / good.name and len(passed_over) == 1 and file in passed_over[0]
-            with pytest.raises(ValueError, match=f"checkpoint-10 cannot be used: {file}"):
-                find_checkpoint(run, "checkpoint-10")
-            with pytest.raises(ValueError, match=f"checkpoint-10 cannot be used: {file}"):
-                load_checkpoint(run / newest.name)
+    folder = tmp_path_factory.mktemp("run")
+    for step in (5, 10):
+        save(folder, step, unet, optimizer)
+    return folder
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "optimizer.safetensors", "state.json", "unet.safetensors"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_taken(two_checkpoints, tmp_path, file, damage):
+    run = tmp_path / "run"
+    shutil.copytree(two_checkpoints, run)
+    assert find_checkpoint(run, "latest") == (run / "checkpoint-10", [])
+    DAMAGES[damage](run / "checkpoint-10" / file)
+    path, passed_over = find_checkpoint(run, "latest")
+    assert path == run / "checkpoint-5" and len(passed_over) == 1 and file in passed_over[0]
+    with pytest.raises(ValueError, match=f"checkpoint-10 cannot be used: {file}"):
+        find_checkpoint(run, "checkpoint-10")
+
+
+def test_a_file_in_the_place_of_a_checkpoint_is_passed_over_and_replaced(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints / "checkpoint-5", tmp_path / "checkpoint-5")
+    (tmp_path / "checkpoint-10").write_text("no folder")
+    assert find_checkpoint(tmp_path, "latest")[0] == tmp_path / "checkpoint-5"
+    assert load_checkpoint(save(tmp_path, 10, *build(seed=0))).step == 10
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, number):
+    unet, optimizer = build(seed=0)
+    good = save(tmp_path, 5, unet, optimizer)
+    with torch.no_grad():
+        unet.conv_in.weight[0, 0, 0, 0] = number
+    save(tmp_path, 10, unet, optimizer)
+    path, passed_over = find_checkpoint(tmp_path, "latest")
+    assert path == good and "'conv_in.weight' in unet.safetensors holds NaN or infinite numbers" in passed_over[0]
+
+
+def without_hashes(path):
+    """Turn a checkpoint into one of the format before hashes."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    sizes = {name: facts["bytes"] for name, facts in manifest["files"].items()}
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 1, "files": sizes}))
+
+
+def test_a_checkpoint_without_hashes_loads_and_its_damage_is_found_as_far_as_it_shows(two_checkpoints, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(two_checkpoints, run)
+    without_hashes(run / "checkpoint-10")
+    before, after = load_checkpoint(two_checkpoints / "checkpoint-10"), load_checkpoint(run / "checkpoint-10")
+    assert before.state == after.state and before.tensors.keys() == after.tensors.keys()
+    weights = run / "checkpoint-10" / "unet.safetensors"
+    weights.write_bytes(bytes(64) + weights.read_bytes()[64:])
+    assert find_checkpoint(run, "latest")[0] == run / "checkpoint-5"
+
+
+def test_only_files_of_the_manifest_are_read(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints / "checkpoint-5", tmp_path / "checkpoint-5")
+    (tmp_path / "checkpoint-5" / "stranger.safetensors").write_bytes(b"anything")
+    assert "stranger" not in load_checkpoint(tmp_path / "checkpoint-5").tensors
+    manifest = tmp_path / "checkpoint-5" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("unet.safetensors", "../../unet.safetensors"))
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        load_checkpoint(tmp_path / "checkpoint-5")
 
 
 def test_an_unfinished_folder_is_no_checkpoint(tmp_path):
@@ -144,6 +217,11 @@ def test_the_manifest_is_readable(tmp_path):
     unet, optimizer = build(seed=0)
     path = save(tmp_path, 3, unet, optimizer)
     manifest = json.loads((path / "manifest.json").read_text())
-    assert (
-        manifest["step"] == 3 and manifest["files"]["unet.safetensors"] == (path / "unet.safetensors").stat().st_size
-    )
+    weights = (path / "unet.safetensors").read_bytes()
+    assert manifest["step"] == 3 and manifest["files"].keys() == {
+        *("unet.safetensors", "optimizer.safetensors", "state.json"),
+    }
+    assert manifest["files"]["unet.safetensors"] == {
+        "bytes": len(weights),
+        "sha256": hashlib.sha256(weights).hexdigest(),
+    }

@@ -1,5 +1,8 @@
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from safetensors.torch import load_file
 from support.components import tiny_vae
 from support.training import TINY_JOINT, joint_arguments
 
+from mediffusion_diffusers import staging
 from mediffusion_diffusers.data.schema import load_prepared, parquet_files
 from mediffusion_diffusers.data.transforms import ImageTransform
 from mediffusion_diffusers.latents import encode_pixels
@@ -106,12 +110,54 @@ def test_damage_is_named_and_mended(phantoms, rows, tmp_path, small_shards, dama
         (folder / "manifest.json").write_text("{")
     else:  # killed while it encoded the third shard
         (folder / "manifest.json").unlink()
-        shard.rename(folder / f".{shard.name}.1.partial")
+        with staging.locked_file(folder / ".staging", "file") as (file, _):
+            file.write(content[:100])
     mended = open_cache(tmp_path, phantoms, rows)
     assert torch.equal(mended.batch(np.arange(24)), expected)
     assert json.loads((folder / "manifest.json").read_text()) == manifest
     assert (folder / "latents-00001-of-00005.safetensors").stat().st_mtime_ns == untouched
     assert not list(folder.glob(".*"))
+
+
+SLOW_RUN = """
+import sys
+from pathlib import Path
+
+sys.path[:0] = sys.argv[3:5]
+import numpy as np
+from support.components import tiny_vae
+from mediffusion_diffusers.data.schema import load_prepared, parquet_files
+from mediffusion_diffusers.data.transforms import ImageTransform
+from mediffusion_diffusers.training import latent_cache
+from mediffusion_diffusers.training.image_rows import ImageRows
+
+save = latent_cache.save
+
+def save_slowly(tensors):
+    print("writing", flush=True)
+    sys.stdin.readline()
+    return save(tensors)
+
+latent_cache.save = save_slowly
+rows = ImageRows(load_prepared(sys.argv[1], "train"))
+plan = latent_cache.CachePlan(rows, np.arange(24), ImageTransform(16, 1))
+cache = latent_cache.open_latent_cache(Path(sys.argv[2]), tiny_vae("kl"), plan, parquet_files(sys.argv[1], "train"))
+print(cache.batch([23]).sum().item(), flush=True)
+"""
+
+
+def test_two_runs_at_once_do_each_other_no_harm(phantoms, rows, tmp_path):
+    """One comes and goes while the other is in the middle of writing its shard."""
+    tests = Path(__file__).parents[1]
+    line = [sys.executable, "-c", SLOW_RUN, phantoms, tmp_path / "latents", tests, tests.parent]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "writing\n"
+        cache = open_cache(tmp_path, phantoms, rows, num_variants=1)
+        total, _ = other.communicate("go on\n", timeout=120)
+    assert other.returncode == 0 and float(total) == cache.batch([23]).sum().item()
+    folder = folder_of(tmp_path, cache)
+    assert {path.name for path in folder.iterdir()} == {"latents-00000-of-00001.safetensors", "manifest.json"}
+    assert open_cache(tmp_path, phantoms, rows, num_variants=1).key == cache.key
 
 
 def test_the_slices_of_a_stream_are_its_batch(phantoms, rows, tmp_path):

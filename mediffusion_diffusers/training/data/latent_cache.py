@@ -2,8 +2,9 @@
 
 A cache is a folder named by a hash of everything that the latents depend on: the autoencoder's weights and config, the
 dataset's files, the rows, the transform and the number of variants. Its shards are safetensors files, each written
-aside and renamed, and `manifest.json`, written last, holds their SHA-256. A later run with the same hash checks them
-and encodes nothing; after an interruption, or if a shard is damaged, only what is missing is encoded.
+aside under a lock and renamed, and `manifest.json`, written last, holds their SHA-256. A later run with the same hash
+checks them and encodes nothing; after an interruption, or if a shard is damaged, only what is missing is encoded. Two
+runs at once share the work: each skips what the other has finished.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import torch
 from accelerate import PartialState
 from diffusers.utils import logging
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ...data.transforms import ImageTransform
+from ...digests import sha256_of
 from ...latents import encode_pixels, vae_scale_factor
+from ...staging import remove_abandoned, remove_empty_folders, staged_file
 from ..run.checkpoints import MANIFEST
 from ..run.randomness import keyed_rng
 from .image_rows import ImageRows
@@ -39,6 +42,7 @@ FORMAT_VERSION = 1
 SHARD_BYTES = 2**28
 _FOOTER_BYTES = 2**16
 _TENSOR = "latents"
+_STAGING = ".staging"  # what is being written
 
 
 class LatentCache:
@@ -184,7 +188,10 @@ def open_latent_cache(
         _encode_shards(folder, vae, plan, foreign, num_variants, batch_size)
         if not (folder / MANIFEST).is_file():
             shards = {name: _facts_of(folder / name) for name in names}
-            _write_json(folder / MANIFEST, {"key": key, "made_from": facts, "shards": shards})
+            manifest = {"key": key, "made_from": facts, "shards": shards}
+            with staged_file(folder / _STAGING, folder / MANIFEST) as file:
+                file.write((json.dumps(manifest, indent=1) + "\n").encode())
+        remove_empty_folders(folder / _STAGING, stop_at=folder / _STAGING)
     state.wait_for_everyone()
     return LatentCache([load_file(folder / name)[_TENSOR] for name in names], plan.indices, key)
 
@@ -239,6 +246,9 @@ def _encode_shards(
     total = num_variants * sum(len(chunk) for chunk in shards.values())
     bar = tqdm(total=total, desc=f"Encoding {plan.description}", unit="image", disable=total == 0)
     for name, chunk in shards.items():
+        if (folder / name).is_file():  # another run has finished it meanwhile
+            bar.update(num_variants * len(chunk))
+            continue
         loader: DataLoader = DataLoader(
             _Variants(plan, chunk, num_variants), batch_size=batch_size, num_workers=plan.num_workers
         )
@@ -247,22 +257,20 @@ def _encode_shards(
             parts.append(encode_pixels(vae, pixels.to(vae.device)).float().cpu())
             bar.update(len(pixels))
         latents = torch.cat(parts).unflatten(0, (len(chunk), num_variants)).contiguous()
-        partial = folder / f".{name}.{os.getpid()}.partial"
-        save_file({_TENSOR: latents}, partial)
-        os.replace(partial, folder / name)
+        with staged_file(folder / _STAGING, folder / name) as file:
+            file.write(save({_TENSOR: latents}))
     bar.close()
 
 
 def _drop_damaged(folder: Path, shapes: dict[str, tuple[int, ...]], plan: CachePlan) -> None:
-    """Delete what a killed run left unfinished, and shards that are not what the manifest says, naming each."""
-    for partial in folder.glob(".*.partial"):
-        partial.unlink(missing_ok=True)
+    """Delete what killed runs left unfinished, and shards that are not what the manifest says, naming each."""
+    remove_abandoned(folder / _STAGING)
     manifest = folder / MANIFEST
     known: dict[str, Any] = {}
     if manifest.is_file():
         try:
-            known = json.loads(manifest.read_text())["shards"]
-        except (ValueError, KeyError, TypeError):
+            known = dict(json.loads(manifest.read_text())["shards"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             logger.warning(f"{manifest} is damaged; it is written anew.")
     is_whole = known.keys() == shapes.keys()
     present = [name for name in shapes if (folder / name).is_file()]
@@ -279,34 +287,22 @@ def _drop_damaged(folder: Path, shapes: dict[str, tuple[int, ...]], plan: CacheP
 
 def _damage(path: Path, shape: tuple[int, ...], expected: dict[str, Any] | None) -> str | None:
     """What is wrong with a shard; `None` if nothing."""
-    if expected is not None and expected["bytes"] != path.stat().st_size:
-        return f"has {path.stat().st_size} bytes instead of {expected['bytes']}"
+    if expected is not None and expected != _facts_of(path):
+        return "is not what its manifest says"
     try:
         found = tuple(load_file(path)[_TENSOR].shape)
     except (SafetensorError, KeyError) as error:
         return f"cannot be read ({error})"
     if found != shape:
         return f"holds latents of shape {found} instead of {shape}"
-    if expected is not None and expected != _facts_of(path):
-        return "has another SHA-256 than when it was written"
     return None
 
 
 def _facts_of(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _footer_digest(path: Path) -> str:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _FOOTER_BYTES))
         return hashlib.sha256(file.read()).hexdigest()
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)

@@ -1,9 +1,11 @@
 """Checkpoints of a running training: safetensors and JSON only, complete or not there at all.
 
 A checkpoint is a folder `checkpoint-{step}` with one `.safetensors` file per group of tensors (`unet`, `ema`,
-`optimizer`, ...), `state.json`, and `manifest.json`, which is written last and lists every file's size. The folder is
-filled under another name, flushed to the disk and renamed when complete; a folder that lost a file or a part of one is
-refused by name. What begins with a dot and ends in `.partial` was never finished and is deleted at the next start.
+`optimizer`, ...), `state.json`, and `manifest.json`, which is written last and holds every file's size and SHA-256.
+The folder is filled under another name, flushed to the disk and renamed when complete. Before anything of it is used,
+its files are compared with the manifest, and its numbers must be finite; a damaged checkpoint is named, and "latest"
+takes the one before it. What begins with a dot and ends in `.partial` was never finished and is deleted at the next
+start.
 No generator's state is saved, because random numbers are keyed by the step (see `randomness.py`).
 """
 
@@ -18,15 +20,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from ...digests import sha256_of
+
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had sizes alone
 _FOLDER = re.compile(r"checkpoint-(\d+)")
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be used.
+
+    Args:
+        path: its folder.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"Checkpoint {path} cannot be used: {reason}. Resume from another one or from 'latest'.")
+        self.path, self.reason = path, reason
 
 
 @dataclass
@@ -77,21 +95,24 @@ def save_checkpoint(
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
             save_file(contiguous, partial / f"{group}.safetensors")
         (partial / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
-        sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(json.dumps({"format_version": FORMAT_VERSION, "step": step, "files": sizes}))
+        files = {
+            file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(partial.iterdir())
+        }
+        manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for file in (*partial.iterdir(), partial):
             _flush(file)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its space back
         raise
-    _discard(path)
+    discard_checkpoint(path)
     os.replace(partial, path)
     _flush(output_dir)
     # Pruned last: a disk that runs full must not cost the last good checkpoint.
     if total_limit is not None:
         others = [old for old in list_checkpoints(output_dir) if old != path]
         for old in others[: max(0, len(others) + 1 - total_limit)]:
-            _discard(old)
+            discard_checkpoint(old)
     return path
 
 
@@ -104,13 +125,13 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _discard(path: Path) -> None:
+def discard_checkpoint(path: Path) -> None:
     """Delete a checkpoint; killed halfway, it leaves no folder that looks like one."""
     if path.exists():
         hidden = path.with_name(f".{path.name}.old.partial")
         shutil.rmtree(hidden, ignore_errors=True)
         os.replace(path, hidden)
-        shutil.rmtree(hidden)
+        shutil.rmtree(hidden) if hidden.is_dir() else hidden.unlink()
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -121,36 +142,24 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def incomplete_reason(path: Path) -> str | None:
-    """Why a checkpoint folder cannot be used; `None` if it is whole."""
-    manifest = path / MANIFEST
-    if not manifest.is_file():
-        return f"{MANIFEST} is missing, so it was never finished"
-    try:
-        files = json.loads(manifest.read_text())["files"]
-    except (ValueError, KeyError, TypeError):
-        return f"{MANIFEST} is damaged"
-    for name, size in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-    return None
-
-
 def find_checkpoint(output_dir: Path, resume_from: str) -> tuple[Path | None, list[str]]:
-    """Find the checkpoint to resume from.
+    """Find the checkpoint to resume from; as `resume_checkpoint`, without keeping what it holds."""
+    checkpoint, passed_over = resume_checkpoint(output_dir, resume_from)
+    return None if checkpoint is None else checkpoint.path, passed_over
+
+
+def resume_checkpoint(output_dir: Path, resume_from: str) -> tuple[Checkpoint | None, list[str]]:
+    """Read the checkpoint to resume from.
 
     Args:
         output_dir: folder of the run.
         resume_from: `"latest"`, or the path of a checkpoint folder (also relative to `output_dir`).
 
     Returns:
-        The folder, or `None` if `"latest"` finds no usable one, and a sentence about each folder that was passed over.
+        The checkpoint, or `None` if `"latest"` finds no usable one, and a sentence about each that was passed over.
 
     Raises:
-        ValueError: if a named checkpoint does not exist or is incomplete.
+        ValueError: if a named checkpoint does not exist or is damaged.
     """
     if resume_from != "latest":
         path = Path(resume_from)
@@ -159,29 +168,84 @@ def find_checkpoint(output_dir: Path, resume_from: str) -> tuple[Path | None, li
             raise ValueError(
                 f"`resume_from_checkpoint` must be 'latest' or a checkpoint folder, but there is no {resume_from!r}."
             )
-        if reason := incomplete_reason(path):
-            raise ValueError(f"Checkpoint {path} cannot be used: {reason}. Resume from another one or from 'latest'.")
-        return path, []
+        return load_checkpoint(path), []
     passed_over: list[str] = []
     for path in reversed(list_checkpoints(output_dir)):
-        reason = incomplete_reason(path)
-        if reason is None:
-            return path, passed_over
-        passed_over.append(f"Checkpoint {path} is not used: {reason}.")
+        try:
+            return load_checkpoint(path), passed_over
+        except DamagedCheckpoint as error:
+            passed_over.append(f"Checkpoint {path} is not used: {error.reason}.")
     return None, passed_over
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a complete checkpoint folder.
+    """Read a checkpoint folder, after comparing its files with its manifest.
 
     Raises:
-        ValueError: if it is incomplete.
+        DamagedCheckpoint: if a file is missing, damaged or not what it should be, or a number is not finite.
     """
-    if reason := incomplete_reason(path):
-        raise ValueError(f"Checkpoint {path} cannot be used: {reason}.")
-    state = json.loads((path / STATE).read_text())
-    tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    return Checkpoint(path, int(state["step"]), tensors, state)
+    names = verified_files(path)
+    try:
+        state = json.loads((path / STATE).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedCheckpoint(path, f"{STATE} cannot be read ({error})") from error
+    step = state.get("step") if isinstance(state, dict) else None
+    if type(step) is not int or step < 0:
+        raise DamagedCheckpoint(path, f"{STATE} does not say after how many steps it was written")
+    tensors = {}
+    for name in names:
+        if not name.endswith(".safetensors"):
+            continue
+        try:
+            group = load_file(path / name)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise DamagedCheckpoint(path, f"{name} cannot be read ({error})") from error
+        bad = next((key for key, value in group.items() if not bool(torch.isfinite(value).all())), None)
+        if bad is not None:
+            raise DamagedCheckpoint(path, f"{bad!r} in {name} holds NaN or infinite numbers")
+        tensors[Path(name).stem] = group
+    return Checkpoint(path, step, tensors, state)
+
+
+def verified_files(path: Path) -> list[str]:
+    """Names of a checkpoint's files, sorted, after comparing each with the manifest's size and SHA-256.
+
+    Raises:
+        DamagedCheckpoint: for the first file that differs, or a manifest that is missing or damaged.
+    """
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        raise DamagedCheckpoint(path, f"{MANIFEST} is missing, so it was never finished")
+    try:
+        content = json.loads(manifest.read_text())
+        version, files = content["format_version"], dict(content["files"])
+        expected = {name: _facts(version, files[name]) for name in sorted(files)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedCheckpoint(path, f"{MANIFEST} is damaged") from error
+    if STATE not in expected or any(name != os.path.basename(name) for name in expected):
+        raise DamagedCheckpoint(path, f"{MANIFEST} is damaged")
+    for name, (size, digest) in expected.items():
+        file = path / name
+        if not file.is_file():
+            raise DamagedCheckpoint(path, f"{name} is {'a folder' if file.is_dir() else 'missing'}")
+        if file.stat().st_size != size:
+            raise DamagedCheckpoint(path, f"{name} has {file.stat().st_size} bytes instead of {size}")
+        try:
+            is_same = digest is None or sha256_of(file) == digest
+        except OSError as error:
+            raise DamagedCheckpoint(path, f"{name} cannot be read ({error.strerror})") from error
+        if not is_same:
+            raise DamagedCheckpoint(path, f"{name} has another SHA-256 than when it was written")
+    return list(expected)
+
+
+def _facts(version: int, entry: Any) -> tuple[int, str | None]:
+    """Size and SHA-256 of a file in a manifest."""
+    if version == 1:
+        return int(entry), None
+    if version != FORMAT_VERSION:
+        raise ValueError(version)
+    return int(entry["bytes"]), str(entry["sha256"])
 
 
 def module_tensors(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -13,14 +13,17 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diffusers.utils import logging
 
-from ...privacy import without_tokens
-from .checkpoints import MANIFEST, incomplete_reason, list_checkpoints
+from ...digests import sha256_of
+from ...hub import HUB_ERRORS, hub_access
+from ...privacy import require_private, without_tokens
+from .checkpoints import MANIFEST, DamagedCheckpoint, discard_checkpoint, find_checkpoint, load_checkpoint
 
 
 logger = logging.get_logger(__name__)
@@ -68,33 +71,75 @@ def fetch_checkpoint(
         `output_dir/checkpoint-{step}`, or `None` if the repository, the revision or a newer checkpoint do not exist.
 
     Raises:
-        OSError: if the Hub cannot be reached or the download is not whole.
+        OSError: if the Hub cannot be reached or may not be read.
+        DamagedCheckpoint: if what was downloaded is not what was uploaded, or cannot be used.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     api = HfApi(token=token)
-    try:
-        files = api.list_repo_files(repo_id, revision=revision)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        return None
-    steps = [int(match[1]) for name in files if (match := _FILE.fullmatch(name))]
+    with hub_access(repo_id, revision, token):
+        try:
+            info = api.model_info(repo_id, revision=revision, files_metadata=True)
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            if error.response.status_code != 404:  # it may be there, hidden from whoever asks
+                raise
+            return None
+    files = info.siblings or []
+    steps = [int(match[1]) for file in files if (match := _FILE.fullmatch(file.rfilename))]
     if not steps or max(steps) <= newer_than:
         return None
     name = f"checkpoint-{max(steps)}"
-    target = output_dir / name
     stage = output_dir / ".hub-download.partial"
     shutil.rmtree(stage, ignore_errors=True)
-    api.snapshot_download(repo_id, revision=revision, allow_patterns=[f"{name}/*", "metrics.jsonl"], local_dir=stage)
-    if reason := incomplete_reason(stage / name):
-        raise OSError(f"The checkpoint of {repo_id}@{revision} cannot be used: {reason}.")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(stage / name, target)
+    # The commit and not the branch, which may move meanwhile.
+    patterns = [f"{name}/*", "metrics.jsonl"]
+    with hub_access(repo_id, revision, token):
+        api.snapshot_download(repo_id, revision=info.sha, allow_patterns=patterns, local_dir=stage)
+    try:
+        for file in files:
+            path = stage / file.rfilename
+            if file.lfs is not None and path.is_file() and sha256_of(path) != file.lfs.sha256:
+                raise DamagedCheckpoint(stage / name, f"{path.name} has another SHA-256 than on the Hub")
+        load_checkpoint(stage / name)
+    except DamagedCheckpoint as error:
+        shutil.rmtree(stage)
+        raise DamagedCheckpoint(Path(f"{repo_id}@{info.sha}") / name, error.reason) from error
+    discard_checkpoint(output_dir / name)
+    os.replace(stage / name, output_dir / name)
     metrics = output_dir / "metrics.jsonl"
     if (stage / "metrics.jsonl").is_file() and not metrics.exists():
         os.replace(stage / "metrics.jsonl", metrics)
     shutil.rmtree(stage)
-    return target
+    return output_dir / name
+
+
+def fetch_newest_usable(output_dir: Path, repo_id: str, token: str | None = None) -> None:
+    """Download the newest checkpoint of the branch `checkpoints` that is not damaged, if it is newer than the disk's.
+
+    Args:
+        output_dir: folder of the run.
+        repo_id: repository of the run.
+        token: a token that may read it.
+
+    Raises:
+        OSError: if the Hub cannot be reached or may not be read.
+    """
+    from huggingface_hub import HfApi
+
+    own, _ = find_checkpoint(output_dir, "latest")
+    newer_than = int(own.name.rpartition("-")[2]) if own is not None else 0
+    try:
+        fetch_checkpoint(output_dir, repo_id, CHECKPOINT_BRANCH, token, newer_than)
+        return
+    except DamagedCheckpoint as error:
+        logger.warning(f"{error.path} is not used: {error.reason}.")
+    for commit in HfApi(token=token).list_repo_commits(repo_id, revision=CHECKPOINT_BRANCH)[1:]:
+        try:
+            fetch_checkpoint(output_dir, repo_id, commit.commit_id, token, newer_than)
+            return
+        except DamagedCheckpoint as error:
+            logger.warning(f"{error.path} is not used: {error.reason}.")
 
 
 def download_for_resuming(output_dir: Path, resume_from: str, hub_model_id: str | None, token: str | None) -> str:
@@ -105,15 +150,13 @@ def download_for_resuming(output_dir: Path, resume_from: str, hub_model_id: str 
         the checkpoint for a named revision.
 
     Raises:
-        ValueError: if a named revision has no checkpoint.
+        ValueError: if a named revision has no checkpoint, or a damaged one.
     """
     source = hub_source(resume_from, hub_model_id)
     if source is None:
         return resume_from
     if resume_from == "hub":
-        own = [path for path in list_checkpoints(output_dir) if incomplete_reason(path) is None]
-        newest = int(own[-1].name.rpartition("-")[2]) if own else 0
-        fetch_checkpoint(output_dir, *source, token=token, newer_than=newest)
+        fetch_newest_usable(output_dir, source[0], token)
         return "latest"
     path = fetch_checkpoint(output_dir, *source, token=token)
     if path is None:
@@ -122,6 +165,23 @@ def download_for_resuming(output_dir: Path, resume_from: str, hub_model_id: str 
             f"{source[1]!r}. Runs with `--hub_strategy every_save` write the branch '{CHECKPOINT_BRANCH}'."
         )
     return str(path)
+
+
+def refuse_public_repository(repo_id: str, token: str | None = None) -> None:
+    """Refuse, before the training begins, to upload to a public repository what shall be private.
+
+    A repository that is not there yet will be made private; one that cannot be asked for now is asked again before
+    each upload.
+
+    Raises:
+        ValueError: if it is public.
+    """
+    from huggingface_hub import HfApi
+
+    if "/" not in repo_id:  # the user's own, whose whole name the Hub knows at the first upload
+        return
+    with suppress(*HUB_ERRORS):
+        require_private(HfApi(token=token), repo_id)
 
 
 class HubUploads:
@@ -206,6 +266,8 @@ class HubUploads:
             publish_pipeline_folder(stage / "pipeline", self.repo_id, self.token, self.private, title)
         api = HfApi(token=self.token)
         repo_id = api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id
+        if self.private:
+            require_private(api, repo_id)
         api.create_branch(repo_id, branch=CHECKPOINT_BRANCH, exist_ok=True)
         api.upload_folder(
             repo_id=repo_id,

@@ -26,8 +26,8 @@ from ...metrics_log import LossWindow, MetricsLog
 from ...stop_request import StoppedBySignal, StopRequest
 from ...version import __version__
 from ..arguments import public_arguments
-from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from .hub_checkpoints import HubUploads, download_for_resuming, hub_source
+from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints, resume_checkpoint, save_checkpoint
+from .hub_checkpoints import HubUploads, download_for_resuming, hub_source, refuse_public_repository
 
 
 logger = logging.get_logger(__name__)
@@ -80,6 +80,8 @@ class TrainingRun:
                 f"{self.num_processes} * {self.num_parts} = {num_slices}, but got {args.train_batch_size}."
             )
         if self.is_main:
+            if args.push_to_hub and args.hub_private_repo:
+                refuse_public_repository(args.hub_model_id, args.hub_token)
             self._prepare_folder()
         self.accelerator.wait_for_everyone()
         self.checkpoint = self._find_checkpoint()
@@ -282,12 +284,13 @@ class TrainingRun:
     def _find_checkpoint(self) -> Checkpoint | None:
         if self.args.resume_from_checkpoint is None:
             return None
-        path, passed_over = find_checkpoint(self.output_dir, self._resume_from())
+        checkpoint, passed_over = resume_checkpoint(self.output_dir, self._resume_from())
         if self.is_main:
             for sentence in passed_over:
                 logger.warning(sentence)
-            self.say("Starting afresh: there is no checkpoint." if path is None else f"Resuming from {path}.")
-        return None if path is None else load_checkpoint(path)
+            found = f"Resuming from {checkpoint.path}." if checkpoint else "Starting afresh: there is no checkpoint."
+            self.say(found)
+        return checkpoint
 
     def _resume_from(self) -> str:
         """`resume_from_checkpoint`, after one process of each machine has fetched what it names on the Hub."""
@@ -350,7 +353,7 @@ def check_output_folder(args: argparse.Namespace) -> None:
             "delete it with `--overwrite_output_dir`, or choose another folder."
         )
     is_local = hub_source(args.resume_from_checkpoint, args.hub_model_id) is None
-    if args.resume_from_checkpoint is not None and is_local and not args.overwrite_output_dir:
+    if args.resume_from_checkpoint not in (None, "latest") and is_local and not args.overwrite_output_dir:
         find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
     available = [tracker.value for tracker in get_available_trackers()]
     if args.report_to is not None and args.report_to not in available:

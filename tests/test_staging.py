@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from mediffusion_diffusers.explanation import staging
-from mediffusion_diffusers.explanation.staging import locked_file, remove_abandoned, staged_file
+from mediffusion_diffusers import staging
+from mediffusion_diffusers.staging import locked_file, remove_abandoned, staged_file
 
 
 HOLD = """

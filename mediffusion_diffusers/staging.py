@@ -7,7 +7,6 @@ as abandoned only after a day without a write.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import socket
@@ -18,6 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: nothing is ever cleared away there
+    fcntl = None  # type: ignore[assignment]
 
 ABANDONED_SECONDS = 24 * 3600.0
 _MAKE_FOLDER_TRIES = 100
@@ -65,7 +69,8 @@ def locked_file(folder: Path, name: str) -> Iterator[tuple[BinaryIO, Path]]:
             continue
         with os.fdopen(handle, "w+b") as file:
             with suppress(OSError):  # a file system without locks: nothing is ever cleared away there
-                fcntl.flock(file, fcntl.LOCK_EX)
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX)
             if not os.path.exists(path):  # cleared away between its creation and the lock
                 continue
             yield file, Path(path)
@@ -111,7 +116,7 @@ def files_below(folder: Path, skip: str | None = None) -> list[Path]:
 def remove_abandoned(folder: Path) -> list[Path]:
     """Delete the files of `folder` whose writers are gone, and say which."""
     removed = []
-    for path in files_below(folder):
+    for path in files_below(folder) if fcntl is not None else []:
         try:
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
