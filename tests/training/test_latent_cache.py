@@ -128,8 +128,8 @@ import numpy as np
 from support.components import tiny_vae
 from mediffusion_diffusers.data.schema import load_prepared, parquet_files
 from mediffusion_diffusers.data.transforms import ImageTransform
-from mediffusion_diffusers.training import latent_cache
-from mediffusion_diffusers.training.image_rows import ImageRows
+from mediffusion_diffusers.training.data import latent_cache
+from mediffusion_diffusers.training.data.image_rows import ImageRows
 
 save = latent_cache.save
 
