@@ -36,7 +36,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 
 def test_the_wheel_holds_every_module_and_data_file_of_the_package(wheel):
     package = ROOT / "mediffusion_diffusers"
-    wanted = {path for path in package.rglob("*") if path.suffix in (".py", ".md") or path.name == "py.typed"}
+    wanted = {
+        path
+        for path in package.rglob("*")
+        if path.suffix in (".py", ".md", ".html", ".css", ".js") or path.name == "py.typed"
+    }
     assert {path.relative_to(ROOT).as_posix() for path in wanted} <= set(wheel.namelist())
 
 

@@ -113,7 +113,7 @@ def write_demo_report(folder: str | Path, seconds: Mapping[str, float]) -> Path:
     report.add_section("Use this checkpoint").add_code(
         "from PIL import Image\n"
         "from mediffusion_diffusers import MediffusionCounterfactualPipeline\n\n"
-        f'pipe = MediffusionCounterfactualPipeline.from_pretrained("{folder / MODEL_FOLDER}")\n'
+        f"pipe = MediffusionCounterfactualPipeline.from_pretrained({json.dumps(str(folder / MODEL_FOLDER))})\n"
         'output = pipe(Image.open("phantom.png"), away="Cardiomegaly")\n'
         'output.images[0].save("counterfactual.png")'
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from ..pictures.drawing import (
 )
 from ..pictures.explained_image import ExplainedImage, ScoredImage
 from ..pictures.explanations import explanation_panel
-from .report import HtmlReport, data_url
+from .report import HtmlReport
 
 
 HOW_TO_READ = (
@@ -41,55 +39,12 @@ _GRADIENT_STOPS = 9
 _FADE_STEP = 0.05  # of the way, per press of an arrow key
 _FADE_MAPS = 5  # differences from none to whole: colours between two of them are nearly those of the scale
 
-_STYLE = """
-.slider { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem;
-  margin: 1.2rem 0; max-width: 48rem; }
-.slider .views { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
-.slider .name { color: var(--muted); font-size: .88rem; margin-bottom: .3rem; }
-.slider .stack { position: relative; background: #fff; border: 1px solid var(--line); overflow: hidden; }
-.slider .stack img, .slider .stack svg { position: absolute; inset: 0; width: 100%; height: 100%; }
-.slider .stack.pixels img { image-rendering: pixelated; }
-.slider .stack svg { fill: none; stroke-width: 1.6px; }
-.slider:has(.marks input:not(:checked)) svg { display: none; }
-.slider .scale { height: .5rem; margin-top: .5rem; }
-.slider .ends { display: flex; justify-content: space-between; color: var(--muted); font-size: .82rem; }
-.slider .score { display: flex; flex-wrap: wrap; align-items: center; gap: .3rem 1rem; margin-top: .8rem; }
-.slider output { font-weight: 650; font-variant-numeric: tabular-nums; }
-.slider .bar { flex: 0 0 8rem; height: .5rem; background: var(--line); }
-.slider .bar div { height: 100%; background: var(--muted); }
-.slider input[type=range] { width: 100%; margin: .2rem 0; height: 1.6rem; accent-color: var(--accent); }
-.slider input:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
-.slider .marks { color: var(--muted); font-size: .88rem; display: inline-block; margin-top: .4rem; }
-@media (max-width: 34rem) { .slider .views { grid-template-columns: 1fr; } }
-"""
-
-# The layers of a stack are spread evenly over the slider; layer k appears while the slider goes from k - 1 to k.
-_SCRIPT = """
-for (const slider of document.querySelectorAll(".slider")) {
-  const input = slider.querySelector("input[type=range]"), output = slider.querySelector("output");
-  const bar = slider.querySelector(".bar div"), stops = JSON.parse(slider.dataset.stops);
-  const show = () => {
-    const value = Number(input.value), stop = stops[Math.round(value)], isStop = Number.isInteger(value);
-    for (const stack of slider.querySelectorAll(".stack")) {
-      const layers = stack.querySelectorAll("img"), place = value / Number(input.max) * (layers.length - 1);
-      layers.forEach((layer, k) => { layer.style.opacity = Math.min(1, Math.max(0, place - k + 1)); });
-    }
-    output.textContent = isStop ? stop.text : slider.dataset.between;
-    bar.style.width = 100 * stop.probability + "%";
-    bar.parentElement.style.visibility = isStop ? "visible" : "hidden";
-    input.setAttribute("aria-valuetext", output.textContent);
-  };
-  input.addEventListener("input", show);
-  show();
-}
-"""
-
 
 class ExplanationReport(HtmlReport):
     """A report with sliders; see `HtmlReport`."""
 
-    style = HtmlReport.style + _STYLE
-    script = _SCRIPT
+    styles = (*HtmlReport.styles, "slider.css")
+    scripts = ("slider.js",)
 
     def add_explained_image(self, explained: ExplainedImage) -> ExplanationReport:
         """Add a section: sliders, the panel with the controls, and its numbers as a table."""
@@ -114,18 +69,16 @@ class ExplanationReport(HtmlReport):
         """Add a slider from the original to the counterfactual and, if there is a sweep, one over guidance scale."""
         original, counterfactual = explained.original, explained.counterfactual
         difference = explained.difference(counterfactual)
-        self._parts.append(
-            _slider(
-                explained,
-                [("Original", original), ("Counterfactual", counterfactual)],
-                [share * difference for share in np.linspace(0, 1, _FADE_MAPS)],
-                explained.limit(),
-                "From the original to the counterfactual",
-                between=(
-                    f"Cross-fade: p {original.probability:.2f} → {counterfactual.probability:.2f}, "
-                    "measured at both ends only"
-                ),
-            )
+        self._add_slider(
+            explained,
+            [("Original", original), ("Counterfactual", counterfactual)],
+            [share * difference for share in np.linspace(0, 1, _FADE_MAPS)],
+            explained.limit(),
+            "From the original to the counterfactual",
+            between=(
+                f"Cross-fade: p {original.probability:.2f} → {counterfactual.probability:.2f}, "
+                "measured at both ends only"
+            ),
         )
         if explained.sweep is not None:
             differences = explained.sweep.differences(original.image)
@@ -133,9 +86,35 @@ class ExplanationReport(HtmlReport):
                 (f"Guidance scale {scale:g}", stop)
                 for scale, stop in zip(explained.sweep.scales, explained.sweep.stops, strict=True)
             ]
-            limit = difference_limit(differences)
-            self._parts.append(_slider(explained, named, differences, limit, "Over guidance scale"))
+            self._add_slider(explained, named, differences, difference_limit(differences), "Over guidance scale")
         return self
+
+    def _add_slider(
+        self,
+        explained: ExplainedImage,
+        stops: Sequence[tuple[str, ScoredImage]],
+        differences: Sequence[np.ndarray],
+        limit: float,
+        title: str,
+        between: str = "",
+    ) -> None:
+        """Add a slider over stops, with the differences spread over it; without `between` it rests at stops only."""
+        self._add(
+            "slider",
+            template="slider.html",
+            title=title,
+            label=f"{explained.heading}: {title[0].lower()}{title[1:]}",
+            stops=[
+                {"text": f"{name}: p {stop.probability:.2f}", "probability": round(stop.probability, 4)}
+                for name, stop in stops
+            ],
+            between=between,
+            pictures=[_layer(name, picture_pixels(stop.image)) for name, stop in stops],
+            maps=[_layer("Difference to the original", difference_pixels(one, limit)) for one in differences],
+            scale={"limit": limit, "colours": _gradient(limit)},
+            marks=_marks(explained),
+            step=_FADE_STEP if between else 1,
+        )
 
 
 def slider_html(explained: ExplainedImage) -> str:
@@ -185,73 +164,30 @@ def write_explanation_html(
     return report.save(path)
 
 
-def _slider(
-    explained: ExplainedImage,
-    stops: Sequence[tuple[str, ScoredImage]],
-    differences: Sequence[np.ndarray],
-    limit: float,
-    title: str,
-    between: str | None = None,
-) -> str:
-    """A slider over stops, with the differences spread over it; without `between` it rests at stops only."""
-    texts = [f"{name}: p {stop.probability:.2f}" for name, stop in stops]
-    data = [
-        {"text": text, "probability": round(stop.probability, 4)} for text, (_, stop) in zip(texts, stops, strict=True)
-    ]
-    pictures = [(name, picture_pixels(stop.image)) for name, stop in stops]
-    maps = [("Difference to the original", difference_pixels(difference, limit)) for difference in differences]
-    marks = _marks(explained)
-    shown = " and ".join(["box"] * bool(explained.boxes) + ["region"] * (explained.region is not None))
-    toggle = f'<label class="marks"><input type="checkbox" checked> show {shown}</label>' if marks else ""
-    label = escape(f"{explained.heading}: {title[0].lower()}{title[1:]}")
-    return (
-        f'<div class="slider" data-stops="{escape(json.dumps(data))}" data-between="{escape(between or "")}">'
-        f'<div class="views"><div><div class="name">{escape(title)}</div>{_stack(pictures, marks)}</div>'
-        f'<div><div class="name">Difference to the original</div>{_stack(maps, marks)}{_scale(limit)}</div></div>'
-        f'<div class="score"><output>{escape(texts[0])}</output>'
-        f'<div class="bar"><div style="width:{data[0]["probability"]:.2%}"></div></div></div>'
-        f'<input type="range" min="0" max="{len(stops) - 1}" step="{_FADE_STEP if between else 1}" value="0" '
-        f'aria-label="{label}" aria-valuetext="{escape(texts[0])}">'
-        f'<div class="ends"><span>{escape(stops[0][0])}</span><span>{escape(stops[-1][0])}</span></div>{toggle}'
-        "<noscript>The slider needs JavaScript; the pictures below do not.</noscript></div>"
-    )
+def _layer(name: str, pixels: np.ndarray) -> dict[str, Any]:
+    """A picture `(height, width, 3)` of a stack."""
+    return {"name": name, "image": Image.fromarray(pixels)}
 
 
-def _stack(layers: Sequence[tuple[str, np.ndarray]], marks: str) -> str:
-    """Pictures `(height, width, 3)` over each other, of which the first is visible, below boxes and region."""
-    height, width = layers[0][1].shape[:2]
-    images = "".join(
-        f'<img alt="{escape(name)}" style="opacity:{int(index == 0)}" src="{data_url(Image.fromarray(pixels))}">'
-        for index, (name, pixels) in enumerate(layers)
-    )
-    kind = "stack" if height >= _SMOOTH_FROM else "stack pixels"
-    return f'<div class="{kind}" style="aspect-ratio:{width}/{height}">{images}{marks}</div>'
-
-
-def _scale(limit: float) -> str:
-    """The colour bar of a difference."""
+def _gradient(limit: float) -> list[str]:
+    """The colours of a difference's scale, from its lower end to its upper one."""
     colours = difference_pixels(np.linspace(-limit, limit, _GRADIENT_STOPS)[None], limit)[0].tolist()
-    gradient = ", ".join("#" + bytes(colour).hex() for colour in colours)
-    return (
-        f'<div class="scale" style="background:linear-gradient(to right, {gradient})"></div>'
-        f'<div class="ends"><span>−{limit:.2f} darker</span><span>0</span><span>+{limit:.2f} brighter</span></div>'
-    )
+    return ["#" + bytes(colour).hex() for colour in colours]
 
 
-def _marks(explained: ExplainedImage) -> str:
-    """Boxes and region as a drawing over the pictures; empty without them."""
+def _marks(explained: ExplainedImage) -> dict[str, Any]:
+    """Boxes and region, which are drawn over the pictures, and the size of these."""
     height, width = explained.original.image.shape[-2:]
-    shapes = [
-        f'<rect x="{box["x"] * width:.2f}" y="{box["y"] * height:.2f}" width="{box["width"] * width:.2f}" '
-        f'height="{box["height"] * height:.2f}" stroke="{BOX_COLOUR}" vector-effect="non-scaling-stroke"/>'
-        for box in explained.boxes
-    ]
-    if explained.region is not None:
-        path = " ".join(f"M{start[0]} {start[1]}L{end[0]} {end[1]}" for start, end in region_edges(explained.region))
-        shapes.append(f'<path d="{path}" stroke="{REGION_COLOUR}" vector-effect="non-scaling-stroke"/>')
-    if not shapes:
-        return ""
-    return f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{"".join(shapes)}</svg>'
+    return {
+        "height": height,
+        "width": width,
+        "is_pixelated": height < _SMOOTH_FROM,
+        "names": ["box"] * bool(explained.boxes) + ["region"] * (explained.region is not None),
+        "boxes": explained.boxes,
+        "box_colour": BOX_COLOUR,
+        "region_edges": [] if explained.region is None else region_edges(explained.region).tolist(),
+        "region_colour": REGION_COLOUR,
+    }
 
 
 def _table(explained: ExplainedImage) -> tuple[list[str], list[list[Any]]]:
