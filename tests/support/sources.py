@@ -83,12 +83,12 @@ def write_medmnist(path, num_labels=1, num_classes=2, colour=False, **replace):
     return Path(path)
 
 
-def write_dicom(path, pixels, **tags):
-    """Write an uncompressed DICOM file with int16 or uint16 pixels; `tags` are set as given."""
+def write_dicom(path, pixels, syntax=ExplicitVRLittleEndian, **tags):
+    """Write an uncompressed DICOM file with the pixels of an array; `tags` are set as given."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = syntax
     dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     dataset.Modality, dataset.PatientName, dataset.PatientID = "CR", "Doe^Jane", "MRN-4711"

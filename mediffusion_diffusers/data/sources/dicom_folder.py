@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import secrets
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ...atomic_files import write_text
+from ...item_boundary import reading
 from ..conversion import SourceImage, write_sources
-from ..dicom import read_dicom, read_header
+from ..dicom import GreyScale, describing_metadata, read_dicom, read_header, tag_text, tag_value, tells_who
 from ..label_table import LabelTable, read_label_table
 from ..schema import MULTI_LABEL, DatasetInfo
 from ..splits import patient_validation_split
@@ -26,19 +28,31 @@ from ..writer import ConversionReport, check_output_folder
 
 
 _SUFFIXES = (".dcm", ".dicom", ".ima")
-# Tags that describe the picture and not the person.
-_KEPT_TAGS = {"modality": "Modality", "view": "ViewPosition", "body_part": "BodyPartExamined"}
 
 
 @dataclass(frozen=True)
 class _File:
-    """A DICOM file and what its header says; never written anywhere as it is."""
+    """A DICOM file and what its header says; never written anywhere as it is.
+
+    Args:
+        path: where it lies.
+        name: its path below the source.
+        shown: what reports and messages call it.
+        patient: PatientID, or the name of a file without one.
+        instance: SOPInstanceUID.
+        metadata: the tags that are kept.
+        grey_scale: where the greys come from, in words.
+        has_faults: whether part of its grey scale cannot be used.
+    """
 
     path: Path
     name: str
+    shown: str
     patient: str
     instance: str
     metadata: dict[str, str]
+    grey_scale: str
+    has_faults: bool
 
 
 def convert_dicom(
@@ -65,8 +79,10 @@ def convert_dicom(
     No name, date, identifier or UID is kept. `patient_id` and `image_id` are pseudonyms: the first 16 hexadecimal
     digits of SHA-256 over salt and PatientID, or salt and path. Without the salt they cannot be turned back by trying
     all identifiers; with the same salt they are the same again. Of the tags only Modality, ViewPosition and
-    BodyPartExamined remain. Two things stay that you should look at before you share the folder: text burnt into the
-    pixels, and the names of skipped files in `conversion_report.json`.
+    BodyPartExamined remain, where they hold a code. The report counts what it could only name by identifiers, and
+    calls a skipped file by its `image_id` if its path repeats an identifier, a date or a name from its tags. Two
+    things stay that you should look at before you share the folder: text burnt into the pixels, and the paths of
+    skipped files that are no readable DICOM, in `conversion_report.json`.
 
     Args:
         source_dir: folder to search, with its sub-folders.
@@ -96,15 +112,18 @@ def convert_dicom(
     check_output_folder(output, overwrite)
     if key_file is not None and output.resolve() in Path(key_file).resolve().parents:
         raise ValueError(f"`key_file` must not lie in `output_dir`, which may be shared, but got {str(key_file)!r}.")
+    if salt == "":
+        raise ValueError("`salt` must be a secret text, or None for a fresh one, but is empty.")
+    salt = secrets.token_hex(16) if salt is None else salt
     report = ConversionReport()
-    files = _read_headers(source, report, strict)
+    files = _read_headers(source, salt, report, strict)
+    report.notes += _grey_scale_notes(files)
     table = None if labels_file is None else read_label_table(labels_file, label_columns)
     if table is None:
         report.notes.append("No label file: every label is unknown.")
     labels = _match_labels(files, table, report)
-    salt = secrets.token_hex(16) if salt is None else salt
     patients = {file.name: "patient-" + _pseudonym(file.patient, salt) for file in files}
-    images = {file.name: "image-" + _pseudonym(file.name, salt) for file in files}
+    images = {file.name: _image_id(file.name, salt) for file in files}
 
     rest, test = patient_validation_split([file.patient for file in files], test_share, seed)
     kept, validation = patient_validation_split([files[row].patient for row in rest], validation_share, seed)
@@ -131,13 +150,13 @@ def convert_dicom(
         split: [
             SourceImage(
                 images[file.name],
-                partial(read_dicom, file.path, file.name),
+                partial(read_dicom, file.path, file.shown),
                 {
                     **labels.get(file.name, {}),
                     "patient_id": patients[file.name],
                     "metadata": {**file.metadata, **labels.get(file.name, {}).get("metadata", {})},
                 },
-                file=file.name,
+                file=file.shown,
             )
             for file in members
         ]
@@ -149,7 +168,7 @@ def convert_dicom(
     return saved
 
 
-def _read_headers(source: Path, report: ConversionReport, strict: bool) -> list[_File]:
+def _read_headers(source: Path, salt: str, report: ConversionReport, strict: bool) -> list[_File]:
     """Find the DICOM files below a folder and read their headers, sorted by path."""
     if not source.is_dir():
         raise ValueError(f"`source_dir` must be a folder with DICOM files, but {str(source)!r} is none.")
@@ -157,27 +176,49 @@ def _read_headers(source: Path, report: ConversionReport, strict: bool) -> list[
     if not paths:
         raise ValueError(f"`source_dir` must hold DICOM files, but none was found below {str(source)!r}.")
     files = []
-    for path in tqdm(paths, desc="DICOM headers", unit=" files"):
-        name = path.relative_to(source).as_posix()
-        try:
-            header = read_header(path, name)
-        except ValueError as error:
-            if strict:
-                raise
-            report.skip(name, error)
-            continue
-        patient = str(header.get("PatientID") or "").strip()
-        tags = {key: str(header.get(tag) or "") for key, tag in _KEPT_TAGS.items()}
-        files.append(
-            _File(
-                path,
-                name,
-                patient or name,
-                str(header.get("SOPInstanceUID") or ""),
-                {key: value for key, value in tags.items() if value},
-            )
-        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pydicom")  # they quote the values that they warn of
+        for path in tqdm(paths, desc="DICOM headers", unit=" files"):
+            name = path.relative_to(source).as_posix()
+            try:
+                files.append(_read_file(path, name, salt))
+            except ValueError as error:
+                if strict:
+                    raise
+                report.skip(name, error)
     return files
+
+
+def _read_file(path: Path, name: str, salt: str) -> _File:
+    """Read what the header of one file says; ValueError, whatever is wrong with it."""
+    header = read_header(path, name)
+    with reading(f"read the tags of {name}"):
+        grey_scale = GreyScale.of(header)
+        return _File(
+            path,
+            name,
+            shown=_image_id(name, salt) if tells_who(header, name) else name,
+            patient=str(tag_value(header, "PatientID") or "").strip() or name,
+            instance=tag_text(header, "SOPInstanceUID"),
+            metadata=describing_metadata(header),
+            grey_scale=grey_scale.source,
+            has_faults=bool(grey_scale.faults),
+        )
+
+
+def _grey_scale_notes(files: Sequence[_File]) -> list[str]:
+    """Where the greys come from: a study whose images are scaled differently cannot be compared by brightness."""
+    counts = Counter(file.grey_scale for file in files)
+    notes = [
+        f"Greys come from {source} in {count:,} of {len(files):,} files." for source, count in sorted(counts.items())
+    ]
+    num_faults = sum(file.has_faults for file in files)
+    if num_faults:
+        notes.append(
+            f"In {num_faults:,} files a window, lookup table or rescaling cannot be used (NaN, no width, ...) and was "
+            "passed over."
+        )
+    return notes
 
 
 def _may_be_dicom(path: Path) -> bool:
@@ -213,13 +254,19 @@ def _match_labels(
             break
     if not matched:
         raise ValueError(
-            f"`labels_file` must name the DICOM files, but none of its {len(table.rows):,} identifiers fits (the "
-            f"first: {next(iter(table.rows), None)!r}; a file: {files[0].name if files else None!r})."
+            f"`labels_file` must name the DICOM files, but none of its {len(table.rows):,} identifiers fits the path "
+            f"below `source_dir`, the file name, the SOPInstanceUID or the PatientID of one of {len(files):,} files."
         )
-    report.missing.extend(key for key in table.rows if key not in used)
+    if len(used) < len(table.rows):
+        # Counted and not named: they are identifiers of patients.
+        report.notes.append(f"{len(table.rows) - len(used):,} identifiers of the label file fit no file.")
     if len(matched) < len(files):
         report.notes.append(f"{len(files) - len(matched):,} files have no label row: their labels are unknown.")
     return matched
+
+
+def _image_id(name: str, salt: str) -> str:
+    return "image-" + _pseudonym(name, salt)
 
 
 def _pseudonym(identifier: str, salt: str) -> str:
