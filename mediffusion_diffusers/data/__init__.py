@@ -5,9 +5,11 @@ from .pictures import encode_picture, encode_png, open_picture
 from .schema import DatasetInfo, features, label_matrix, load_info, load_prepared, make_row
 from .sources.chestxray14 import convert_chestxray14
 from .sources.dicom_folder import convert_dicom
-from .sources.image_folder import ColumnNames, convert_dataset, convert_hub_dataset, convert_image_folder
+from .sources.hub_dataset import convert_dataset, convert_hub_dataset
+from .sources.image_folder import convert_image_folder
 from .sources.isic2019 import convert_isic2019
 from .sources.medmnist import convert_medmnist
+from .sources.table_rows import ColumnNames
 from .splits import LabelledSplit, draw_labelled_split, limit_by_patient, patient_validation_split
 from .summary import format_summary, summarize_prepared
 from .transforms import ImageTransform

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from ..options import Range, check_number
 from .pictures import encode_picture
 from .schema import DatasetInfo, make_row
 from .writer import ConversionReport, write_prepared
@@ -64,20 +65,22 @@ def convert_images(
         ValueError: with `strict`, for the first picture that cannot be read.
     """
 
-    def read(source: SourceImage) -> bytes | ValueError | None:
+    def read(source: SourceImage) -> bytes | Exception | None:
         if source.picture is None:
             return None
         try:
             picture = source.picture() if callable(source.picture) else source.picture
             return encode_picture(picture, info.channels, info.image_size, name=source.file or source.image_id)
-        except ValueError as error:
+        except Exception as error:  # one picture, whatever is wrong with it, does not end the conversion
             return error
 
     for source, result in _ordered_map(read, sources, num_workers or default_num_workers()):
-        if isinstance(result, ValueError):
+        if isinstance(result, Exception):
+            name = source.file or source.image_id
+            reason = result if isinstance(result, ValueError) else f"{type(result).__name__}: {result}"
             if strict:
-                raise result
-            report.skip(source.file or source.image_id, result)
+                raise ValueError(reason if isinstance(result, ValueError) else f"{name}: {reason}") from result
+            report.skip(name, reason)
         else:
             yield make_row(info, result, source.image_id, **source.fields)
 
@@ -112,6 +115,8 @@ def write_sources(
 
     See `convert_images` and `write_prepared` for the arguments and errors.
     """
+    if num_workers is not None:
+        check_number("num_workers", num_workers, Range(at_least=1), whole=True)
     rows = {
         split: convert_images(sources, info, report, strict, num_workers)
         for split, sources in sources_by_split.items()

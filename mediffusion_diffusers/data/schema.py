@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..atomic_files import write_json
+from .parquet_shards import count_rows, load_shards, read_shards
 
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ MULTI_LABEL = "multi_label_classification"
 SINGLE_LABEL = "single_label_classification"
 PROBLEM_TYPES = (MULTI_LABEL, SINGLE_LABEL)
 SPLITS = ("train", "validation", "test")
+# What others call the splits, in any case; the whole name counts, never a word inside one.
+SPLIT_OF_NAME = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 INFO_FILE = "dataset_info.json"
 CONVERTER_VERSION = "1"
 UNKNOWN_LABEL = -1
@@ -84,6 +91,8 @@ class DatasetInfo:
             raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), but got {self.channels!r}.")
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"`image_size` must be None or at least 1 pixel, but got {self.image_size!r}.")
+        if isinstance(self.label_names, str) or not all(isinstance(name, str) and name for name in self.label_names):
+            raise ValueError(f"`label_names` must be a list of names, but got {self.label_names!r}.")
         self.label_names = list(self.label_names)
         if not self.label_names or len(set(self.label_names)) != len(self.label_names):
             raise ValueError(f"`label_names` must be one or more different names, but got {self.label_names!r}.")
@@ -130,8 +139,11 @@ class DatasetInfo:
         known = {each.name for each in fields(cls)}
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            version = values.get("converter_version", CONVERTER_VERSION)
+            if version != CONVERTER_VERSION:
+                raise ValueError(f"it is of version {version!r}, and this package reads version {CONVERTER_VERSION!r}")
             return cls(**{key: value for key, value in values.items() if key in known})
-        except (AttributeError, TypeError, json.JSONDecodeError) as error:
+        except (AttributeError, TypeError, ValueError, OSError) as error:
             raise ValueError(
                 f"Cannot read {path}: {error}. Convert the dataset again with prepare_dataset.py."
             ) from error
@@ -226,7 +238,9 @@ def load_info(folder: str | os.PathLike[str]) -> DatasetInfo:
 
 def parquet_files(folder: str | os.PathLike[str], split: str) -> list[Path]:
     """The parquet shards of one split, in order; empty if the split does not exist."""
-    return sorted((Path(folder) / "data").glob(f"{split}-[0-9]*-of-[0-9]*.parquet"))
+    data = Path(folder) / "data"
+    shard = re.compile(rf"{re.escape(split)}-\d+-of-\d+\.parquet")
+    return sorted(data / name for name in os.listdir(data) if shard.fullmatch(name)) if data.is_dir() else []
 
 
 def load_prepared(
@@ -241,25 +255,35 @@ def load_prepared(
             the labels of a large dataset.
 
     Raises:
-        ValueError: if the folder is no prepared dataset or has no such split.
+        ValueError: if the folder is no prepared dataset, has no such split or no row in it, lacks a column or a
+            shard, or a shard is damaged.
     """
-    import datasets
-
     info = load_info(folder)
-    files = [str(path) for path in parquet_files(folder, split)]
+    files = parquet_files(folder, split)
     if not files:
         raise ValueError(f"`split` must be one of {list(info.num_rows)} in {str(folder)!r}, but got {split!r}.")
-    if columns is None:
-        return datasets.Dataset.from_parquet(files, split=datasets.Split(split))
-    import pyarrow.parquet as pq
-
+    _check_shards(files, split, info)
     known = features(info.problem_type, info.num_labels)
-    table = pq.ParquetDataset(files).read(columns=list(columns))
-    return datasets.Dataset(
-        datasets.table.InMemoryTable(table.replace_schema_metadata(None)),
-        info=datasets.DatasetInfo(features=datasets.Features({name: known[name] for name in table.column_names})),
-        split=datasets.Split(split),
-    )
+    if columns is None:
+        return load_shards(files, split, known)
+    return read_shards(files, split, {name: known[name] for name in columns if name in known}, columns)
+
+
+def _check_shards(files: Sequence[Path], split: str, info: DatasetInfo) -> None:
+    """Refuse a split without a row, or with other shards or rows than were written."""
+    num_shards = int(re.split(r"-of-|\.", files[-1].name)[1])
+    num_rows = count_rows(files)
+    if len(files) != num_shards:
+        raise ValueError(
+            f"{files[-1].parent} holds {len(files)} of the {num_shards} shards of {split!r}. Copy it again."
+        )
+    if num_rows != info.num_rows.get(split, num_rows):
+        raise ValueError(
+            f"{files[-1].parent} holds {num_rows:,} rows of {split!r}, but {INFO_FILE} names "
+            f"{info.num_rows[split]:,}. Copy it again, or convert the dataset again with prepare_dataset.py."
+        )
+    if num_rows == 0:
+        raise ValueError(f"The split {split!r} of {info.name!r} has no row. Choose another `split`.")
 
 
 def label_matrix(dataset: datasets.Dataset, info: DatasetInfo) -> np.ndarray:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic_files import write_json
-from .schema import INFO_FILE, SPLITS, DatasetInfo, features
+from ..output_folder import LOCK_FILE, claimed_folder
+from .listing import Listing
+from .schema import INFO_FILE, SPLITS, UNKNOWN_LABEL, DatasetInfo, features
 from .summary import demographics
 
 
@@ -20,13 +23,14 @@ if TYPE_CHECKING:
 
 
 REPORT_FILE = "conversion_report.json"
+_PREVIOUS = "previous"
 _ROWS_PER_GROUP = 1000
 _BYTES_PER_GROUP = 32 * 2**20
 
 
 @dataclass
 class ConversionReport:
-    """What a conversion left out or repaired; saved as `conversion_report.json` beside the data.
+    """What became of everything that a source holds; saved as `conversion_report.json` beside the data.
 
     The report names files: read it before you publish the folder, if file names say who the patients are.
 
@@ -34,15 +38,40 @@ class ConversionReport:
         missing: names of listed images whose file was not found.
         skipped: `{"file": ..., "reason": ...}` of files that could not be converted.
         notes: anything else, in sentences.
+        tables: files that were read as tables or lists.
+        ignored: names of files by the rule that leaves them out; a folder ends with `/` and stands for all in it.
+        found: how many files the source has, if it listed them; then
+            found = converted + skipped + ignored + tables.
+        converted: rows written.
+        unlabelled: rows among them without any known label.
     """
 
     missing: list[str] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+    ignored: dict[str, list[str]] = field(default_factory=dict)
+    found: int | None = None
+    converted: int = 0
+    unlabelled: int = 0
 
     def skip(self, file: str, reason: object) -> None:
         """Record a file that was left out."""
         self.skipped.append({"file": file, "reason": str(reason)})
+
+    def add_listing(self, listing: Listing) -> None:
+        """Take over what a listing found, skipped and ignored."""
+        self.found = (self.found or 0) + listing.found
+        self.ignored.update(listing.ignored)
+        for name, reason in listing.skipped:
+            self.skip(name, reason)
+
+    def close(self, converted: int, unlabelled: int) -> None:
+        """Enter what was written, and see that the counts add up."""
+        self.converted, self.unlabelled = converted, unlabelled
+        ignored = sum(map(len, self.ignored.values()))
+        accounted = converted + len(self.skipped) + ignored + len(self.tables)
+        assert self.found in (None, accounted), f"{self.found} files were found, but {accounted} accounted for"
 
     def sentences(self) -> list[str]:
         """The report in a few sentences, with counts instead of names."""
@@ -52,6 +81,15 @@ class ConversionReport:
         if self.skipped:
             counts.append(f"Files that could not be converted and were skipped: {len(self.skipped):,}.")
         return [*self.notes, *counts]
+
+    def account(self) -> str:
+        """What became of the files found, in one line."""
+        ignored = sum(map(len, self.ignored.values()))
+        found = "" if self.found is None else f"{self.found:,} files found = "
+        return (
+            f"{found}{self.converted:,} converted (of these {self.unlabelled:,} unlabelled) + {len(self.skipped):,} "
+            f"skipped + {ignored:,} ignored + {len(self.tables):,} tables; {len(self.missing):,} listed but missing"
+        )
 
 
 def write_prepared(
@@ -67,8 +105,8 @@ def write_prepared(
 ) -> DatasetInfo:
     """Write a prepared dataset folder.
 
-    Everything is written into a temporary folder beside `folder`, which takes its name at the very end: a broken
-    conversion leaves nothing behind, and never damages what was there before.
+    Everything is written into a hidden folder beside `folder`, which takes its name at the very end: a broken
+    conversion never damages what was there before, and the next one to the same folder clears what it left behind.
 
     Args:
         folder: where to write.
@@ -88,50 +126,93 @@ def write_prepared(
         ValueError: if `folder` is taken, a split is unknown, no row remains, an `image_id` is there twice, or a
             patient is in two splits.
     """
-    folder = Path(folder)
+    folder = _real(folder)
     check_output_folder(folder, overwrite)
     unknown = [split for split in rows_by_split if split not in SPLITS]
     if unknown:
         raise ValueError(f"The splits of `rows_by_split` must be among {list(SPLITS)}, but got {unknown}.")
     report = report if report is not None else ConversionReport()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.writing-"))
-    try:
-        saved = _write_splits(temporary, rows_by_split, info, dict(num_rows or {}), shard_size, show_progress)
+    with _workplace(folder) as workplace:
+        written = workplace / "written"
+        written.mkdir()
+        saved, unlabelled = _write_splits(
+            written, rows_by_split, info, dict(num_rows or {}), shard_size, show_progress
+        )
         if not saved.num_rows:
             first = f" The first reason: {report.skipped[0]['reason']}" if report.skipped else ""
             raise ValueError(
                 f"No image of {info.name} could be converted ({len(report.missing):,} missing, "
                 f"{len(report.skipped):,} skipped), so there is nothing to write.{first}"
             )
+        report.close(sum(saved.num_rows.values()), unlabelled)
         saved.notes = [*info.notes, *report.sentences()]
-        saved.save(temporary)
-        write_json(temporary / REPORT_FILE, asdict(report))
-        temporary.chmod(0o755)
-        _move_into_place(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        saved.save(written)
+        write_json(written / REPORT_FILE, asdict(report))
+        if folder.exists():
+            os.replace(folder, workplace / _PREVIOUS)
+        os.replace(written, folder)
     return saved
 
 
 def check_output_folder(folder: str | os.PathLike[str], overwrite: bool) -> None:
-    """Refuse to write over anything but an empty folder or, with `overwrite`, a prepared dataset.
+    """Refuse to write over anything but an empty folder or, with `overwrite`, a prepared dataset; try the place.
 
     Raises:
-        ValueError: if `folder` is taken.
+        ValueError: if `folder` is taken, a mount point, in use by another run, or cannot be written.
     """
-    folder = Path(folder)
+    folder = _real(folder)
+    with _workplace(folder):
+        pass
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        if os.path.ismount(folder):
+            raise ValueError(f"`output_dir` {str(folder)!r} is a mount point. Name a new folder in it.")
         return
     if not (folder / INFO_FILE).is_file():
         raise ValueError(
-            f"`output_dir` must be new, empty or a prepared dataset, but {str(folder)!r} holds other files."
+            f"`output_dir` must be new, empty or a prepared dataset, but {str(folder)!r} "
+            + ("holds other files." if folder.is_dir() else "is a file.")
         )
     if not overwrite:
         raise ValueError(
             f"`output_dir` {str(folder)!r} already holds a prepared dataset. Choose another one or pass `overwrite`."
         )
+
+
+def _real(folder: str | os.PathLike[str]) -> Path:
+    """Links resolved, so that the data lies where they point to."""
+    return Path(os.path.realpath(folder))
+
+
+@contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder`, held against other runs, empty, and gone at the end.
+
+    What a killed run left in it is removed; a dataset that it had just put aside gets its name back.
+    """
+    place = folder.parent / f".{folder.name}.writing"
+    with claimed_folder(place):
+        if (place / _PREVIOUS).exists() and not folder.exists():
+            os.replace(place / _PREVIOUS, folder)
+        _clear(place)
+        try:
+            yield place
+        except BaseException:
+            if (place / _PREVIOUS).exists() and not folder.exists():
+                os.replace(place / _PREVIOUS, folder)
+            raise
+        finally:
+            _clear(place)
+            (place / LOCK_FILE).unlink(missing_ok=True)
+            with suppress(OSError):  # another run has just come
+                place.rmdir()
+
+
+def _clear(place: Path) -> None:
+    for path in place.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK_FILE:
+            path.unlink(missing_ok=True)
 
 
 def _write_splits(
@@ -141,8 +222,8 @@ def _write_splits(
     expected: dict[str, int],
     shard_size: int,
     show_progress: bool,
-) -> DatasetInfo:
-    """Write all splits into `folder/data` and return the info with its counts."""
+) -> tuple[DatasetInfo, int]:
+    """Write all splits into `folder/data` and return the info with its counts, and the rows without a label."""
     from tqdm.auto import tqdm
 
     (folder / "data").mkdir()
@@ -161,7 +242,7 @@ def _write_splits(
         if count:
             counts[split] = count
             people[split] = demographics(checks.metadata, checks.patient_ids)
-    return replace(info, num_rows=counts, demographics=people)
+    return replace(info, num_rows=counts, demographics=people), checks.unlabelled
 
 
 class _RowChecks:
@@ -169,6 +250,7 @@ class _RowChecks:
 
     def __init__(self) -> None:
         self.image_ids: set[str] = set()
+        self.unlabelled = 0
         self.split_of_patient: dict[str, str] = {}
         self.metadata: list[str] = []
         self.patient_ids: list[str] = []
@@ -186,9 +268,16 @@ class _RowChecks:
                     f"No patient may be in two splits, but {row['patient_id']!r} is in {other!r} and {split!r}. "
                     "Split the data by patient."
                 )
+            self.unlabelled += _is_unlabelled(row)
             self.metadata.append(row["metadata"])
             self.patient_ids.append(row["patient_id"])
             yield row
+
+
+def _is_unlabelled(row: Mapping[str, Any]) -> bool:
+    if "label" in row:
+        return row["label"] == UNKNOWN_LABEL
+    return all(math.isnan(label) for label in row["labels"])
 
 
 def _write_shards(folder: Path, split: str, rows: Iterable[dict[str, Any]], info: DatasetInfo, shard_size: int) -> int:
@@ -230,19 +319,3 @@ def _tables(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Iterator[tuple
             group, num_bytes = [], 0
     if group:
         yield pa.Table.from_pylist(group, schema=schema), num_bytes
-
-
-def _move_into_place(temporary: Path, folder: Path) -> None:
-    """Give `temporary` the name `folder`, putting an older dataset out of the way until that worked."""
-    if not folder.exists():
-        os.replace(temporary, folder)
-        return
-    previous = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.previous-"))
-    os.replace(folder, previous / "data")
-    try:
-        os.replace(temporary, folder)
-    except BaseException:
-        os.replace(previous / "data", folder)
-        raise
-    finally:
-        shutil.rmtree(previous, ignore_errors=True)

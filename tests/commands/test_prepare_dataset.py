@@ -81,5 +81,5 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match="must be a prepared dataset"):
         main("split", "--dataset_dir", tmp_path, "--share", 10, "--output", tmp_path / "a.json")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+    with pytest.raises(ValueError, match=r"`output_dir` must be a folder .* is a file"):
         main("medmnist", "--npz_file", tmp_path / "a.npz", "--output_dir", tmp_path / "file/set")

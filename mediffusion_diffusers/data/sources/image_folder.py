@@ -1,52 +1,35 @@
-"""Image folders and any dataset of the Hub or of `datasets`, as a prepared dataset.
+"""A folder of images as a prepared dataset. Every file below it is accounted for.
 
-Folders follow the conventions of `datasets`: `metadata.csv` or `metadata.jsonl` with a column `file_name`, or one
-sub-folder per class; in both cases optionally below `train/`, `validation/` and `test/`.
+Layouts:
+
+- one folder per class, with pictures directly in it;
+- or tables `metadata.csv`, `.tsv`, `.jsonl` or `.parquet` with a column `file_name`, relative to the table's folder;
+  then the pictures may lie anywhere, and those without a row are skipped.
+
+Both may lie below split folders: folders at the top whose whole name, in any case, is train, training, validation,
+valid, val, dev, test or testing. No word inside a name decides anything. A folder that is neither one thing nor the
+other is refused.
 """
 
 from __future__ import annotations
 
 import os
+import posixpath
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from ..conversion import SourceImage, write_sources
-from ..label_table import parse_label
-from ..pictures import open_picture
-from ..schema import MULTI_LABEL, SINGLE_LABEL, SPLITS, UNKNOWN_LABEL, DatasetInfo
-from ..splits import patient_validation_split
+from ..listing import Listing, list_files
+from ..schema import SPLIT_OF_NAME, SPLITS, DatasetInfo
+from ..tables import read_records
 from ..writer import ConversionReport, check_output_folder
+from .table_rows import ColumnNames, TableRow, TableSource, convert_table, find_name
 
 
-if TYPE_CHECKING:
-    import datasets
-
-
-_SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation"}
-_SPLIT_NAMES |= {"val": "validation", "dev": "validation", "test": "test"}
-_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-
-
-@dataclass(frozen=True)
-class ColumnNames:
-    """Where a dataset keeps what. A column that does not exist counts as absent, except those named by the user.
-
-    Args:
-        image: the picture.
-        label: a class (`ClassLabel`, text or number; null is unknown), or a list of classes (null is unknown, an
-            empty list means no finding). By default `label` or `labels`.
-        label_columns: for multi-label datasets with one column per class, in place of `label`: 1, 0 or null.
-        patient_id: patient or lesion; without it every image is its own.
-        image_id: unique name; without it the file name or the row number.
-    """
-
-    image: str = "image"
-    label: str | None = None
-    label_columns: Sequence[str] | None = None
-    patient_id: str = "patient_id"
-    image_id: str = "image_id"
+_TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
+_FILE_NAME = "file_name"
+_FOLDER_LABEL = "label"
 
 
 def convert_image_folder(
@@ -55,304 +38,225 @@ def convert_image_folder(
     """Convert a folder of images.
 
     Args:
-        source_dir: the folder; see above for its layout.
+        source_dir: the folder; see above for its layout. One that holds parquet files instead of pictures is read as
+            `convert_hub_dataset` does.
         output_dir: prepared dataset to write.
-        kwargs: see `convert_dataset`; `name` is the folder's name by default.
+        kwargs: see `convert_table`; `name` is the folder's name by default.
 
     Raises:
-        ValueError: if there is no image, no label, or anything that `convert_dataset` refuses.
+        ValueError: if there is no image, no label, the layout is mixed, or anything that `convert_table` refuses.
     """
-    import datasets
-
     source = Path(source_dir)
     check_output_folder(output_dir, kwargs.get("overwrite", False))
-    if not source.is_dir() or not any(path.suffix.lower() in _PICTURE_SUFFIXES for path in source.rglob("*")):
-        raise ValueError(f"`source_dir` must be a folder with images, but {str(source)!r} holds none.")
-    try:
-        loaded = datasets.load_dataset("imagefolder", data_dir=str(source.resolve()))
-    except Exception as error:  # `datasets` wraps what is wrong with a metadata file into errors of its own
-        cause = error.__cause__ or error
+    listing = list_files(source)
+    if not listing.pictures():
+        if any(name.lower().endswith(".parquet") for name in listing.files):
+            from .hub_dataset import convert_hub_dataset
+
+            return convert_hub_dataset(os.fspath(source), output_dir, **kwargs)
         raise ValueError(
-            f"`source_dir` {str(source)!r} cannot be read as an image folder: {cause}. Expected is metadata.csv or "
-            "metadata.jsonl with a column 'file_name', or one sub-folder per class."
-        ) from error
+            f"`source_dir` must be a folder with images, but {str(source)!r} holds none{_what_it_holds(listing)}."
+        )
     kwargs.setdefault("name", source.resolve().name)
     kwargs.setdefault("source", "image folder")
-    return convert_dataset(loaded, output_dir, root=source.resolve(), **kwargs)
+    columns = kwargs.get("columns") or ColumnNames()
+    tables = [name for name in listing.files if PurePosixPath(name).name.lower() in _TABLES]
+    report = ConversionReport(tables=tables)
+    if tables:
+        table = _rows_of_tables(listing, tables, report)
+    else:
+        table = _rows_of_folders(listing, columns, report)
+    _account(listing, table)
+    return convert_table(table, output_dir, **kwargs)
 
 
-def convert_hub_dataset(
-    dataset_name: str,
-    output_dir: str | os.PathLike[str],
-    *,
-    config: str | None = None,
-    revision: str | None = None,
-    **kwargs: Any,
-) -> DatasetInfo:
-    """Convert a dataset of the Hub, or any other that `datasets.load_dataset` reads.
+def _rows_of_folders(listing: Listing, columns: ColumnNames, report: ConversionReport) -> TableSource:
+    """The class of a picture is the folder that it lies in."""
+    pictures = listing.pictures()
+    if columns.label_columns is not None or columns.label not in (None, _FOLDER_LABEL):
+        named = columns.label_columns or columns.label
+        raise ValueError(
+            f"The columns {named} were named, but {str(listing.root)!r} has no table such as metadata.csv."
+        )
+    splits = split_by_folder(pictures)
+    inside = {name: name.removeprefix(prefix).split("/") for name, (_, prefix) in splits.items()}
+    flat = [name for name, parts in inside.items() if len(parts) == 1]
+    deep = [name for name, parts in inside.items() if len(parts) > 2]
+    if flat or deep:
+        raise ValueError(_mixed_layout(listing, flat, deep, inside))
+    owners = _owners(pictures, report)
+    rows: dict[str, list[TableRow]] = {}
+    for name, path in pictures.items():
+        cells = {_FOLDER_LABEL: inside[name][0]}
+        rows.setdefault(splits[name][0], []).append(TableRow(name, path, cells, name, name, owners.get(name)))
+    for folder in listing.empty_folders:
+        report.notes.append(f"The folder {folder!r} holds no file, so it is no class.")
+    _note_masks(pictures, report)
+    return TableSource({split: rows[split] for split in SPLITS if split in rows}, [_FOLDER_LABEL], report=report)
 
-    Args:
-        dataset_name: e.g. `"org/name"`.
-        output_dir: prepared dataset to write.
-        config: configuration of the dataset, if it has several.
-        revision: branch, tag or commit.
-        kwargs: see `convert_dataset`.
-    """
-    import datasets
 
-    check_output_folder(output_dir, kwargs.get("overwrite", False))
-    loaded = datasets.load_dataset(dataset_name, config, revision=revision)
-    kwargs.setdefault("name", dataset_name.split("/")[-1])
-    kwargs.setdefault("source", f"https://huggingface.co/datasets/{dataset_name}")
-    return convert_dataset(loaded, output_dir, **kwargs)
+def _rows_of_tables(listing: Listing, tables: Sequence[str], report: ConversionReport) -> TableSource:
+    """The rows of all tables whose picture is there."""
+    find = _NameFinder(listing)
+    unreadable = {name for name, _ in listing.skipped}
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    columns: dict[str, None] = {}
+    repeated = 0
+    for table in tables:
+        names, records = read_records(listing.files[table])
+        file_name = find_name(names, _FILE_NAME)
+        if file_name is None:
+            raise ValueError(f"{table} must have a column {_FILE_NAME!r}, but it has {names}.")
+        columns.update(dict.fromkeys(name for name in names if name != file_name))
+        for line, record in records:
+            place = f"{table}, line {line}"
+            written = record.get(file_name)
+            if not isinstance(written, str) or not written.strip():
+                raise ValueError(f"{place}: the column {_FILE_NAME!r} must name a file, but got {written!r}.")
+            name = find(written.strip(), posixpath.dirname(table))
+            cells = {key: value for key, value in record.items() if key != file_name}
+            if name is None or name in unreadable:
+                report.missing += [written] if name is None else []
+            elif name in found and found[name][1] == cells:
+                repeated += 1
+            elif name in found:
+                raise ValueError(f"{place}: {name!r} is named twice, with other values in {found[name][0]}.")
+            else:
+                found[name] = (f"{place}, {name}", cells)
+    if repeated:
+        report.notes.append(f"{repeated:,} rows were there twice and count once.")
+    if not found:
+        raise ValueError(
+            f"None of the files named in {', '.join(tables)} lies below {str(listing.root)!r} (the first name: "
+            f"{(report.missing or ['none'])[0]!r}; a file: {next(iter(listing.pictures()))!r})."
+        )
+    for name in listing.pictures().keys() - found.keys():
+        listing.skipped.append((name, f"no row of {', '.join(tables)} names it"))
+    splits = split_by_folder(found)
+    owners = _owners({name: listing.files[name] for name in sorted(found)}, report)
+    rows: dict[str, list[TableRow]] = {}
+    for name, (place, cells) in found.items():
+        row = TableRow(name, listing.files[name], cells, place, name, owners.get(name))
+        rows.setdefault(splits[name][0], []).append(row)
+    rows = {split: rows[split] for split in SPLITS if split in rows}
+    texts = all(PurePosixPath(table).suffix.lower() in (".csv", ".tsv") for table in tables)
+    return TableSource(rows, list(columns), report=report, are_texts=texts)
 
 
-def convert_dataset(
-    dataset: datasets.DatasetDict,
-    output_dir: str | os.PathLike[str],
-    *,
-    name: str,
-    source: str = "unknown",
-    columns: ColumnNames | None = None,
-    channels: int | None = None,
-    image_size: int | None = None,
-    validation_share: float = 5.0,
-    test_share: float = 20.0,
-    seed: int = 0,
-    licence: str = "unknown",
-    attribution: str = "unknown",
-    root: Path | None = None,
-    strict: bool = False,
-    num_workers: int | None = None,
-    overwrite: bool = False,
-) -> DatasetInfo:
-    """Convert a `datasets.DatasetDict` with pictures.
-
-    Splits that the dataset has are kept. If there is no test or validation split, it is drawn from the training
-    patients. All other columns of text or numbers become metadata.
-
-    Args:
-        dataset: splits named train, validation (or valid, val, dev) and test.
-        output_dir: prepared dataset to write.
-        name: name of the dataset.
-        source: where it comes from.
-        columns: where to find image, labels and identifiers.
-        channels: 1 (grey) or 3 (RGB); None takes those of the first readable image.
-        image_size: reduce images to this shorter side, in pixels.
-        validation_share: percent of the training patients, in [0, 100); used if there is no validation split.
-        test_share: percent of the patients, in [0, 100); used if there is no test split.
-        seed: seed of the draws.
-        licence: under which terms the images may be used.
-        attribution: whom to credit.
-        root: folder that file names are given relative to.
-        strict: raise at the first image that cannot be read, instead of recording it.
-        num_workers: threads that read images.
-        overwrite: replace a prepared dataset at `output_dir`.
+def split_by_folder(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The split of every file, and the split folder that it lies in: `""` without split folders, when all train.
 
     Raises:
-        ValueError: for unknown splits or columns, labels that are neither classes nor lists of classes, or a patient
-            in two splits.
+        ValueError: if split folders lie beside other files or folders, or two are of one split.
     """
-    columns = columns or ColumnNames()
-    check_output_folder(output_dir, overwrite)
-    parts = _parts_by_split(dataset, columns)
-    rows = {split: list(part.remove_columns(columns.image)) for split, part in parts.items()}
-    reader = _LabelReader(next(iter(parts.values())).features, rows, columns)
-    report = ConversionReport()
-    sources = {split: _source_images(split, part, rows[split], columns, reader, root) for split, part in parts.items()}
-    for split, share in (("test", test_share), ("validation", validation_share)):
-        if not sources.get(split) and share and "train" in sources:
-            _hold_out(sources, split, share, seed, report)
-    info = DatasetInfo(
-        name=name,
-        source=source,
-        licence=licence,
-        attribution=attribution,
-        problem_type=reader.problem_type,
-        label_names=reader.label_names,
-        channels=channels or _first_channels(sources),
-        image_size=image_size,
+    names = list(names)
+    tops = {name: name.split("/")[0] if "/" in name else "" for name in names}
+    given = {top: SPLIT_OF_NAME[top.lower()] for top in sorted(set(tops.values())) if top.lower() in SPLIT_OF_NAME}
+    if not given:
+        return dict.fromkeys(names, ("train", ""))
+    others = [name for name, top in tops.items() if top not in given]
+    if others:
+        raise ValueError(
+            f"The split folders {list(given)} lie beside {len(others):,} other pictures, such as {others[0]!r}: it "
+            "cannot be told which split these belong to. Move them into the split folders or away."
+        )
+    if len(set(given.values())) < len(given):
+        raise ValueError(f"Every split may have one folder, but {list(given)} are {list(given.values())}.")
+    return {name: (given[top], top + "/") for name, top in tops.items()}
+
+
+class _NameFinder:
+    """Finds the file that a table means: by its letters, or else with `/` for `\\`, composed, or in another case."""
+
+    def __init__(self, listing: Listing) -> None:
+        self.root = listing.root
+        self.names = {*listing.files, *(name for name, _ in listing.skipped)}
+        self.alike: dict[str, list[str]] = {}
+        for name in self.names:
+            self.alike.setdefault(self._likeness(name), []).append(name)
+
+    def __call__(self, written: str, folder: str) -> str | None:
+        """The name below the root, or None if no file or several are meant."""
+        for text in (written, written.replace("\\", "/")):
+            name = posixpath.normpath(posixpath.join(folder, text))
+            if text.startswith("/") and Path(text).is_relative_to(self.root.absolute()):
+                name = Path(text).relative_to(self.root.absolute()).as_posix()
+            if name in self.names:
+                return name
+            alike = self.alike.get(self._likeness(name), [])
+            if len(alike) == 1:
+                return alike[0]
+        return None
+
+    @staticmethod
+    def _likeness(name: str) -> str:
+        return unicodedata.normalize("NFC", name).casefold()
+
+
+def _owners(pictures: Mapping[str, Path], report: ConversionReport) -> dict[str, str]:
+    """One patient for pictures that are the same file, or differ in their suffix only ("1.png" and "1.jpg")."""
+    members: dict[Any, list[str]] = {}
+    for name, path in pictures.items():
+        status = path.stat()
+        for key in ((status.st_dev, status.st_ino), str(PurePosixPath(name).with_suffix("")).casefold()):
+            members.setdefault(key, []).append(name)
+    owners = {name: names[0] for names in members.values() if len(names) > 1 for name in names}
+    if owners:
+        report.notes.append(
+            f"{len(owners):,} pictures share their file, or their name but for the suffix, with another, such as "
+            f"{next(iter(owners))!r}: each such group counts as one patient."
+        )
+    return owners
+
+
+def _note_masks(pictures: Mapping[str, Path], report: ConversionReport) -> None:
+    """Say which pictures look like masks of their neighbours: their folder makes them images of a class."""
+    stems = {str(PurePosixPath(name).with_suffix("")).lower() for name in pictures}
+    endings = ("_mask", "-mask", "_seg", "_segmentation", "_mask_1", "_mask_2")
+    masks = [
+        name
+        for name in pictures
+        for stem in [str(PurePosixPath(name).with_suffix("")).lower()]
+        if any(stem.endswith(ending) and stem.removesuffix(ending) in stems for ending in endings)
+    ]
+    if masks:
+        report.notes.append(
+            f"{len(masks):,} pictures are named like masks of others, such as {masks[0]!r}, and were converted as "
+            "images. If they are masks, move them away or name the images in metadata.csv."
+        )
+
+
+def _account(listing: Listing, table: TableSource) -> None:
+    """Enter every file that is not a row into the report."""
+    used = {row.name for members in table.rows.values() for row in members} | set(table.report.tables)
+    listing.set_aside(used)
+    table.report.add_listing(listing)
+
+
+def _mixed_layout(
+    listing: Listing, flat: Sequence[str], deep: Sequence[str], inside: Mapping[str, Sequence[str]]
+) -> str:
+    tables = [name for name in listing.files if name.lower().endswith((".csv", ".tsv", ".jsonl", ".xlsx"))]
+    table = f" The table {tables[0]!r} is read if it is called metadata.csv." if tables else ""
+    remedy = (
+        "Pictures must lie directly in one folder per class, optionally below train/, validation/ and test/; or "
+        "name them in metadata.csv with the columns 'file_name' and 'label' or 'labels' (empty where unknown)." + table
     )
-    return write_sources(
-        output_dir, sources, info, report, strict=strict, num_workers=num_workers, overwrite=overwrite
-    )
+    if len(flat) == len(inside):
+        return f"`source_dir` has no labels: no picture, such as {flat[0]!r}, lies in a class folder. {remedy}"
+    if flat:
+        return f"`source_dir` is mixed: {len(flat):,} pictures, such as {flat[0]!r}, lie in no class folder. {remedy}"
+    tops = {parts[0] for parts in inside.values()}
+    if len(tops) == 1 and len(deep) == len(inside):
+        return f"All pictures lie below the one folder {next(iter(tops))!r}: name that one as `source_dir`. {remedy}"
+    below = sorted({inside[name][1] for name in deep if inside[name][1].lower() in SPLIT_OF_NAME})
+    hint = f" Split folders, such as {below[0]!r} there, must lie at the top." if below else ""
+    where = f"{len(deep):,} pictures, such as {deep[0]!r}, lie deeper than a class folder"
+    return f"`source_dir` is mixed: {where}.{hint} {remedy}"
 
 
-class _LabelReader:
-    """Finds out what the labels of a dataset are, and reads them from its rows."""
-
-    def __init__(
-        self, known: datasets.Features, rows: Mapping[str, list[dict[str, Any]]], columns: ColumnNames
-    ) -> None:
-        import datasets
-
-        self.column: str | None = None
-        self.columns: list[str] = []
-        self.names_of_index: list[str] | None = None
-        if columns.label_columns is not None:
-            _require(known, columns.label_columns)
-            self.columns = list(columns.label_columns)
-            self.problem_type, self.label_names = MULTI_LABEL, list(columns.label_columns)
-            return
-        if columns.label is not None:
-            _require(known, [columns.label])
-        self.column = columns.label or next((name for name in ("label", "labels") if name in known), None)
-        if self.column is None:
-            raise ValueError(
-                f"The dataset must have a column 'label' or 'labels', but it has {list(known)}. Name it, or the "
-                "columns of the single classes (`label_column`, `label_columns`)."
-            )
-        feature = known[self.column]
-        is_list = isinstance(feature, (list, datasets.List, datasets.LargeList))
-        inner = (feature[0] if isinstance(feature, list) else feature.feature) if is_list else feature
-        if isinstance(inner, datasets.ClassLabel):
-            self.names_of_index = list(inner.names)
-            self.label_names = list(inner.names)
-        else:
-            self.label_names = _names_that_occur(self.column, rows.values())
-        self.problem_type = MULTI_LABEL if is_list else SINGLE_LABEL
-
-    def read(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """The arguments `labels` or `label` of `make_row`."""
-        if self.column is None:
-            return {"labels": [parse_label(row[name], f"{where}, column {name!r}") for name in self.columns]}
-        value = row[self.column]
-        if self.problem_type == SINGLE_LABEL:
-            return {"label": UNKNOWN_LABEL if _is_unknown(value) else self.label_names.index(self._name(value))}
-        if value is None:
-            return {"labels": None}
-        present = {self._name(entry) for entry in value}
-        return {"labels": [float(name in present) for name in self.label_names]}
-
-    def _name(self, value: Any) -> str:
-        if self.names_of_index is not None and isinstance(value, int):
-            return self.names_of_index[value]
-        return _text(value)
-
-
-def _names_that_occur(column: str, splits: Iterable[list[dict[str, Any]]]) -> list[str]:
-    """Names of the classes in a column of texts, numbers or lists of them; numbers in their order."""
-    values = [row[column] for members in splits for row in members]
-    entries = [entry for value in values for entry in (value if isinstance(value, list) else [value])]
-    known = {entry for entry in entries if not _is_unknown(entry)}
-    if not known:
-        raise ValueError(f"The column {column!r} is empty in every row, so there is no class to learn.")
-    numbers = all(isinstance(entry, (int, float)) for entry in known)
-    return [_text(entry) for entry in (sorted(known) if numbers else sorted(known, key=str))]
-
-
-def _text(value: Any) -> str:
-    """A class as text. A column with missing values holds 1.0 where the file says 1."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _is_unknown(value: Any) -> bool:
-    return value is None or value in ("", UNKNOWN_LABEL) or value != value
-
-
-def _parts_by_split(dataset: datasets.DatasetDict, columns: ColumnNames) -> dict[str, datasets.Dataset]:
-    """The splits under our names, pictures not decoded."""
-    import datasets
-
-    unknown = [split for split in dataset if split.lower() not in _SPLIT_NAMES]
-    if unknown:
-        raise ValueError(f"The splits of the dataset must be among {sorted(_SPLIT_NAMES)}, but it has {unknown}.")
-    parts: dict[str, datasets.Dataset] = {}
-    for split, part in dataset.items():
-        name = _SPLIT_NAMES[split.lower()]
-        if name in parts:
-            raise ValueError(f"The dataset has two {name} splits: {list(dataset)}.")
-        _require(part.features, [columns.image])
-        if not isinstance(part.features[columns.image], datasets.Image):
-            raise ValueError(
-                f"The column {columns.image!r} must hold images, but holds {part.features[columns.image]}."
-            )
-        parts[name] = part.cast_column(columns.image, datasets.Image(decode=False))
-    return {split: parts[split] for split in SPLITS if split in parts}
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A picture of a dataset that is read when it is asked for: together they may not fit into memory."""
-
-    part: datasets.Dataset
-    index: int
-    column: str
-
-    def __call__(self) -> bytes | str:
-        picture = self.part[self.index][self.column] or {}
-        content = picture.get("bytes") or picture.get("path")
-        if not content:
-            raise ValueError(f"Row {self.index} has no image.")
-        return content
-
-
-def _source_images(
-    split: str,
-    part: datasets.Dataset,
-    rows: Sequence[dict[str, Any]],
-    columns: ColumnNames,
-    reader: _LabelReader,
-    root: Path | None,
-) -> list[SourceImage]:
-    """All rows of a split as source images."""
-    used = {columns.image, columns.patient_id, columns.image_id, reader.column, *(columns.label_columns or ())}
-    sources = []
-    for index, (row, path) in enumerate(zip(rows, _file_paths(part, columns.image), strict=True)):
-        # File names repeat between folders and shards, so without a root they do not identify an image.
-        file = default = f"{split}-{index:06d}"
-        if path and root is not None and Path(path).is_relative_to(root):
-            file = default = Path(path).relative_to(root).as_posix()
-        elif path:
-            file = f"{default} ({Path(path).name})"
-        image_id, patient = row.get(columns.image_id), row.get(columns.patient_id)
-        fields = {
-            **reader.read(row, file),
-            "patient_id": str(patient) if patient not in (None, "") else None,
-            "metadata": {
-                key: value
-                for key, value in row.items()
-                if key not in used and isinstance(value, (str, int, float, bool))
-            },
-        }
-        image_id = str(image_id) if image_id not in (None, "") else default
-        sources.append(SourceImage(image_id, _Picture(part, index, columns.image), fields, file))
-    return sources
-
-
-def _file_paths(part: datasets.Dataset, column: str) -> list[str | None]:
-    """The path in every row's image, read without the bytes."""
-    paths: list[str | None] = []
-    for table in part.select_columns([column]).with_format("arrow").iter(batch_size=1000):
-        paths += table[column].combine_chunks().field("path").to_pylist()
-    return paths
-
-
-def _hold_out(
-    sources: dict[str, list[SourceImage]], split: str, share: float, seed: int, report: ConversionReport
-) -> None:
-    """Move a share of the training patients to `split`."""
-    train = sources["train"]
-    owners = [image.fields["patient_id"] or image.image_id for image in train]
-    kept, held_out = patient_validation_split(owners, share, seed)
-    sources["train"], sources[split] = [train[row] for row in kept], [train[row] for row in held_out]
-    report.notes.append(f"No {split} split was given: {share:g} % of the training patients were drawn, seed {seed}.")
-
-
-def _first_channels(sources: Mapping[str, list[SourceImage]]) -> int:
-    """1 if the first picture that can be read is grey, else 3."""
-    for members in sources.values():
-        for source in members:
-            try:
-                assert isinstance(source.picture, _Picture)
-                bands = open_picture(source.picture(), source.file).getbands()
-            except ValueError:
-                continue
-            return 1 if bands in (("L",), ("I",), ("F",), ("1",), ("L", "A")) else 3
-    return 3
-
-
-def _require(known: Mapping[str, Any], names: Iterable[str]) -> None:
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise ValueError(f"The dataset has no column {missing}. Its columns are {list(known)}.")
+def _what_it_holds(listing: Listing) -> str:
+    if listing.skipped:
+        name, reason = listing.skipped[0]
+        return f" that can be read (the first of {len(listing.skipped):,} that cannot: {name}: {reason})"
+    return f" among its {len(listing.files):,} files, such as {next(iter(listing.files))!r}" if listing.files else ""
