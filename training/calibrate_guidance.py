@@ -23,7 +23,7 @@ from mediffusion_diffusers.evaluation.guidance_calibration import (
     write_guidance_defaults,
 )
 from mediffusion_diffusers.pipelines.counterfactual_inputs import MASK_WORDS
-from mediffusion_diffusers.publishing.model_card import refresh_counterfactual_defaults
+from mediffusion_diffusers.publishing.model_card import refresh_model_card
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -102,7 +102,7 @@ def main() -> None:
     if not args.dry_run:
         folder = Path(args.pretrained_model_name_or_path)
         write_guidance_defaults(folder, {**choice.settings(), **fixed})
-        refresh_counterfactual_defaults(folder)
+        refresh_model_card(folder)
         write_json(folder / "guidance_calibration.json", calibration.to_dict())  # last: it says that all is done
         print(f"Stored in {folder / 'unet' / 'config.json'}.")
 

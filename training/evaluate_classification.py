@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mediffusion_diffusers.atomic_files import write_json
 from mediffusion_diffusers.evaluation.classification_study import study_classification
+from mediffusion_diffusers.publishing.record import record_results
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -33,6 +34,7 @@ def main() -> None:
         sys.exit(f"evaluate_classification.py: {error}")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(args.output_dir / "classification.json", result)
+    print(record_results(args.pretrained_model_name_or_path, "classification", result))
 
     interval = result["macro_auroc_interval"]
     print(f"{result['num_images']} images of {result['provenance']['data']} ({args.split})")

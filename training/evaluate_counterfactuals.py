@@ -12,6 +12,7 @@ import sys
 
 from mediffusion_diffusers.evaluation.counterfactual_study import DIRECTIONS, CounterfactualStudyRunner
 from mediffusion_diffusers.pipelines.counterfactual_inputs import MASK_WORDS
+from mediffusion_diffusers.publishing.record import record_results
 from mediffusion_diffusers.reports.pages.counterfactual_study import write_study
 
 
@@ -66,6 +67,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"evaluate_counterfactuals.py: {error}")
     report = write_study(study, args.output_dir)
+    print(record_results(args.pretrained_model_name_or_path, "counterfactuals", study.to_dict()))
     for direction, studied in study.directions.items():
         results = studied.results
         print(f"{direction}: {results['num_images']} images, own flips {results['own']['flip_rate']:.2f}", end="")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from diffusers import AutoencoderKL
@@ -10,54 +10,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..data.schema import DatasetInfo
 from ..notices import CARD_NOTICE
-from .model_card import NOT_MEASURED, license_of, public_arguments
-
-
-_TEXT = """---
-{card_data}
----
-
-# {title}
-
-> **{disclaimer}**
-
-An `AutoencoderKL` of [diffusers](https://github.com/huggingface/diffusers) for {kind} images of {size} pixels, trained
-for the diffusion model of [Mediffusion](https://arxiv.org/abs/2411.09434) (App. C), which works on its latents of
-{channels} channels.
-
-```python
-from diffusers import AutoencoderKL
-
-vae = AutoencoderKL.from_pretrained("{location}")
-```
-
-`scaling_factor` ({scaling_factor:.5f}) is one over the standard deviation of the latents of training images. A joint
-model, its strength and its guidance scale belong to this autoencoder and to no other.
-
-## Reconstruction of the validation images
-
-| weights | L1 (of 1) | PSNR in dB | SSIM |
-|---|---|---|---|
-{quality}
-
-Means over images of the posterior's mode, with the averaged weights. They say nothing about small findings: look at
-pictures before trusting them.
-
-## Training data
-
-- **Dataset**: {dataset}
-- **Source**: {source}
-- **Licence**: {licence}
-- **Attribution**: {attribution}
-
-An autoencoder may remember training images; how much was not measured.
-
-## Arguments
-
-| argument | value |
-|---|---|
-{arguments}
-"""
+from .markdown import one_line, render_markdown
+from .model_card import license_of, listed, public_arguments
 
 
 def render_autoencoder_card(
@@ -88,32 +42,26 @@ def render_autoencoder_card(
             f"A model card must state the data's {', '.join(empty)}, but dataset_info.json of {dataset_info.name!r} "
             "does not."
         )
-    title = repo_id.split("/")[-1] if repo_id else f"{dataset_info.name}-autoencoder"
+    title = one_line(repo_id.split("/")[-1] if repo_id else f"{dataset_info.name}-autoencoder")
     card_data = ModelCardData(
         license=license_of(dataset_info.licence),
         library_name="diffusers",
         tags=["mediffusion", "medical", "autoencoder"],
     )
-    arguments = public_arguments(training_config.get("arguments") or {})
-    return ModelCard(
-        _TEXT.format(
-            card_data=card_data.to_yaml(),
-            title=title,
-            disclaimer=CARD_NOTICE,
-            kind="grey" if vae.config.in_channels == 1 else "colour",
-            size=f"{vae.config.sample_size}x{vae.config.sample_size}",
-            channels=vae.config.latent_channels,
-            location=repo_id or "path/to/this/folder",
-            scaling_factor=vae.config.scaling_factor,
-            quality="\n".join(_quality_rows(metrics)),
-            dataset=dataset_info.name,
-            source=dataset_info.source,
-            licence=dataset_info.licence,
-            attribution=dataset_info.attribution,
-            arguments="\n".join(f"| `{name}` | {str(value).replace('|', '/')} |" for name, value in arguments),
-        ),
-        ignore_metadata_errors=False,
+    body = render_markdown(
+        "autoencoder_card.md",
+        title=title,
+        notice=CARD_NOTICE,
+        kind="grey" if vae.config.in_channels == 1 else "colour",
+        size=f"{vae.config.sample_size}x{vae.config.sample_size}",
+        channels=vae.config.latent_channels,
+        location=repo_id or "path/to/this/folder",
+        scaling_factor=f"{vae.config.scaling_factor:.5f}",
+        quality=list(_quality_rows(metrics)),
+        dataset=dataset_info,
+        arguments=[(name, listed(value)) for name, value in public_arguments(training_config.get("arguments") or {})],
     )
+    return ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{body}", ignore_metadata_errors=False)
 
 
 def quality_before_and_after(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -129,9 +77,11 @@ def quality_before_and_after(metrics: Sequence[Mapping[str, Any]]) -> dict[str, 
     return chosen
 
 
-def _quality_rows(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [
-        f"| {name}, step {record['step']:,} | {record['l1']:.4f} | {record['psnr']:.2f} | {record['ssim']:.3f} |"
-        for name, record in quality_before_and_after(metrics).items()
-    ]
-    return rows or [f"| saved | {NOT_MEASURED} | {NOT_MEASURED} | {NOT_MEASURED} |"]
+def _quality_rows(metrics: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """Which weights, L1, PSNR, SSIM."""
+    measured = quality_before_and_after(metrics)
+    for name, record in measured.items():
+        figures = f"{record['l1']:.4f}", f"{record['psnr']:.2f}", f"{record['ssim']:.3f}"
+        yield [f"{name}, step {record['step']:,}", *figures]
+    if not measured:
+        yield ["saved", *3 * ["not measured"]]

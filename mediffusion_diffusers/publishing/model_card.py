@@ -9,34 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from ..atomic_files import write_text
 from ..data.schema import DatasetInfo
 from ..data.splits import LabelledSplit
+from ..evaluation.provenance import TRAINING_CONFIG
+from ..metrics_log import read_metrics
 from ..notices import CARD_NOTICE
 from ..privacy import is_local_path
+from .defaults_section import defaults_context
+from .evaluations import Evaluation, kept_evaluations
+from .markdown import one_line, render_markdown
+from .results_section import eval_results, results_context
 
 
-TEMPLATE = Path(__file__).with_name("model_card_template.md")
+CARD_FILE = "README.md"
 TAGS = ["mediffusion", "medical", "diffusion", "semi-supervised", "explainability", "counterfactual"]
-NOT_MEASURED = "not measured"
-_DEFAULTS_HEADING = "\n## Defaults of the counterfactuals\n\n"
-# Key of a record of metrics.jsonl (or None: no script measures it yet), and what the card calls it.
-MEASURES = (
-    ("num_images", "images"),
-    ("macro_auroc", "macro AUROC"),
-    (None, "95 % intervals (bootstrap over patients)"),
-    (None, "AUPRC beside prevalence"),
-    (None, "sensitivity at 90 % and 95 % specificity"),
-    (None, "calibration (Brier score, slope, intercept)"),
-    (None, "subgroups (sex, age, view)"),
-    (None, "external data set"),
-    (None, "counterfactuals judged by an outside classifier (Diff, Other diff)"),
-    (None, "localisation beside its nulls"),
-    (None, "generation (KID, FID beside the real-against-real floor)"),
-    (None, "memorisation of training images"),
-)
 _HUB_LICENSES = ("apache-2.0", "cc-by-nc-sa-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc-by-4.0", "cc0-1.0", "mit")
 # Arguments about the machine and the account rather than the training.
 _PRIVATE_ARGUMENT = re.compile(
@@ -53,21 +42,24 @@ def render_model_card(
     repo_id: str | None = None,
     dataset_id: str | None = None,
     license: str | None = None,
+    evaluations: Sequence[Evaluation] = (),
 ) -> ModelCard:
     """Render the card of a trained pipeline; `card.save(folder / "README.md")` puts it where the Hub looks.
 
-    Local paths, tokens and the arguments that concern the machine stay out of the card.
+    Local paths, tokens and the arguments that concern the machine stay out of the card. Names, licences and notes are
+    shown as they are: none of them can add a heading, a link or code to the card.
 
     Args:
         pipeline: any of the Mediffusion pipelines, as it is saved.
         dataset_info: what it was trained on.
         training_config: content of `training_config.json`: `arguments`, `versions`, and facts about the run.
-        metrics: records of `metrics.jsonl`; of each `kind`, `"validation"` and `"test"`, the last one counts.
+        metrics: records of `metrics.jsonl`; of `kind` `"validation"`, the last one counts.
         labelled_split: the images whose labels were used; `None` means all of them.
         repo_id: `"organisation/name"` on the Hub, or `None` for a card that speaks of a folder.
         dataset_id: repository of the prepared dataset on the Hub, if it is there.
         license: identifier of the weights' licence, as the Hub spells it; by default that of the training data where
             the Hub knows it, `"other"` where not.
+        evaluations: what was measured of this checkpoint; see `record_results` for how it comes to be there.
 
     Returns:
         The card, whose metadata holds `model-index` entries for what was measured.
@@ -77,22 +69,9 @@ def render_model_card(
     """
     arguments = dict(training_config.get("arguments") or {})
     _check_mandatory(dataset_info, arguments)
-    results = {kind: _last_record(metrics, kind) for kind in ("validation", "test")}
+    validation = _last_validation(metrics)
     license = license or license_of(dataset_info.licence)
-    model_name = repo_id.split("/")[-1] if repo_id else f"mediffusion-{dataset_info.name}"
-    eval_results = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=dataset_id or dataset_info.name,
-            dataset_name=dataset_info.name,
-            dataset_split=kind,
-            metric_type="roc_auc",
-            metric_name="macro AUROC",
-            metric_value=round(record["macro_auroc"], 4),
-        )
-        for kind, record in results.items()
-        if record.get("macro_auroc") is not None
-    ]
+    model_name = one_line(repo_id.split("/")[-1] if repo_id else f"mediffusion-{dataset_info.name}")
     card_data = ModelCardData(
         license=license,
         library_name="diffusers",
@@ -100,64 +79,90 @@ def render_model_card(
         tags=TAGS,
         datasets=[dataset_id] if dataset_id else None,
         model_name=model_name,
-        eval_results=eval_results or None,
+        eval_results=eval_results(validation, evaluations, dataset_info.name, dataset_id) or None,
     )
     unet_config, vae_config = pipeline.unet.config, pipeline.vae.config
-    label_names = dataset_info.label_names
     height, width = pipeline.image_size
     num_unet_parameters = _num_parameters(pipeline.unet)
-    return ModelCard.from_template(
-        card_data,
-        template_path=str(TEMPLATE),
+    body = render_markdown(
+        "model_card.md",
         title=model_name,
-        disclaimer=CARD_NOTICE,
+        notice=CARD_NOTICE,
         image_kind=f"{dataset_info.name} images ({'grey' if vae_config.in_channels == 1 else 'RGB'})",
-        num_labels=len(label_names),
         problem_type=unet_config.problem_type.replace("_", " "),
-        label_names=", ".join(label_names),
+        label_names=dataset_info.label_names,
         image_size=f"{height} x {width}",
-        num_parameters=f"{num_unet_parameters + _num_parameters(pipeline.vae):,}",
-        num_unet_parameters=f"{num_unet_parameters:,}",
-        license_text=f"`{license}`; the terms of the training data below hold as well",
+        num_parameters=num_unet_parameters + _num_parameters(pipeline.vae),
+        num_unet_parameters=num_unet_parameters,
+        license=license,
         location=repo_id or "path/to/this/folder",
-        example_label=label_names[0],
-        dataset_name=dataset_info.name
-        + (f" ([{dataset_id}](https://hf.co/datasets/{dataset_id}))" if dataset_id else ""),
-        dataset_source=dataset_info.source,
-        dataset_licence=dataset_info.licence,
-        dataset_attribution=dataset_info.attribution,
-        dataset_notes="\n".join(f"- {note}" for note in dataset_info.notes),
-        demographics=_demographics(dataset_info),
-        labelled_share=_labelled_share(labelled_split, training_config),
-        training_summary=_training_summary(training_config, arguments, metrics),
-        arguments="\n".join(f"| `{name}` | {_cell(value)} |" for name, value in public_arguments(arguments)),
-        versions=", ".join(f"{name} {version}" for name, version in (training_config.get("versions") or {}).items()),
-        results_summary=_results_summary(results, arguments, unet_config.label_thresholds),
-        results="\n".join(_result_row(key, name, results) for key, name in MEASURES),
-        auroc_per_label=_auroc_per_label(label_names, results),
-        counterfactual_defaults=_counterfactual_defaults(unet_config.guidance_defaults, vae_config.scaling_factor),
+        dataset=dataset_info,
+        dataset_id=dataset_id,
+        splits=list(_split_rows(dataset_info)),
+        split=labelled_split,
+        num_labelled_images=training_config.get("num_labelled_images"),
+        training_facts=list(_training_facts(training_config, arguments, metrics)),
+        arguments=[(name, listed(value)) for name, value in public_arguments(arguments)],
+        versions=training_config.get("versions") or {},
+        **results_context(
+            validation,
+            evaluations,
+            dataset_info.label_names,
+            dataset_info.name,
+            arguments.get("use_ema"),
+            bool(unet_config.label_thresholds),
+        ),
+        **defaults_context(unet_config.guidance_defaults, vae_config.scaling_factor),
     )
+    return ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{body}", ignore_metadata_errors=False)
 
 
-def refresh_counterfactual_defaults(pipeline_folder: str | Path) -> bool:
-    """Bring a card's section about the counterfactuals' defaults up to date with the checkpoint's config.
+def refresh_model_card(pipeline_folder: str | Path) -> bool:
+    """Bring a card up to date with what lies beside it: results, `model-index`, the counterfactuals' defaults.
+
+    The rest of the card stays as it is, whoever wrote it.
 
     Args:
         pipeline_folder: folder of a pipeline; only its `README.md` changes.
 
     Returns:
-        Whether there was such a card.
+        Whether there was a card with a section to fill.
+
+    Raises:
+        ValueError: if its metadata or what lies beside it cannot be read.
     """
     folder = Path(pipeline_folder)
-    path = folder / "README.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    before, heading, rest = text.partition(_DEFAULTS_HEADING)
-    if not heading:
+    path = folder / CARD_FILE
+    if not path.is_file():
         return False
-    unet, vae = (json.loads((folder / name / "config.json").read_text(encoding="utf-8")) for name in ("unet", "vae"))
-    section = _counterfactual_defaults(unet.get("guidance_defaults"), vae["scaling_factor"])
-    following = rest.partition("\n## ")
-    write_text(path, f"{before}{heading}{section}\n{following[1]}{following[2]}")
+    card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False)
+    metadata = card.data
+    assert isinstance(metadata, ModelCardData)
+    unet, vae, config = (
+        _read_json(folder / name) for name in ("unet/config.json", "vae/config.json", TRAINING_CONFIG)
+    )
+    evaluations, validation = kept_evaluations(folder), _last_validation(read_metrics(folder / "metrics.jsonl"))
+    formerly = next((one for one in metadata.eval_results or [] if one.dataset_split == "validation"), None)
+    if not validation and formerly is not None:  # a card that left its run behind
+        validation = {"macro_auroc": formerly.metric_value}
+    data = (config.get("dataset") or {}).get("name") or getattr(formerly, "dataset_name", None)
+    label_names = list((unet.get("id2label") or {}).values())
+    uses_ema = (config.get("arguments") or {}).get("use_ema")
+    sections = {
+        "results.md": results_context(
+            validation, evaluations, label_names, data, uses_ema, bool(unet.get("label_thresholds"))
+        ),
+        "counterfactual_defaults.md": defaults_context(unet.get("guidance_defaults"), vae["scaling_factor"]),
+    }
+    rendered = [render_markdown(template, **context) for template, context in sections.items()]
+    if not any(_heading(section) in card.text for section in rendered):
+        return False
+    dataset_id = next(iter(metadata.get("datasets") or []), None)
+    metadata.eval_results = eval_results(validation, evaluations, data, dataset_id) or None
+    metadata.model_name = metadata.model_name or f"mediffusion-{data}"
+    for section in rendered:
+        card.text = _with_section(card.text, section)
+    write_text(path, str(card))
     return True
 
 
@@ -167,6 +172,32 @@ def public_arguments(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if value is None or _PRIVATE_ARGUMENT.search(name) or is_local_path(value):
             continue
         yield name, value
+
+
+def listed(value: Any) -> str:
+    """An argument's value as text."""
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def license_of(licence: str) -> str:
+    """The Hub's identifier of a licence written for people, `"other"` if it is none that the Hub knows."""
+    spelled = re.sub(r"[^a-z0-9.]+", "-", licence.lower())
+    return next((known for known in _HUB_LICENSES if re.match(rf"{re.escape(known)}(-|$)", spelled)), "other")
+
+
+def _with_section(text: str, section: str) -> str:
+    """A card's text with one section, from its heading to the next of its level, in place of the former."""
+    before, found, rest = text.partition(_heading(section))
+    if not found:
+        return text
+    _, following, after = rest.partition("\n## ")
+    return f"{before}\n{section.rstrip()}\n{following}{after}"
+
+
+def _heading(section: str) -> str:
+    """The line that begins a section, as it stands in a card."""
+    line = section.partition("\n")[0]
+    return f"\n{line}\n"
 
 
 def _check_mandatory(info: DatasetInfo, arguments: Mapping[str, Any]) -> None:
@@ -185,62 +216,39 @@ def _check_mandatory(info: DatasetInfo, arguments: Mapping[str, Any]) -> None:
         )
 
 
-def _last_record(metrics: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:
-    return next((record for record in reversed(metrics) if record.get("kind") == kind), {})
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def license_of(licence: str) -> str:
-    """The Hub's identifier of a licence written for people, `"other"` if it is none that the Hub knows."""
-    spelled = re.sub(r"[^a-z0-9.]+", "-", licence.lower())
-    return next((known for known in _HUB_LICENSES if re.match(rf"{re.escape(known)}(-|$)", spelled)), "other")
+def _last_validation(metrics: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return next((record for record in reversed(metrics) if record.get("kind") == "validation"), {})
 
 
 def _num_parameters(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _cell(value: Any) -> str:
-    """A value as the content of a table cell."""
-    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _demographics(info: DatasetInfo) -> str:
-    """A table with one row per split. The data contract keeps a patient's images in one split."""
-    rows = ["| split | images | patients | sex | age in years | view |", "|---|---|---|---|---|---|"]
+def _split_rows(info: DatasetInfo) -> Iterator[list[Any]]:
+    """Split, images, patients, sex, age, view. The data contract keeps a patient's images in one split."""
     for split, num_rows in info.num_rows.items():
         known = info.demographics.get(split, {})
         age = known.get("age")
         quartiles = (
             age and f"median {age['median']:g} (quartiles {age['lower_quartile']:g} to {age['upper_quartile']:g})"
         )
-        counts = [", ".join(f"{key} {n:,}" for key, n in known.get(name, {}).items()) for name in ("sex", "view")]
+        sex, view = (", ".join(f"{key} {n:,}" for key, n in known.get(name, {}).items()) for name in ("sex", "view"))
         patients = f"{known['patients']:,}" if "patients" in known else None
-        cells = [split, f"{num_rows:,}", patients, counts[0], quartiles, counts[1]]
-        rows.append("| " + " | ".join(_cell(cell or "not stated") for cell in cells) + " |")
-    return "\n".join(rows)
+        yield [split, f"{num_rows:,}", patients, sex, quartiles, view]
 
 
-def _labelled_share(split: LabelledSplit | None, training_config: Mapping[str, Any]) -> str:
-    if split is None:
-        count = training_config.get("num_labelled_images")
-        return "Every training image with a known label was used with it" + (f": {count:,} images." if count else ".")
-    positives = ", ".join(f"{name} {count:,}" for name, count in split.positives.items())
-    return (
-        f"{split.share:g} % drawn by {split.by} with seed {split.seed}: {split.num_images:,} images of "
-        f"{split.num_patients:,} patients. All other training images were used without their labels.\n\n"
-        f"- Positive images: {positives}\n- SHA-256 of the split: `{split.hash}`"
-    )
-
-
-def _training_summary(
+def _training_facts(
     training_config: Mapping[str, Any], arguments: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
-) -> str:
-    """Sentences on how long and on what the run trained, from what it wrote down."""
+) -> Iterator[tuple[str, Any]]:
+    """How long and on what the run trained, from what it wrote down."""
     seconds = sum(record.get("seconds") or 0.0 for record in metrics if record.get("kind") == "train")
-    steps = max((record["step"] for record in metrics if "step" in record), default=None)
     facts = [
-        ("optimizer steps", steps),
+        ("optimizer steps", max((record["step"] for record in metrics if "step" in record), default=None)),
         ("of them with the class loss", training_config.get("num_classification_steps")),
         ("training images (labelled or not)", training_config.get("num_train_images")),
         ("validation images", training_config.get("num_validation_images")),
@@ -248,57 +256,4 @@ def _training_summary(
         ("seed", arguments.get("seed")),
         ("time in training steps", f"{seconds / 60:.1f} minutes" if seconds else None),
     ]
-    known = [(name, value) for name, value in facts if value is not None]
-    lines = [f"- {name}: {value:,}" if isinstance(value, int) else f"- {name}: {value}" for name, value in known]
-    return "Joint training of denoising and classification (L = L_diff + w L_class).\n\n" + "\n".join(lines)
-
-
-def _results_summary(
-    results: Mapping[str, Mapping[str, Any]], arguments: Mapping[str, Any], thresholds: Sequence[float] | None
-) -> str:
-    if not any(results.values()):
-        return "Nothing was measured."
-    weights = (
-        "the moving average of the weights, as saved here" if arguments.get("use_ema") else "the weights saved here"
-    )
-    sentence = f"Measured with {weights}; one run and one seed, so differences of a few points are noise."
-    if thresholds:
-        sentence += " The labels' thresholds were chosen on the validation images."
-    return sentence
-
-
-def _result_row(key: str | None, name: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    values = [results[kind].get(key) if key else None for kind in ("validation", "test")]
-    return f"| {name} | " + " | ".join(map(_number, values)) + " |"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return NOT_MEASURED
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-
-
-def _auroc_per_label(label_names: Sequence[str], results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table of the labels' AUROC; labels without positives or without negatives have none."""
-    per_label = {kind: record["auroc"] for kind, record in results.items() if record.get("auroc")}
-    if not per_label:
-        return ""
-    rows = [f"| AUROC | {' | '.join(per_label)} |", "|---|" + "---|" * len(per_label)]
-    for name in label_names:
-        values = [_number(auroc.get(name)) for auroc in per_label.values()]
-        rows.append(f"| {_cell(name)} | {' | '.join(values)} |")
-    return "\n".join(rows)
-
-
-def _counterfactual_defaults(guidance_defaults: Mapping[str, Any] | None, scaling_factor: float) -> str:
-    latent = f"the autoencoder's `scaling_factor` {scaling_factor:.5g}"
-    if not guidance_defaults:
-        return (
-            "None were calibrated for this checkpoint: the pipeline falls back to its own, which may be too weak or "
-            f"too strong. A strength and a scale hold for one checkpoint and its latents ({latent}) only."
-        )
-    settings = "\n".join(f"- `{name}`: {value}" for name, value in sorted(guidance_defaults.items()))
-    return (
-        f"{settings}\n\nThese belong together with this checkpoint and {latent}; strengths and scales of other "
-        "checkpoints, and the paper's, do not transfer."
-    )
+    yield from ((name, value) for name, value in facts if value is not None)

@@ -12,6 +12,7 @@ from ..guidance import scale_for
 from ..pipelines import MediffusionCounterfactualPipeline
 from .pages.explanations import write_explanation_html
 from .pictures.animations import save_gif, sweep_frames, transition_frames
+from .pictures.drawing import save_picture
 from .pictures.explained_image import ExplainedImage
 from .pictures.explained_output import Boxes, explain_sweep
 from .pictures.explanations import explanation_panel
@@ -87,7 +88,7 @@ def write_explanations(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for number, one in enumerate(tqdm(explained, desc="Drawing", unit="image"), start=1):
-        explanation_panel(one).save(folder / f"panel-{number}.png", optimize=True)
+        save_picture(explanation_panel(one), folder / f"panel-{number}.png")
         save_gif(transition_frames(one), folder / f"transition-{number}.gif")
         save_gif(sweep_frames(one), folder / f"sweep-{number}.gif", frame_milliseconds=_SWEEP_MILLISECONDS)
     return write_explanation_html(explained, folder / PAGE_FILE, provenance=provenance)

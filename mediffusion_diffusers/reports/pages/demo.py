@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..pictures.counterfactual_study import load_figures
 from ..pictures.figures import learning_curves
+from ..tables import CLASSIFICATION_CAPTION, classification_introduction, classification_table
 from .counterfactual_study import RESULTS_FILE, add_counterfactuals, shown_provenance
 from .report import HtmlReport, KeyFigure
 
@@ -126,36 +127,14 @@ def write_demo_report(folder: str | Path, seconds: Mapping[str, float]) -> Path:
 
 def _add_classifier(report: HtmlReport, result: Mapping[str, Any]) -> None:
     """AUROC by finding, with its interval over patients."""
-    interval = result["macro_auroc_interval"]
     provenance = result["provenance"]
     report.add_section(
         "Classifying",
-        f"{result['num_images']:,} held-out phantoms, used once. {provenance['num_labelled_images']:,} training "
-        f"images have labels ({provenance['labelled_share_percent']:g} %); the diffusion model also saw the others. "
-        f"Macro AUROC {result['macro_auroc']:.3f}, 95 % interval {interval['low']:.3f} to {interval['high']:.3f} "
-        "(bootstrap over patients).",
+        f"Held-out phantoms, used once: {classification_introduction(result)} {provenance['num_labelled_images']:,} "
+        f"training images have labels ({provenance['labelled_share_percent']:g} %); the diffusion model also saw the "
+        "others.",
     )
-    rows = [
-        [
-            name,
-            label["num_positives"],
-            label["auroc"],
-            label["auprc"],
-            label["prevalence"],
-            label["sensitivity_at_specificity"]["0.90"],
-            label["specificity_reached"]["0.90"],
-            label["brier"],
-            label["ece"],
-        ]
-        for name, label in result["per_label"].items()
-    ]
-    columns = ["finding", "positives", "AUROC", "AUPRC", "prevalence"]
-    report.add_table(
-        [*columns, "sensitivity", "at specificity", "Brier", "ECE"],
-        rows,
-        caption="Sensitivity at the threshold that gave 90 % specificity on the validation patients, and the "
-        "specificity that it gives here. A random score has AUROC 0.5 and an AUPRC of the prevalence.",
-    )
+    report.add_table(*classification_table(result), caption=CLASSIFICATION_CAPTION)
 
 
 def _add_training(report: HtmlReport, folder: Path) -> None:

@@ -8,11 +8,10 @@ import numpy as np
 from PIL import Image
 
 from ...evaluation.counterfactual_study import CounterfactualStudy, StudiedDirection
+from ..tables import CONTROLS, HEADINGS
 from .figures import PanelRow, panel, score_change_chart
 
 
-HEADINGS = {"remove": "Removing a finding", "add": "Adding a finding"}
-CONTROLS = {"plain_gradient": "plain gradient, same size", "random_noise": "random noise, same size"}
 MAX_PANEL_ROWS = 8
 _ACTIONS = {"remove": "removed", "add": "added"}
 
@@ -71,7 +70,9 @@ def _oracle_changes(study: CounterfactualStudy, direction: str) -> dict[str, dic
     if counterfactuals.oracle is None:
         return {}
     after = {"counterfactual": counterfactuals.oracle.after}
-    after |= {CONTROLS[name]: scores for name, scores in study.directions[direction].control_scores.items()}
+    after |= {
+        f"{CONTROLS[name]}, same size": scores for name, scores in study.directions[direction].control_scores.items()
+    }
     after["null edit"] = counterfactuals.oracle.null
     changes: dict[str, dict[str, float]] = {}
     for target in np.unique(counterfactuals.targets).tolist():

@@ -7,6 +7,7 @@ blue darker, white unchanged. matplotlib is imported when something is drawn, an
 from __future__ import annotations
 
 import io
+import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...atomic_files import new_file
 from ...notices import PICTURE_NOTICE
 
 
@@ -32,6 +34,7 @@ _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
+    "text.parse_math": False,  # a finding called "$x$" is no formula
     "axes.labelcolor": MUTED,
     "axes.edgecolor": GRID,
     "axes.titlesize": 10,
@@ -69,6 +72,12 @@ def to_image(figure: Any) -> Image.Image:
     figure.savefig(buffer, format="png", dpi=DPI)
     buffer.seek(0)
     return Image.open(buffer).convert("RGB")
+
+
+def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a picture as PNG: whole, or not at all."""
+    with new_file(path) as aside:
+        picture.save(aside, format="PNG", optimize=True)
 
 
 class Canvas:

@@ -53,12 +53,17 @@ def save_joint_pipeline(
         data: what it was trained on.
         validation: the last validation; multi-label models get their thresholds from it.
     """
+    from ...publishing.model_card import refresh_model_card
     from ...publishing.upload import publish_pipeline_folder
 
     args = run.args
     partial = run.output_dir / ".pipeline.partial"
     write_joint_pipeline(run, unet, vae, noise_scheduler, data, validation, partial)
     publish_folder(partial, run.output_dir)
+    try:
+        refresh_model_card(run.output_dir)  # a run resumed after its end keeps what was measured of the same weights
+    except ValueError as error:
+        run.say(f"The model card does not show the results in {run.output_dir}: {error}")
     run.say(f"Saved the pipeline in {run.output_dir}.")
     if not args.push_to_hub:
         return

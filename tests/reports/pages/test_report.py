@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mediffusion_diffusers.reports.pages import rendering, report
+from mediffusion_diffusers.reports import tables
+from mediffusion_diffusers.reports.pages import report
 from mediffusion_diffusers.reports.pages.report import HtmlReport, KeyFigure
 
 
@@ -88,5 +89,5 @@ def test_rows_must_fit_the_columns():
 
 
 def test_examples_run():
-    results = [doctest.testmod(module) for module in (rendering, report)]
+    results = [doctest.testmod(module) for module in (tables, report)]
     assert all(result.attempted > 0 and result.failed == 0 for result in results)

@@ -1,0 +1,123 @@
+"""What the evaluation scripts measured stands in the card, with its origin, beside the weights it belongs to."""
+
+import json
+import shutil
+
+import pytest
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.publishing.evaluations import kept_evaluations
+from mediffusion_diffusers.publishing.model_card import refresh_model_card, render_model_card
+from mediffusion_diffusers.publishing.record import record_results
+
+
+@pytest.fixture
+def folder(run, evaluated, tmp_path):
+    """The evaluated pipeline with its card, metrics and configuration, as training leaves it."""
+    folder = tmp_path / "pipeline"
+    shutil.copytree(evaluated["pipeline"], folder)
+    run["dataset_info"].label_names = evaluated["info"].label_names
+    run["labelled_split"] = None
+    config = {**run["training_config"], "dataset": {"name": "phantom"}}
+    pipeline = MediffusionCounterfactualPipeline.from_pretrained(folder)
+    render_model_card(**{**run, "pipeline": pipeline, "training_config": config}).save(folder / "README.md")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in run["metrics"]))
+    (folder / "training_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def card_of(folder):
+    return ModelCard((folder / "README.md").read_text())
+
+
+def test_a_classification_fills_the_card(folder, evaluated):
+    before = card_of(folder)
+    results = evaluated["classification"]
+    sentence = record_results(folder, "classification", results)
+    assert sentence.startswith("Recorded beside the model")
+    card = card_of(folder)
+    assert "### Classification: phantom, split test" in card.text
+    assert (
+        f"Macro AUROC {results['macro_auroc']:.3f}" in card.text and results["provenance"]["checkpoint"] in card.text
+    )
+    for name, label in results["per_label"].items():
+        assert f"| {name} | {label['num_positives']} | {label['auroc']:.3f} |" in card.text
+    assert "classification of test images" not in card.text and "external data set: not measured" in card.text
+    assert "an outside classifier (Diff, Other diff): not measured" in card.text
+    figures = {result.dataset_split: result.metric_value for result in card.data.eval_results}
+    assert figures == {"validation": 0.8125, "test": round(results["macro_auroc"], 4)}
+    for heading in ("Training data", "Limitations"):  # the rest of the card stays as it was
+        assert card.text.partition(f"## {heading}")[2][:800] == before.text.partition(f"## {heading}")[2][:800]
+
+
+def test_counterfactuals_fill_the_card_and_name_no_image(folder, evaluated):
+    results = evaluated["study"].to_dict()
+    assert results["provenance"]["image_ids"]["remove"]
+    record_results(folder, "classification", evaluated["classification"])
+    record_results(folder, "counterfactuals", results)
+    text = card_of(folder).text
+    assert "### Counterfactuals: phantom, split test" in text and "#### Removing a finding" in text
+    assert "| plain gradient |" in text and "guidance_scale: 20.0" in text
+    assert "an outside classifier (Diff, Other diff): not measured" not in text and "localisation beside" not in text
+    (path,) = (folder / "evaluation").glob("counterfactuals-*.json")
+    kept = path.read_text()
+    assert "image_ids" not in kept and results["provenance"]["image_ids"]["remove"][0] not in kept
+    assert json.loads(kept)["remove"]["own"] == json.loads(json.dumps(results["remove"]["own"]))
+
+
+def test_recording_twice_changes_nothing(folder, evaluated):
+    record_results(folder, "classification", evaluated["classification"])
+    once = (folder / "README.md").read_text()
+    record_results(folder, "classification", evaluated["classification"])
+    assert refresh_model_card(folder) and (folder / "README.md").read_text() == once
+    assert len(list((folder / "evaluation").iterdir())) == 1
+
+
+def test_another_split_and_other_data_stand_beside(folder, evaluated):
+    results = evaluated["classification"]
+    for change in ({"split": "validation"}, {"data": "other hospital/2021"}):
+        record_results(folder, "classification", {**results, "provenance": {**results["provenance"], **change}})
+    text = card_of(folder).text
+    assert "phantom, split validation" in text and "other hospital/2021, split test" in text
+    assert "external data set" not in text
+    assert all(path.parent == folder / "evaluation" for path in folder.rglob("classification-*.json"))
+
+
+def test_figures_of_other_weights_are_not_shown(folder, evaluated):
+    record_results(folder, "classification", evaluated["classification"])
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    next(iter(tensors.values())).add_(1)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert kept_evaluations(folder) == []
+    assert refresh_model_card(folder)
+    card = card_of(folder)
+    assert "### Classification" not in card.text and "classification of test images" in card.text
+    assert [result.dataset_split for result in card.data.eval_results] == ["validation"]
+    assert "Evaluate it again" in record_results(folder, "classification", evaluated["classification"])
+
+
+def test_a_card_that_left_its_run_keeps_what_it_knows(folder, evaluated):
+    for name in ("metrics.jsonl", "training_config.json"):
+        (folder / name).unlink()
+    record_results(folder, "classification", evaluated["classification"])
+    card = card_of(folder)
+    assert "| macro AUROC | 0.812 |" in card.text
+    assert [result.dataset_split for result in card.data.eval_results] == ["validation", "test"]
+
+
+def test_what_cannot_be_recorded_is_told(folder, evaluated, tmp_path):
+    results = evaluated["classification"]
+    assert "no folder of a pipeline" in record_results("org/mediffusion-cxr", "classification", results)
+    assert "`kind` must be one of" in record_results(folder, "segmentation", results)
+    assert "must name data, split, checkpoint" in record_results(folder, "classification", {})
+    (folder / "README.md").write_text("# Our own card\n")
+    assert "no card of ours" in record_results(folder, "classification", results)
+    assert (folder / "README.md").read_text() == "# Our own card\n"
+    (folder / "evaluation" / "broken.json").write_text("{")
+    assert "broken.json' holds no evaluation" in record_results(folder, "classification", results)
+    shutil.rmtree(folder / "evaluation")
+    (folder / "evaluation").write_text("a file")
+    assert record_results(folder, "classification", results).startswith("Not recorded beside the model: ")
