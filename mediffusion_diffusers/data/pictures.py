@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..image_processor import pil_to_float_array, resize
+from ..image_processor import float_strips, pil_to_tensor, upright
+from ..item_boundary import reason
 
 
 # Modes that need no conversion for 1 or 3 channels.
@@ -32,21 +33,20 @@ def open_picture(picture: str | os.PathLike[str] | bytes, name: str | None = Non
     Raises:
         ValueError: if the file does not exist, is no picture, or is corrupt or truncated.
     """
-    is_bytes = isinstance(picture, bytes)
-    name = name or ("the image" if is_bytes else str(picture))
+    name = name or ("the image" if isinstance(picture, bytes) else str(picture))
     try:
-        image: Image.Image = Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
-        image.load()
+        image = Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
     except FileNotFoundError as error:
         raise ValueError(f"The image file {name} does not exist.") from error
-    # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, ValueError, EOFError, struct.error).
-    except Exception as error:
-        raise ValueError(f"Cannot decode {name}: the file is corrupt, truncated or no picture ({error}).") from error
-    if getattr(image, "n_frames", 1) > 1:
-        raise ValueError(f"{name} holds {image.n_frames} frames, but one frame is expected.")  # type: ignore[attr-defined]
-    if image.getexif().get(0x0112, 1) != 1:  # the tag "Orientation"; 1 is upright
-        image = ImageOps.exif_transpose(image)
-    return image
+    except Image.DecompressionBombError as error:
+        found, limit = (int(number) for number in re.findall(r"\d+", str(error))[:2])
+        raise ValueError(
+            f"{name} is too large: {found:,} pixels, of at most {limit:,} (twice `PIL.Image.MAX_IMAGE_PIXELS`). "
+            "Reduce it first."
+        ) from error
+    except Exception as error:  # Pillow reads headers of many formats, and raises what their damage leads it to
+        raise ValueError(f"Cannot decode {name}: the file is corrupt or no picture ({reason(error)}).") from error
+    return upright(image, name)
 
 
 def encode_picture(
@@ -70,22 +70,27 @@ def encode_picture(
     Raises:
         ValueError: if the picture cannot be decoded, has several frames, or values outside the range of its mode.
     """
-    image = picture if isinstance(picture, Image.Image) else open_picture(picture, name)
+    image = upright(picture, name) if isinstance(picture, Image.Image) else open_picture(picture, name)
     width, height = image.size
     shrink = 1.0 if image_size is None else min(1.0, image_size / min(width, height))
     if shrink == 1.0 and image.mode in _STORED_MODES[channels]:
         original = _unchanged_bytes(picture, image)
         return original if original is not None else encode_png(image)
 
-    floats = pil_to_float_array(image, channels)
-    if shrink < 1.0:
-        size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-        tensor = torch.from_numpy(np.ascontiguousarray(floats)).permute(2, 0, 1)[None]
-        floats = resize(tensor, *size)[0].permute(1, 2, 0).numpy()
     deep = image.mode.startswith("I") or image.mode == "F"
     dtype = np.uint16 if deep and channels == 1 else np.uint8
-    pixels = (floats * float(np.iinfo(dtype).max)).round().clip(0, np.iinfo(dtype).max).astype(dtype)
+    if shrink < 1.0:
+        size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+        pixels = _quantized(pil_to_tensor(image, channels, *size).permute(1, 2, 0).numpy(), dtype)
+    else:
+        pixels = np.concatenate([_quantized(rows, dtype) for rows in float_strips(image, channels)])
     return encode_png(Image.fromarray(pixels[..., 0] if channels == 1 else pixels))
+
+
+def _quantized(floats: np.ndarray, dtype: type[np.unsignedinteger]) -> np.ndarray:
+    """Pixels in [0, 1] as whole numbers."""
+    highest = float(np.iinfo(dtype).max)
+    return (floats * highest).round().clip(0, highest).astype(dtype)
 
 
 def encode_png(image: Image.Image) -> bytes:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..image_processor import normalize, pil_to_float_array, resize
+from ..image_processor import normalize, pil_to_float_array, pil_to_tensor, resize
 
 
 # Range of the width/height ratio of a random crop, relative to the image's own.
@@ -71,13 +71,14 @@ class ImageTransform:
         Returns:
             float32 of shape `(channels, resolution, resolution)` in [-1, 1].
         """
-        array = pil_to_float_array(image, self.channels)
-        pixels = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None]
+        size = (self.resolution, self.resolution)
         if rng is None:
-            return normalize(resize(pixels, self.resolution, self.resolution))[0]
-        if self.crop_scale is not None:
-            pixels = _random_crop(pixels, self.crop_scale, rng)
-        pixels = resize(pixels, self.resolution, self.resolution)
+            return normalize(pil_to_tensor(image, self.channels, *size))
+        if self.crop_scale is None:
+            pixels = pil_to_tensor(image, self.channels, *size)[None]
+        else:
+            array = np.ascontiguousarray(pil_to_float_array(image, self.channels))
+            pixels = resize(_random_crop(torch.from_numpy(array).permute(2, 0, 1)[None], self.crop_scale, rng), *size)
         if self.shift:
             pixels = _random_shift(pixels, self.shift, rng)
         if self.horizontal_flip and rng.random() < 0.5:

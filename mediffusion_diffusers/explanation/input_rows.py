@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 
 from ..data.pictures import open_picture
 from ..data.schema import UNKNOWN_LABEL
-from ..image_processor import pil_to_float_array, resize
+from ..image_processor import pil_to_tensor
 from .input_shards import InputShard, UnreadableShardError, reading
 
 
@@ -129,12 +127,7 @@ def read_picture(row: InputRow, channels: int, height: int, width: int) -> torch
     """
     if row.picture is None:
         raise ValueError("The row holds no encoded image.")
-    try:
-        array = pil_to_float_array(open_picture(row.picture, "the image"), channels)
-    except ValueError as error:
-        raise ValueError(re.sub(r" ?<_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error))) from error
-    tensor = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None]
-    return resize(tensor, height, width)[0]
+    return pil_to_tensor(open_picture(row.picture, "the image"), channels, height, width)
 
 
 def _row(number: int, values: dict[str, Any], columns: InputColumns) -> InputRow:
