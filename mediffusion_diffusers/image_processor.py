@@ -180,12 +180,7 @@ def _to_floats(image: Image.Image, channels: int) -> np.ndarray:
             rgba = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
         elif image.mode != "L":
-            try:
-                image = image.convert("RGB")
-            except ValueError as error:
-                raise ValueError(
-                    f"A picture of mode {image.mode!r} cannot be read. Convert it to RGB first."
-                ) from error
+            image = image.convert("RGB")
         floats = np.asarray(image) / np.float32(255)
     return _match_channels(floats[..., None] if floats.ndim == 2 else floats, channels)
 

@@ -1,6 +1,8 @@
 """Every kind of picture that a user may hold becomes the same numbers, and no 16-bit value is clipped."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -92,6 +94,25 @@ class TestPILModes:
         for mode in ("CMYK", "YCbCr", "HSV"):
             image = Image.fromarray(colour_levels()).convert(mode)
             np.testing.assert_allclose(pil_to_float_array(image, 3), np.asarray(image.convert("RGB")) / 255, rtol=1e-6)
+
+    def test_16_bit_colour_keeps_its_8_highest_bits(self):
+        # Pillow has no mode for it; written by hand as the PNG specification says.
+        levels = np.random.default_rng(0).integers(0, 65536, (*SIZE, 3)).astype(">u2")
+        rows = b"".join(b"\0" + row.tobytes() for row in levels)
+
+        def chunk(kind, data):
+            return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+        header = struct.pack(">IIBBBBB", SIZE[1], SIZE[0], 16, 2, 0, 0, 0)
+        png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        array = pil_to_float_array(Image.open(io.BytesIO(png)), 3)
+        np.testing.assert_allclose(array, levels / 65535, atol=1 / 255)
+
+    @pytest.mark.parametrize("mode", ["La", "RGBa", "PA", "RGBX"])
+    def test_rare_modes(self, mode):
+        image = Image.new("RGBA", (2, 2), (200, 200, 200, 255)).convert(mode[:2].upper() if mode == "La" else "RGBA")
+        image = image.convert(mode) if mode != "RGBX" else Image.new("RGBX", (2, 2), (200, 200, 200, 0))
+        np.testing.assert_allclose(pil_to_float_array(image, 1), 200 / 255, atol=1 / 255)
 
     def test_floating_point(self):
         values = np.random.default_rng(0).random(SIZE).astype(np.float32)
@@ -188,6 +209,8 @@ class TestPreprocess:
             "tuple": (Image.fromarray(levels),),
             "uint8_hw": levels,
             "uint16_hw": levels.astype(np.uint16) * 257,
+            "uint16_big_endian": (levels.astype(np.uint16) * 257).astype(">u2"),
+            "float_big_endian": floats.astype(">f4"),
             "float_hw": floats,
             "float64_hw": levels / 255,
             "float_hwc": floats[..., None],
@@ -257,6 +280,7 @@ class TestPreprocess:
             (np.zeros((0, 4), dtype=np.float32), "height and a width above 0"),
             (np.full((4, 4), np.nan, dtype=np.float32), "NaN or infinite"),
             (torch.full((1, 4, 4), torch.inf), "NaN or infinite"),
+            (np.ma.masked_invalid(np.array([[0.0, np.nan]])), "NaN or infinite"),
             (np.full((4, 4), 255.0, dtype=np.float32), r"lie in \[0, 1\].*image / 255"),
             (np.full((4, 4), -1.0, dtype=np.float32), r"\(image \+ 1\) / 2"),
             (np.zeros((4, 4), dtype=np.int64), "dtype is int64"),

@@ -12,6 +12,7 @@ import torch
 
 from ..data.pictures import encode_png
 from ..image_processor import numpy_to_pil
+from ..item_boundary import reason
 from ..pipelines import MediffusionClassifyPipeline
 from .difference_image import encode_difference
 from .input_rows import InputRow, read_picture
@@ -103,17 +104,21 @@ class RowExplainer:
     def _decoded(self, shard: str, rows: Iterable[InputRow], done: ExplainedRows) -> Iterator[_Picture]:
         """Rows that are asked about and have a picture; the others are recorded."""
         for row in rows:
-            if self.request.rows == "labelled" and not self.request.asks_about(
-                row.present_labels(len(self.label_names)), self.label_names
-            ):
-                done.num_passed_over += 1
-                continue
             try:
+                if not self._is_asked_about(row):
+                    done.num_passed_over += 1
+                    continue
                 picture = _Picture(row, read_picture(row, self.channels, *self.pipe.image_size))
-            except ValueError as error:
-                done.rows.append(self._row(shard, row, error=str(error)))
+            except Exception as error:  # the boundary of one row: whatever its content provokes is its reason
+                done.rows.append(self._row(shard, row, error=reason(error)))
             else:
                 yield picture
+
+    def _is_asked_about(self, row: InputRow) -> bool:
+        """With `rows="labelled"`, whether the labels say that there is something to change."""
+        return self.request.rows != "labelled" or self.request.asks_about(
+            row.present_labels(len(self.label_names)), self.label_names
+        )
 
     def _chosen(self, pictures: Iterator[_Picture], done: ExplainedRows) -> Iterator[_Picture]:
         """With `rows="predicted"`, only pictures in which the model sees something to change."""

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from ..data.pictures import open_picture
 from ..data.schema import UNKNOWN_LABEL
 from ..image_processor import pil_to_tensor
-from .input_shards import InputShard, UnreadableShardError, reading
+from ..item_boundary import reading, reason
+from .input_shards import InputShard, UnreadableShardError, reading_shard
 
 
 READ_ROWS = 32  # rows read from a file at once
@@ -64,17 +66,26 @@ class InputRow:
         image_id: its name, or `None`.
         picture: the encoded picture, or `None`.
         labels: a number per label, a class index, or `None` for unknown.
+        fault: why its values cannot be read, or `None`.
     """
 
     number: int
     image_id: str | None
     picture: bytes | None
     labels: list[float | None] | int | None = None
+    fault: str | None = None
 
     def present_labels(self, num_labels: int) -> list[float]:
-        """1 present, 0 absent or NaN unknown for each label."""
+        """1 present, 0 absent or NaN unknown for each label.
+
+        Raises:
+            ValueError: if the row or its labels cannot be read.
+        """
+        if self.fault is not None:
+            raise ValueError(self.fault)
         if isinstance(self.labels, list):
-            return [float("nan") if value is None else float(value) for value in self.labels]
+            with reading(f"read the labels {self.labels!r} as numbers"):
+                return [float("nan") if value is None else float(value) for value in self.labels]
         if self.labels in (None, UNKNOWN_LABEL):
             return [float("nan")] * num_labels
         return [float(index == self.labels) for index in range(num_labels)]
@@ -89,7 +100,7 @@ def read_rows(shard: InputShard, columns: InputColumns, first: int = 0) -> Itera
     """
     names = columns.in_shard(shard)
     with shard.open() as file:
-        parquet = reading(shard.name, lambda: pq.ParquetFile(file))
+        parquet = reading_shard(shard.name, lambda: pq.ParquetFile(file))
         number = 0
         groups: list[int] = []
         for group in range(parquet.num_row_groups):
@@ -99,8 +110,8 @@ def read_rows(shard: InputShard, columns: InputColumns, first: int = 0) -> Itera
             else:
                 groups.append(group)
         batches = parquet.iter_batches(batch_size=READ_ROWS, row_groups=groups, columns=names)
-        while (batch := reading(shard.name, lambda: next(batches, None))) is not None:
-            for values in batch.to_pylist():
+        while (batch := reading_shard(shard.name, lambda: next(batches, None))) is not None:
+            for values in _row_values(batch):
                 if number >= first:
                     yield _row(number, values, columns)
                 number += 1
@@ -125,12 +136,26 @@ def read_picture(row: InputRow, channels: int, height: int, width: int) -> torch
     Raises:
         ValueError: saying why the row has no usable picture, in words that are the same every time.
     """
+    if row.fault is not None:
+        raise ValueError(row.fault)
     if row.picture is None:
         raise ValueError("The row holds no encoded image.")
     return pil_to_tensor(open_picture(row.picture, "the image"), channels, height, width)
 
 
-def _row(number: int, values: dict[str, Any], columns: InputColumns) -> InputRow:
+def _row_values(batch: pa.RecordBatch) -> list[dict[str, Any] | Exception]:
+    """The values of each row, or what kept them from being read (such as text that is no UTF-8)."""
+    try:
+        return batch.to_pylist()
+    except Exception as error:
+        if batch.num_rows == 1:
+            return [error]
+    return [values for index in range(batch.num_rows) for values in _row_values(batch.slice(index, 1))]
+
+
+def _row(number: int, values: dict[str, Any] | Exception, columns: InputColumns) -> InputRow:
+    if isinstance(values, Exception):
+        return InputRow(number, None, None, fault=f"Cannot read the row: {reason(values)}")
     picture = values[columns.image]
     picture = picture.get("bytes") if isinstance(picture, dict) else picture
     image_id = values.get(columns.image_id)

@@ -65,7 +65,7 @@ class InputShard:
         Raises:
             UnreadableShardError: if it cannot be opened.
         """
-        return reading(self.name, lambda: cast(BinaryIO, _open(self.path)))
+        return reading_shard(self.name, lambda: cast(BinaryIO, _open(self.path)))
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _inspect(shard: InputShard) -> InputShard:
         return replace(shard, content=content, num_rows=footer.num_rows, columns=names)
 
     try:
-        return reading(shard.name, read)
+        return reading_shard(shard.name, read)
     except UnreadableShardError as error:
         return replace(shard, problem=str(error))
 
@@ -205,7 +205,7 @@ def _open(path: str):
     return HfFileSystem().open(path.removeprefix(HUB_PREFIX), "rb")
 
 
-def reading(name: str, read: Callable[[], Result]) -> Result:
+def reading_shard(name: str, read: Callable[[], Result]) -> Result:
     """The result of a call that reads from the shard `name`.
 
     Raises:

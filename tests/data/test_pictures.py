@@ -1,11 +1,14 @@
 import io
+import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from support.sources import random_picture
 
-from mediffusion_diffusers.data import encode_picture, open_picture
+from mediffusion_diffusers.data import encode_picture, encode_png, open_picture
 from mediffusion_diffusers.image_processor import pil_to_float_array
 
 
@@ -81,3 +84,120 @@ def test_what_cannot_be_read_is_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             encode_picture(tmp_path / name, 1)
+
+
+def with_exif(picture, exif, format="PNG"):
+    buffer = io.BytesIO()
+    picture.save(buffer, format=format, exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0no TIFF header",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0six\0\0\0\0\0",
+        b"Exif\0\0",
+    ],
+    ids=["no header", "short", "endless", "text", "empty"],
+)
+def test_a_broken_exif_is_passed_over(exif, format):
+    picture = random_picture(6, (12, 8))
+    data = with_exif(picture, exif, format)
+    stored = decode(encode_picture(data, 1))
+    assert stored.size == (12, 8) and not stored.getexif()
+    np.testing.assert_array_equal(
+        pil_to_float_array(stored, 1), np.asarray(decode(data).convert("L"))[..., None] / np.float32(255)
+    )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = np.asarray(random_picture(4, (12, 8)))
+    # How a camera that is held so would have stored the upright picture (EXIF 2.3, tag 274).
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: upright.T[::-1],
+        7: upright.T[::-1, ::-1],
+        8: upright.T[:, ::-1],
+    }[orientation]
+    data = with_exif(Image.fromarray(np.ascontiguousarray(stored)), exif)
+    np.testing.assert_array_equal(np.asarray(open_picture(data)), upright)
+    np.testing.assert_array_equal(pil_to_float_array(open_picture(data), 1)[..., 0], upright / np.float32(255))
+
+
+def test_the_primary_image_of_a_phone_picture_is_taken(tmp_path):
+    pictures = [random_picture(seed, (16, 16), "RGB") for seed in range(2)]
+    pictures[0].save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=pictures[1:])
+    pictures[0].save(tmp_path / "plain.jpg", format="JPEG")
+    with Image.open(tmp_path / "phone.jpg") as phone:
+        assert phone.format == "MPO" and phone.n_frames == 2
+    expected = np.asarray(Image.open(tmp_path / "plain.jpg"))
+    np.testing.assert_array_equal(np.asarray(decode(encode_picture(tmp_path / "phone.jpg", 3))), expected)
+
+
+@pytest.mark.parametrize("format", ["TIFF", "GIF", "PNG", "WEBP"])
+def test_other_pictures_of_several_frames_are_refused(tmp_path, format):
+    frames = [random_picture(seed) for seed in range(3)]
+    frames[0].save(tmp_path / "film", format=format, save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match=r"film holds 3 frames, but one frame is expected"):
+        encode_picture(tmp_path / "film", 1)
+
+
+@pytest.mark.parametrize("error", [RecursionError, MemoryError, AssertionError, struct.error, KeyError])
+def test_whatever_a_decoder_raises_is_a_reason(tmp_path, monkeypatch, error):
+    random_picture(0).save(tmp_path / "a.png")
+
+    def fail(self):
+        raise error("odd")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    with pytest.raises(ValueError, match=r"Cannot decode .*a\.png.*odd"):
+        encode_picture(tmp_path / "a.png", 1)
+
+
+def test_too_large_is_not_corrupt(monkeypatch):
+    data = encode_png(random_picture(0, (32, 32)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(ValueError, match=r"the image is too large: 1,024 pixels, of at most 1,000 .*Reduce it first"):
+        open_picture(data)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16", "P"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("image_size", [None, 20])
+def test_large_pictures_are_the_same_in_strips(monkeypatch, mode, channels, image_size):
+    picture = random_picture(1, (50, 70)).quantize(64) if mode == "P" else random_picture(1, (50, 70), mode)
+    whole = np.asarray(decode(encode_picture(picture, channels, image_size))).astype(int)
+    monkeypatch.setattr("mediffusion_diffusers.image_processor._PIXELS_AT_ONCE", 350)
+    strips = np.asarray(decode(encode_picture(picture, channels, image_size))).astype(int)
+    assert abs(whole - strips).max() <= (0 if image_size is None else 1)
+
+
+def test_a_large_picture_takes_little_more_than_its_pixels(tmp_path):
+    """24 megapixels: 92 MiB as Pillow holds them, and over a gigabyte in float64."""
+    Image.new("RGB", (6000, 4000), (200, 100, 50)).save(tmp_path / "large.jpg")
+    code = """
+import resource, sys
+from PIL import Image
+from mediffusion_diffusers import MediffusionImageProcessor
+from mediffusion_diffusers.data import encode_picture
+Image.init()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+encode_picture(sys.argv[1], 3, 256)
+MediffusionImageProcessor(1).preprocess(Image.open(sys.argv[1]), 256, 256)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "large.jpg"], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 400

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 from support.components import tiny_pipeline
-from support.explanation import bad_pictures, write_shards
+from support.explanation import bad_pictures, with_broken_exif, write_shards
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.data.phantom import PHANTOM_LABELS, prepare_phantoms
@@ -52,12 +52,13 @@ def phantoms(tmp_path_factory):
 
 @pytest.fixture
 def broken_rows(phantoms, tmp_path):
-    """One shard of the phantoms' first eight rows, in which the rows 1 to 5 cannot be explained."""
+    """One shard of the phantoms' first eight rows: 1 to 5 cannot be explained, the EXIF of 6 is broken."""
     table = pq.read_table(sorted((phantoms / "data").glob("train-*"))[0])
     rows = table.to_pylist()
     assert len(rows) == 8
     for row, (picture, _) in zip(rows[1:], bad_pictures(), strict=False):
         row["image"] = picture
+    rows[6]["image"]["bytes"] = with_broken_exif(rows[6]["image"]["bytes"])
     folder = tmp_path / "broken"
     folder.mkdir()
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), folder / "rows.parquet")

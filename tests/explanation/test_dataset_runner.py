@@ -191,6 +191,22 @@ def test_bad_rows_are_recorded_and_good_ones_unaffected(pipe, broken_rows, phant
         np.testing.assert_allclose(rows[row]["probabilities_after"], good[row]["probabilities_after"], atol=1e-5)
 
 
+def test_labels_that_cannot_be_read_fail_their_row_alone(pipe, phantoms, tmp_path):
+    folder = tmp_path / "odd"
+    shutil.copytree(phantoms, folder)
+    (path, *_) = sorted((folder / "data").glob("validation-*"))
+    table = pq.read_table(path)
+    labels = [[str(value) for value in row] for row in table["labels"].to_pylist()]
+    labels[2][0] = "present"
+    table = table.set_column(table.schema.get_field_index("labels"), "labels", [labels]).replace_schema_metadata(None)
+    pq.write_table(table, path)
+    options = {"split": "validation", "rows": "labelled", "columns": InputColumns(with_labels=True)}
+    summary = explain_dataset(pipe, job(folder, tmp_path / "out", **options))
+    assert summary.num_failed == 1 and summary.problems == ()
+    (failed,) = [row for row in output_table(tmp_path / "out").to_pylist() if row["error"] is not None]
+    assert failed["row"] == 2 and "Cannot read the labels" in failed["error"]
+
+
 def test_a_model_that_returns_nan_fails_the_row_alone(pipe, phantoms, tmp_path, monkeypatch):
     call = MediffusionCounterfactualPipeline.__call__
 

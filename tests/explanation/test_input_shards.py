@@ -1,6 +1,7 @@
 import os
 import shutil
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.explanation import bad_pictures
@@ -96,3 +97,17 @@ def test_the_reason_of_a_bad_picture_is_the_same_every_time(picture, reason):
             read_picture(row, 1, 16, 16)
         reasons.add(str(caught.value))
     assert len(reasons) == 1 and "0x" not in reasons.pop()
+
+
+def test_a_row_that_cannot_be_read_has_its_reason(tmp_path):
+    ids = pa.array([b"a", b"\xff\xfe", b"c"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"image": pa.array([b"1", b"2", b"3"]), "image_id": ids}), tmp_path / "rows.parquet")
+    (shard,) = inspect_shards(find_dataset(tmp_path).shards)
+    rows = list(read_rows(shard, InputColumns()))
+    assert [(row.number, row.image_id, row.picture) for row in rows] == [
+        (0, "a", b"1"),
+        (1, None, None),
+        (2, "c", b"3"),
+    ]
+    with pytest.raises(ValueError, match="Cannot read the row: 'utf-8' codec can't decode"):
+        read_picture(rows[1], 1, 8, 8)

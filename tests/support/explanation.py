@@ -38,6 +38,13 @@ def bad_pictures():
     ]
 
 
+def with_broken_exif(png):
+    """The picture with an EXIF chunk that no parser understands."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(png)).save(buffer, format="PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
+    return buffer.getvalue()
+
+
 def output_table(output_dir):
     """All rows of the finished shards, in the order of the shards' names."""
     paths = sorted(path for path in output_dir.rglob("*.parquet") if ".work" not in path.parts)
