@@ -78,7 +78,7 @@ def upright(image: Image.Image, name: str | None = None) -> Image.Image:
             "`image.seek(0); image = image.copy()`."
         )
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         turn = None
     if turn is None:
