@@ -19,13 +19,17 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from .. import data
+from ..data.labels import LabelKind
 from ..data.phantom import prepare_phantoms
 from ..data.splits import DRAWS
 from ..data.writer import REPORT_FILE
 
 
+_LABELS_AS = "What lists of labels hold, where the rule cannot tell: names, indices, or vectors of 0 and 1."
+_LABEL_SEPARATOR = "What separates names in a text, such as ','; '' for nothing. By default '|' or ';' if they occur."
 _SHOWN = 5  # names of missing or skipped files on the console; all of them stand in the report
 
 
@@ -78,6 +82,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         command.add_argument("--image_column", default="image", help="Column of the images.")
         command.add_argument("--label_column", help="Column of classes or lists of them; by default label or labels.")
         command.add_argument("--label_columns", nargs="+", help="One column per class, with 1, 0 or empty (unknown).")
+        command.add_argument("--labels_as", choices=get_args(LabelKind), default="auto", help=_LABELS_AS)
+        command.add_argument("--label_separator", help=_LABEL_SEPARATOR)
         command.add_argument("--patient_id_column", default="patient_id", help="Column of patients, if there is one.")
         command.add_argument("--image_id_column", default="image_id", help="Column of unique names, if there is one.")
         command.add_argument("--channels", type=int, choices=(1, 3), help="By default as the first image.")
@@ -227,25 +233,36 @@ def _columns(args: argparse.Namespace) -> data.ColumnNames:
         label_columns=args.label_columns,
         patient_id=args.patient_id_column,
         image_id=args.image_id_column,
+        labels_as=args.labels_as,
+        label_separator=args.label_separator,
     )
 
 
 def _report(args: argparse.Namespace, info: data.DatasetInfo) -> None:
     """Print what was written, and what is missing."""
     report = json.loads((Path(args.output_dir) / REPORT_FILE).read_text(encoding="utf-8"))
+    account = data.ConversionReport(**report).account()
     print()
     print(data.format_summary(info, data.summarize_prepared(args.output_dir)))
     print()
     for note in info.notes:
         print(f"- {note}")
     for name in report["missing"][:_SHOWN]:
-        print(f"  missing: {name}")
+        print(f"  missing: {_one_line(name)}")
     for entry in report["skipped"][:_SHOWN]:
-        print(f"  skipped: {entry['file']}: {entry['reason']}")
+        print(f"  skipped: {_one_line(entry['file'])}: {entry['reason']}")
+    for rule, names in report["ignored"].items():
+        print(f"  ignored: {len(names):,} ({rule})")
     if max(len(report["missing"]), len(report["skipped"])) > _SHOWN:
         print(f"  ... all of them: {Path(args.output_dir) / REPORT_FILE}")
+    print(f"Account: {account}.")
     print(f"Licence: {info.licence}. Credit: {info.attribution}.")
     print(f"Written: {args.output_dir}")
+
+
+def _one_line(name: str) -> str:
+    """A file name as it is, unless it would break the line."""
+    return name if name.isprintable() else repr(name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from ..item_boundary import reading
 from ..options import Range, check_number
 from .pictures import encode_picture
 from .schema import DatasetInfo, make_row
@@ -65,22 +66,23 @@ def convert_images(
         ValueError: with `strict`, for the first picture that cannot be read.
     """
 
-    def read(source: SourceImage) -> bytes | Exception | None:
+    def read(source: SourceImage) -> bytes | ValueError | None:
         if source.picture is None:
             return None
+        name = source.file or source.image_id
         try:
-            picture = source.picture() if callable(source.picture) else source.picture
-            return encode_picture(picture, info.channels, info.image_size, name=source.file or source.image_id)
-        except Exception as error:  # one picture, whatever is wrong with it, does not end the conversion
-            return error
+            with reading(f"convert {name}"):
+                picture = source.picture() if callable(source.picture) else source.picture
+                return encode_picture(picture, info.channels, info.image_size, name=name)
+        except ValueError as error:
+            # The boundaries further in have said it in their words already.
+            return error.__cause__ if isinstance(error.__cause__, ValueError) else error
 
     for source, result in _ordered_map(read, sources, num_workers or default_num_workers()):
-        if isinstance(result, Exception):
-            name = source.file or source.image_id
-            reason = result if isinstance(result, ValueError) else f"{type(result).__name__}: {result}"
+        if isinstance(result, ValueError):
             if strict:
-                raise ValueError(reason if isinstance(result, ValueError) else f"{name}: {reason}") from result
-            report.skip(name, reason)
+                raise result
+            report.skip(source.file or source.image_id, result)
         else:
             yield make_row(info, result, source.image_id, **source.fields)
 
@@ -122,4 +124,5 @@ def write_sources(
         for split, sources in sources_by_split.items()
     }
     counts = {split: len(sources) for split, sources in sources_by_split.items()}
+    report.check(sum(counts.values()))
     return write_prepared(folder, rows, info, num_rows=counts, report=report, overwrite=overwrite)

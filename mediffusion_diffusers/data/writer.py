@@ -66,12 +66,15 @@ class ConversionReport:
         for name, reason in listing.skipped:
             self.skip(name, reason)
 
-    def close(self, converted: int, unlabelled: int) -> None:
-        """Enter what was written, and see that the counts add up."""
-        self.converted, self.unlabelled = converted, unlabelled
-        ignored = sum(map(len, self.ignored.values()))
-        accounted = converted + len(self.skipped) + ignored + len(self.tables)
+    def check(self, num_images: int) -> None:
+        """See that the counts add up, with the images that are or will be converted."""
+        accounted = num_images + len(self.skipped) + sum(map(len, self.ignored.values())) + len(self.tables)
         assert self.found in (None, accounted), f"{self.found} files were found, but {accounted} accounted for"
+
+    def close(self, converted: int, unlabelled: int) -> None:
+        """Enter what was written."""
+        self.check(converted)
+        self.converted, self.unlabelled = converted, unlabelled
 
     def sentences(self) -> list[str]:
         """The report in a few sentences, with counts instead of names."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conversion import SourceImage, write_sources
+from ..listing import Listing, list_files
 from ..schema import MULTI_LABEL, DatasetInfo
 from ..splits import NO_FINDING, patient_validation_split
 from ..tables import find_column, read_list, read_rows
@@ -83,7 +84,8 @@ def convert_chestxray14(
     boxes = _read_boxes(source / "BBox_List_2017.csv", entries, report)
     train, test = _official_split(source, entries, report)
 
-    files = {} if metadata_only else find_images(source)
+    listing = list_files(source)
+    files = {} if metadata_only else _images(listing)
     if not files:
         reason = "as asked for" if metadata_only else "as no image lies in images/ or images_001/ ... images_012/"
         report.notes.append(f"Metadata only, {reason}: all {len(train) + len(test):,} images are empty.")
@@ -92,6 +94,7 @@ def convert_chestxray14(
         report.missing.extend(image_id for image_id in listed if image_id not in files)
         train = [image_id for image_id in train if image_id in files]
         test = [image_id for image_id in test if image_id in files]
+        _account(listing, files, {*train, *test}, entries, report)
 
     kept, held_out = patient_validation_split(
         [entries[image_id].patient_id for image_id in train], validation_share, seed
@@ -134,16 +137,38 @@ def convert_chestxray14(
     )
 
 
-def find_images(source: Path) -> dict[str, Path]:
+def _images(listing: Listing) -> dict[str, Path]:
     """File name to path of the images in `images/`, `images_001/images/` and the like."""
-    folders = sorted(path for path in source.glob("images*") if path.is_dir())
     found: dict[str, Path] = {}
-    for folder in folders:
-        for directory, _, names in os.walk(folder):
-            for name in names:
-                if name.lower().endswith(".png"):
-                    found.setdefault(name, Path(directory, name))
+    for name, path in listing.files.items():
+        folder, _, rest = name.partition("/")
+        if rest and folder.startswith("images") and name.lower().endswith(".png"):
+            if path.name in found:
+                listing.skipped.append((name, "another image has the same name"))
+            else:
+                found[path.name] = path
     return found
+
+
+def _account(
+    listing: Listing,
+    files: dict[str, Path],
+    converted: set[str],
+    entries: dict[str, _Entry],
+    report: ConversionReport,
+) -> None:
+    """Enter every file that is not converted into the report."""
+    name_of = {path: name for name, path in listing.files.items()}
+    for image_id, path in files.items():
+        if image_id not in converted:
+            reason = "it is in neither official list" if image_id in entries else "the label file has no row for it"
+            listing.skipped.append((name_of[path], reason))
+    used_tables = {_label_file(listing.root).name, "train_val_list.txt", "test_list.txt", "BBox_List_2017.csv"}
+    report.tables = sorted(used_tables & {*listing.files, *(name for name, _ in listing.skipped)})
+    listing.skipped = [(name, reason) for name, reason in listing.skipped if name not in used_tables]
+    listing.files.update((name, listing.root / name) for name in report.tables)  # also an empty list
+    listing.set_aside({*(name_of[files[image_id]] for image_id in converted), *report.tables})
+    report.add_listing(listing)
 
 
 def parse_age(text: str) -> float | None:
@@ -153,6 +178,20 @@ def parse_age(text: str) -> float | None:
         return None
     age = int(match[1]) * _YEARS_PER_UNIT[match[2]]
     return round(age, 2) if age <= _OLDEST else None
+
+
+def _listed(path: Path, entries: dict[str, _Entry], report: ConversionReport) -> list[str]:
+    """The different images that a list names, sorted."""
+    words = read_list(path)
+    names = sorted({re.split(r"[\\/]", word)[-1] for word in words})
+    if set(words) - set(names):
+        report.notes.append(f"{path.name} names folders, such as in {words[0]!r}: only the file names count.")
+    if names and not any(name in entries for name in names):
+        raise ValueError(
+            f"{path.name} must name images of the label file, but none of its {len(names):,} names has a row there "
+            f"(the first: {names[0]!r}; a row: {next(iter(entries), None)!r})."
+        )
+    return names
 
 
 def _label_file(source: Path) -> Path:
@@ -258,8 +297,12 @@ def _read_boxes(path: Path, entries: dict[str, _Entry], report: ConversionReport
 
 
 def _official_split(source: Path, entries: dict[str, _Entry], report: ConversionReport) -> tuple[list[str], list[str]]:
-    """The official lists, checked against the label file and for patients in both."""
-    train, test = (sorted(set(read_list(source / name))) for name in ("train_val_list.txt", "test_list.txt"))
+    """The official lists, checked against the label file and for patients in both. A folder before a name is dropped.
+
+    Raises:
+        ValueError: if a list names images, but none that the label file has, or if both name a patient.
+    """
+    train, test = (_listed(source / name, entries, report) for name in ("train_val_list.txt", "test_list.txt"))
     unlabelled = [image_id for image_id in (*train, *test) if image_id not in entries]
     if unlabelled:
         report.notes.append(

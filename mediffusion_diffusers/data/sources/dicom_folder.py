@@ -121,6 +121,8 @@ def convert_dicom(
     table = None if labels_file is None else read_label_table(labels_file, label_columns)
     if table is None:
         report.notes.append("No label file: every label is unknown.")
+    else:
+        report.notes += table.notes
     labels = _match_labels(files, table, report)
     patients = {file.name: "patient-" + _pseudonym(file.patient, salt) for file in files}
     images = {file.name: _image_id(file.name, salt) for file in files}

@@ -11,7 +11,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..cells import is_missing, reads_as_missing
 from ..conversion import SourceImage, write_sources
+from ..listing import Listing, list_files
 from ..schema import SINGLE_LABEL, UNKNOWN_LABEL, DatasetInfo
 from ..splits import patient_validation_split
 from ..tables import find_column, read_rows
@@ -22,7 +24,6 @@ DIAGNOSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 # The ninth column of the label file: "none of the others", which no training image carries.
 _NONE_OF_THE_OTHERS = "UNK"
 _PREFIX = "ISIC_2019_Training"
-_MISSING = ("", "nan", "unknown")
 
 
 def convert_isic2019(
@@ -63,9 +64,14 @@ def convert_isic2019(
     labels = _read_labels(source / f"{_PREFIX}_GroundTruth.csv", report)
     metadata = _read_metadata(source / f"{_PREFIX}_Metadata.csv", report)
     folder = source / f"{_PREFIX}_Input"
-    files = {path.stem: path for path in sorted(folder.glob("*")) if path.suffix.lower() in (".jpg", ".jpeg")}
+    listing = list_files(source)
+    files = _images(listing, folder.name)
     if not files:
         raise ValueError(f"`source_dir` must hold the images in {folder.name}/*.jpg, but {str(folder)!r} has none.")
+    tables = (f"{_PREFIX}_GroundTruth.csv", f"{_PREFIX}_Metadata.csv")
+    report.tables = [name for name in tables if name in listing.files]
+    listing.set_aside({path.relative_to(source).as_posix() for path in files.values()} | set(report.tables))
+    report.add_listing(listing)
     report.missing.extend(image_id for image_id in labels if image_id not in files)
 
     lesion = {image_id: metadata.get(image_id, {}).get("lesion_id") or image_id for image_id in files}
@@ -114,6 +120,18 @@ def convert_isic2019(
     return write_sources(
         output_dir, sources, info, report, strict=strict, num_workers=num_workers, overwrite=overwrite
     )
+
+
+def _images(listing: Listing, folder: str) -> dict[str, Path]:
+    """Identifier to path of the images."""
+    found: dict[str, Path] = {}
+    for name, path in listing.files.items():
+        if name.startswith(folder + "/") and path.suffix.lower() in (".jpg", ".jpeg"):
+            if path.stem in found:
+                listing.skipped.append((name, "another image has the same name"))
+            else:
+                found[path.stem] = path
+    return found
 
 
 def _split_by_lesion(
@@ -168,6 +186,11 @@ def _read_labels(path: Path, report: ConversionReport) -> dict[str, int]:
     return labels
 
 
+def _is_unknown(text: str) -> bool:
+    """No lesion, sex or site has a name such as "nan" here."""
+    return is_missing(text) or reads_as_missing(text) or text == "unknown"
+
+
 def _read_metadata(path: Path, report: ConversionReport) -> dict[str, dict[str, Any]]:
     """Image to age, sex, site of the body and lesion, as far as they are known."""
     if not path.is_file():
@@ -181,7 +204,7 @@ def _read_metadata(path: Path, report: ConversionReport) -> dict[str, dict[str, 
     for line, row in rows:
         if len(row) <= max(image, *where.values()):
             raise ValueError(f"{path.name}, line {line}: {len(columns)} columns are expected, but got {row}.")
-        values: dict[str, Any] = {key: row[index] for key, index in where.items() if row[index] not in _MISSING}
+        values: dict[str, Any] = {key: row[index] for key, index in where.items() if not _is_unknown(row[index])}
         if "age" in values:
             try:
                 values["age"] = float(values["age"])

@@ -88,7 +88,7 @@ def convert_medmnist(
     images = {split: arrays[f"{key}_images"] for split, key in _SPLITS.items()}
     multi_label = labels["train"].shape[1] > 1
     label_names = _label_names(name, labels, multi_label)
-    report = ConversionReport()
+    report = ConversionReport(found=sum(map(len, labels.values())))
     if name not in LABEL_NAMES:
         report.notes.append(f"{path.name} is not the name of a known MedMNIST dataset: classes are named by numbers.")
     info = DatasetInfo(

@@ -121,7 +121,7 @@ def test_one_class_per_file(tmp_path):
         ("id,Mass\ncase00/IM0,maybe\n", r"labels\.csv, line 2, column 'Mass': a label must be 1"),
         ("id,Mass\ncase00/IM0\n", "line 2: 2 columns are expected"),
         ("id,Mass\nx,1\nx,0\n", "line 3: 'x' is there twice"),
-        ("id,label\ncase00/IM0,\n", "the column 'label' is empty in every row"),
+        ("id,label\ncase00/IM0,\n", "The column 'label' is empty in every row"),
         ("id,Mass,age\ncase00/IM0,1,old\n", "age: a number is expected"),
         ("name,Mass\ncase00/IM0,1\n", "must have a column 'file_name' or"),
         ("id,age\ncase00/IM0,1\n", "must have a column 'label' or one column per class"),
