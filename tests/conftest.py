@@ -1,5 +1,9 @@
 import pytest
 from hub_emulator import HubEmulator
+from support.pretend_device import register_pretend_device
+
+
+register_pretend_device()
 
 
 @pytest.fixture

@@ -2,18 +2,20 @@
 
 Its tensors wrap CPU tensors and claim to be elsewhere. As on CUDA, an operation on tensors of two devices raises,
 except for single numbers on the CPU and for CPU indices of a tensor on the device; a generator belongs to one device;
-`numpy()` raises. A value that Python reads, a copy that does not ask to be non-blocking, and an operation whose result's
-shape depends on values make the host wait for the device: each is noted with its place in the code.
+`numpy()` raises. What makes the host wait for the device is noted with its place in the code: a value that Python
+reads, a copy that does not ask to be non-blocking, a result whose shape depends on values.
 
-PyTorch knows the device for the rest of the process once it was used; only within `PretendDevice.active` does it exist.
-Autocast changes nothing on it, since PyTorch's rules for it are made for each device anew.
+PyTorch knows the device's name from `register_pretend_device` on, but it is available only within
+`PretendDevice.active`. Autocast changes nothing on it, since PyTorch's rules for it are made for each device anew.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,11 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 
 NAME = "pretend"
-PACKAGE = Path(__file__).parents[2] / "mediffusion_diffusers"
+PACKAGE = f"{Path(__file__).parents[2] / 'mediffusion_diffusers'}{os.sep}"
 CPU = torch.device("cpu")
 
 aten = torch.ops.aten
@@ -127,14 +128,10 @@ class PretendDevice(TorchDispatchMode):
         super().__init__()
         self.waits: list[Wait] = []
         self.is_active = False
-        self._is_registered = False
 
     @contextlib.contextmanager
     def active(self) -> Iterator[PretendDevice]:
         """Let the device exist, without waits noted so far."""
-        if not self._is_registered:
-            _setup_privateuseone_for_python_backend(NAME, _Backend(), _Hook())
-            self._is_registered = True
         self.waits.clear()
         self.is_active = True
         try:
@@ -157,7 +154,10 @@ class PretendDevice(TorchDispatchMode):
         Raises:
             RuntimeError: where CUDA would raise because of devices.
         """
-        tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+        if _is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        tensors = [*_tensors(args), *_tensors(kwargs.values())]
         own = [tensor for tensor in tensors if isinstance(tensor, PretendTensor)]
         wanted = kwargs.get("device")
         is_result_here = bool(own) if wanted is None else torch.device(wanted).type == NAME
@@ -167,7 +167,7 @@ class PretendDevice(TorchDispatchMode):
         kwargs = {**kwargs, "device": CPU} if wanted is not None and is_result_here else dict(kwargs)
         kwargs.pop("pin_memory", None)
         with torch._C.DisableTorchFunctionSubclass():
-            result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+            result = func(*_mapped(_inner, args), **{name: _mapped(_inner, value) for name, value in kwargs.items()})
         if func in (aten.is_pinned.default,) or not (own or is_result_here):
             return result
         known = {id(_inner(tensor)): tensor for tensor in tensors}
@@ -177,12 +177,13 @@ class PretendDevice(TorchDispatchMode):
                 return value
             tensor = known.get(id(value))  # operations in place return their argument
             if tensor is None:
-                return PretendTensor(value) if is_result_here else value
+                with torch.inference_mode(value.is_inference()):
+                    return PretendTensor(value) if is_result_here else value
             if tensor.shape != value.shape or tensor.stride() != value.stride():
                 raise NotImplementedError(f"{func} changes a shape in place, which a pretend tensor cannot follow.")
             return tensor
 
-        return tree_map(wrap, result)
+        return _mapped(wrap, result)
 
     def _note_wait(self, func: Any, args: Any, kwargs: Any, own: list[Any], is_result_here: bool) -> None:
         kind = None
@@ -224,7 +225,7 @@ def _make_tensor(make: Any, data: Any, *, device: Any = None, dtype: Any = None,
     if isinstance(data, PretendTensor):
         made = data if make is torch.as_tensor else data.detach().clone()
         return made.to(device=device or made.device, dtype=dtype or made.dtype)
-    data = tree_map(lambda value: value.item() if isinstance(value, PretendTensor) else value, data)
+    data = _mapped(lambda value: value.item() if isinstance(value, PretendTensor) else value, data)
     made = make(data, dtype=dtype, **kwargs)
     return made if device is None else made.to(device)
 
@@ -265,6 +266,28 @@ class _Hook(torch._C._acc.PrivateUse1Hooks):
         return True
 
 
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Whether an operation is made of others, into which it comes apart unless there is an inference mode."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """The tensors among arguments, and in their lists."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """A value, or every item of its lists and tuples, taken through a function."""
+    if type(value) in (list, tuple):
+        return type(value)(_mapped(function, item) for item in value)
+    return function(value)
+
+
 def _inner(value: Any) -> Any:
     return value.inner if isinstance(value, PretendTensor) else value
 
@@ -274,8 +297,7 @@ def _check_devices(func: Any, args: Any, tensors: list[torch.Tensor], own: list[
     if not own or not elsewhere or func in _COPIES:
         return
     if func in _INDEXING and isinstance(args[0], PretendTensor):
-        elsewhere = [tensor for tensor in tree_flatten(args[2:])[0] if isinstance(tensor, torch.Tensor)]
-        elsewhere = [tensor for tensor in elsewhere if not isinstance(tensor, PretendTensor)]
+        elsewhere = [tensor for tensor in _tensors(args[2:]) if not isinstance(tensor, PretendTensor)]
     takes_numbers = (
         torch.Tag.pointwise in func.tags or func in _TAKES_NUMBERS or func._schema.name.startswith("aten::_foreach")
     )
@@ -288,16 +310,21 @@ def _place() -> str:
     """The innermost frame of the package, else of whoever called torch."""
     frame, caller = sys._getframe(2), None
     while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(PACKAGE):
-            return f"{path.relative_to(PACKAGE)}:{frame.f_lineno} {frame.f_code.co_name}"
-        if caller is None and "/torch/" not in path.as_posix() and path.name != Path(__file__).name:
-            caller = f"{path.name}:{frame.f_lineno} {frame.f_code.co_name}"
+        path = frame.f_code.co_filename
+        if path.startswith(PACKAGE):
+            return f"{path.removeprefix(PACKAGE)}:{frame.f_lineno} {frame.f_code.co_name}"
+        if caller is None and "/torch/" not in path and path != __file__:
+            caller = f"{Path(path).name}:{frame.f_lineno} {frame.f_code.co_name}"
         frame = frame.f_back
     return caller or "unknown"
 
 
 _DEVICE = PretendDevice()
+
+
+def register_pretend_device() -> None:
+    """Tell PyTorch the device's name; before any gradient is computed, since the threads for it are made but once."""
+    _setup_privateuseone_for_python_backend(NAME, _Backend(), _Hook())
 
 
 def pretend_device() -> PretendDevice:
