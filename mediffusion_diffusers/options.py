@@ -77,6 +77,11 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+def required(help: str, **metadata: Any) -> Any:
+    """A dataclass field that must be given, with its help text; as `option`."""
+    return field(metadata={"help": help, **metadata})
+
+
 def check_number(name: str, value: Any, allowed: Range | None = None, whole: bool = False) -> None:
     """Refuse what is not a number, not a whole one, not finite, or outside its range.
 

@@ -52,7 +52,9 @@ def try_writing(folder: str | os.PathLike[str], parameter: str = "output_dir") -
 
 
 @contextmanager
-def claimed_folder(folder: str | os.PathLike[str], parameter: str = "output_dir") -> Iterator[Path]:
+def claimed_folder(
+    folder: str | os.PathLike[str], parameter: str = "output_dir", lock_file: str = LOCK_FILE
+) -> Iterator[Path]:
     """Try a folder for writing and hold it, as long as the block runs, against a second run in the same folder.
 
     The operating system drops the lock when the process ends, however it ends; the empty lock file stays.
@@ -60,12 +62,13 @@ def claimed_folder(folder: str | os.PathLike[str], parameter: str = "output_dir"
     Args:
         folder: see `try_writing`.
         parameter: likewise.
+        lock_file: name of the lock; another one for a command whose steps claim the same folder.
 
     Raises:
         ValueError: as `try_writing`, and if another run holds it.
     """
     folder = try_writing(folder, parameter)
-    with open(folder / LOCK_FILE, "a") as file:
+    with open(folder / lock_file, "a") as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

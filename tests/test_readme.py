@@ -12,8 +12,14 @@ from PIL import Image
 from support.components import tiny_components
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
-from mediffusion_diffusers.commands import prepare_dataset
-from mediffusion_diffusers.explanation.arguments import explanation_parser
+from mediffusion_diffusers.commands import (
+    calibrate_guidance,
+    evaluate_classification,
+    evaluate_counterfactuals,
+    explain_dataset,
+    explain_images,
+    prepare_dataset,
+)
 from mediffusion_diffusers.training.autoencoder.arguments import autoencoder_parser
 from mediffusion_diffusers.training.joint.arguments import joint_parser
 
@@ -51,6 +57,18 @@ def test_first_block_writes_the_picture_it_names(workplace):
     assert Image.open(workplace / "without_cardiomegaly.png").size == (16, 16)
 
 
+STUDIES = {
+    command.__name__.rpartition(".")[2]: command
+    for command in (
+        calibrate_guidance,
+        evaluate_classification,
+        evaluate_counterfactuals,
+        explain_dataset,
+        explain_images,
+    )
+}
+
+
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_command_is_understood_by_its_script(command, capsys, monkeypatch):
     script, *arguments = shlex.split(command.replace("\\\n", " "))
@@ -58,7 +76,7 @@ def test_command_is_understood_by_its_script(command, capsys, monkeypatch):
         "prepare_dataset": lambda: prepare_dataset.parse_args,
         "train_autoencoder": lambda: autoencoder_parser().parse_args,
         "train_joint": lambda: joint_parser().parse_args,
-        "explain_dataset": lambda: explanation_parser().parse_args,
+        **{name: lambda command=command: command.parser().parse for name, command in STUDIES.items()},
     }
     name = Path(script).stem
     if name not in parsers:  # their parsers read the command line themselves

@@ -226,6 +226,8 @@ def evaluate_classification(
     }
     left_out = {name: reason for name, report in per_label.items() if (reason := _reason_to_leave_out(report))}
     kept = [report for name, report in per_label.items() if name not in left_out]
+    if not kept:
+        notes.append("No label has both a positive and a negative image here: there is no AUROC.")
     return ClassificationReport(
         macro_auroc=float(np.mean([report.auroc for report in kept])) if kept else float("nan"),
         macro_auprc=float(np.mean([report.auprc for report in kept])) if kept else float("nan"),

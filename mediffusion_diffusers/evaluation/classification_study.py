@@ -2,60 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import expit, softmax
 from tqdm.auto import tqdm
 
-from ..data.schema import label_matrix, load_info, load_prepared, parquet_files
+from ..data.schema import parquet_files
 from ..pipelines import MediffusionClassifyPipeline
-from .bootstrap import NUM_RESAMPLES, bootstrap_macro_auroc
-from .classification import evaluate_classification, nan_to_none
+from .bootstrap import NUM_RESAMPLES
+from .held_out import HeldOutSplit
+from .metrics import Classification
 from .provenance import describe_provenance
 
 
+BATCH_SIZE = 64
+
+
 def predict_split(
-    pipeline: MediffusionClassifyPipeline, folder: str | Path, split: str, batch_size: int = 64
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    pipeline: MediffusionClassifyPipeline, split: HeldOutSplit, batch_size: int = BATCH_SIZE
+) -> Iterator[dict[str, Any]]:
     """Classify every image of a split that has a known label.
 
     Args:
         pipeline: the classifier.
-        folder: a prepared dataset.
-        split: one of its splits.
+        split: the split; images that cannot be read are left out, and named in its `problems`.
         batch_size: images per forward pass.
 
-    Returns:
-        Labels and probabilities of shape `(num_images, num_labels)`, and each image's patient.
+    Yields:
+        For each batch `references` and `predictions` (labels and probabilities, shape `(num, num_labels)`) and
+        `patient_ids`, as the metric `Classification` takes them.
 
     Raises:
-        ValueError: if the split holds no labelled image or the labels are not the pipeline's.
+        ValueError: if the model's answers are not finite.
     """
-    info = load_info(folder)
-    if list(info.label_names) != pipeline.label_names:
-        raise ValueError(
-            f"The dataset's labels {list(info.label_names)} are not the model's {pipeline.label_names}. Evaluate on "
-            "data with the labels that the model was trained on."
-        )
-    dataset = load_prepared(folder, split)
-    labels = label_matrix(dataset, info)
-    rows = np.flatnonzero(~np.isnan(labels).all(axis=1))
-    if not len(rows):
-        raise ValueError(f"Split {split!r} of {str(folder)!r} has no labelled image to evaluate on.")
     # Double precision from the logits on: rounding sure answers to 1 would tie them and lower the AUROC.
-    to_probabilities = partial(softmax, axis=1) if not info.is_multi_label else expit
-    probabilities = []
+    to_probabilities = expit if split.info.is_multi_label else lambda logits: softmax(logits, axis=1)
+    labelled = split.labelled_rows()
     pipeline.set_progress_bar_config(disable=True)
-    for start in tqdm(range(0, len(rows), batch_size), desc=f"Classifying {split}", unit="batch"):
-        images = dataset[rows[start : start + batch_size].tolist()]["image"]
-        logits = pipeline(images, batch_size=batch_size).logits
-        probabilities.append(to_probabilities(logits.astype(np.float64)))
-    patients = [dataset["patient_id"][row] for row in rows.tolist()]
-    return labels[rows], np.concatenate(probabilities), patients
+    for start in tqdm(range(0, len(labelled), batch_size), desc=f"Classifying {split.name}", unit="batch"):
+        rows, images = split.read(labelled[start : start + batch_size], pipeline)
+        if not len(rows):
+            continue
+        logits = pipeline(images, batch_size=batch_size).logits.astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise ValueError("The model's answers are not finite: its weights are damaged, or `dtype` is too narrow.")
+        yield {
+            "references": split.labels[rows],
+            "predictions": to_probabilities(logits),
+            "patient_ids": [split.patient_ids[row] for row in rows.tolist()],
+        }
 
 
 def study_classification(
@@ -64,6 +63,9 @@ def study_classification(
     split: str = "test",
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Evaluate a pipeline folder on one split of a prepared dataset.
 
@@ -73,24 +75,48 @@ def study_classification(
         split: split to evaluate.
         num_resamples: draws of patients for the 95 % interval.
         seed: of these draws.
+        batch_size: images per forward pass.
+        device: where the model runs.
+        dtype: precision of its weights.
 
     Returns:
         Figures and provenance, ready for JSON.
+
+    Raises:
+        ValueError: if model and dataset do not fit, or there is nothing to evaluate on.
+        OSError: if a file cannot be read.
     """
-    pipeline = MediffusionClassifyPipeline.from_pretrained(pipeline_folder)
-    labels, probabilities, patients = predict_split(pipeline, dataset_folder, split)
-    validation: Sequence[np.ndarray | None] = (None, None)
+    pipeline = MediffusionClassifyPipeline.from_pretrained(pipeline_folder, dtype=dtype).to(device)
+    evaluated = HeldOutSplit(dataset_folder, split, pipeline.label_names)
+    provenance = describe_provenance(pipeline_folder, evaluated.info, split)
+    notes = []
+    validation = None
     if split != "validation" and parquet_files(dataset_folder, "validation"):
-        validation = predict_split(pipeline, dataset_folder, "validation")[:2]
-    report = evaluate_classification(labels, probabilities, pipeline.label_names, *validation)
-    interval = bootstrap_macro_auroc(
-        labels, probabilities, patients, num_resamples=num_resamples, seed=seed, show_progress=True
+        try:
+            validation_split = HeldOutSplit(dataset_folder, "validation", pipeline.label_names)
+        except ValueError as error:
+            notes.append(f"No thresholds: {error}")
+        else:
+            parts = list(predict_split(pipeline, validation_split, batch_size))
+            notes += validation_split.notes()
+            if parts:
+                validation = tuple(
+                    np.concatenate([part[name] for part in parts]) for name in ("references", "predictions")
+                )
+    metric = Classification(keep_in_memory=True)
+    for batch in predict_split(pipeline, evaluated, batch_size):
+        metric.add_batch(**batch)
+    notes = evaluated.notes() + notes
+    if not len(metric):
+        raise ValueError(f"No image of `split` {split!r} can be evaluated. {' '.join(notes)}")
+    figures = metric.compute(
+        label_names=pipeline.label_names,
+        validation=validation,
+        single_label=not evaluated.info.is_multi_label,
+        num_resamples=num_resamples,
+        bootstrap_seed=seed,
+        show_progress=True,
     )
-    result: dict[str, Any] = {
-        "provenance": describe_provenance(pipeline_folder, load_info(dataset_folder), split),
-        **report.to_dict(),
-        "macro_auroc_interval": interval.to_dict(),
-    }
-    if pipeline.unet.config.problem_type == "single_label_classification":
-        result["accuracy"] = float((probabilities.argmax(axis=1) == labels.argmax(axis=1)).mean())
-    return nan_to_none(result)
+    if evaluated.problems:
+        provenance["image_ids"] = {"unreadable": evaluated.unreadable()}
+    return {"provenance": provenance, **figures, "notes": figures["notes"] + notes}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 
 from ..controls import plain_gradient_control, random_noise_control
 from ..data.phantom import PHANTOM_VERSION, true_counterfactual
-from ..data.schema import label_matrix, load_info, load_prepared
 from ..guidance import build_target, sampling_mode
 from ..image_processor import normalize
-from ..models.oracle_classifier import PATIENTS_FILE, OracleClassifier, load_oracle, patient_digest
+from ..models.oracle_classifier import OracleClassifier, load_oracle
 from ..pipelines import MediffusionClassifyPipeline, MediffusionCounterfactualPipeline
+from ..pipelines.counterfactual import CounterfactualSettings
 from ..regions import region_to_pixels
 from .counterfactual_selection import (
     SELECTION_RULE,
@@ -31,55 +31,14 @@ from .counterfactual_selection import (
 )
 from .counterfactual_summary import localise, localise_per_label, summarize, summarize_per_label
 from .counterfactuals import Counterfactuals, Scores, mean_absolute_change
+from .finished_study import CounterfactualStudy, StudiedDirection
+from .held_out import HeldOutSplit
 from .localisation import LocalisationCase
-from .provenance import checkpoint_hash, describe_provenance
+from .provenance import checkpoint_hash, describe_provenance, patients_of_oracle
 
 
 KEYWORDS = {"remove": "away", "add": "towards"}  # the pipeline's arguments
 DIRECTIONS = tuple(KEYWORDS)
-
-
-@dataclass
-class StudiedDirection:
-    """Counterfactuals of one direction, with what belongs to each image.
-
-    Args:
-        counterfactuals: images and scores.
-        image_ids: name of each image.
-        boxes: boxes of each image's target finding.
-        truth: true counterfactuals, shape of the images, where they are known (phantoms).
-        control_scores: the oracle's scores for each control, shape `(num, num_labels)`; empty without an oracle.
-        results: the figures, for JSON.
-    """
-
-    counterfactuals: Counterfactuals
-    image_ids: list[str]
-    boxes: list[list[dict[str, float]]]
-    truth: np.ndarray | None
-    control_scores: dict[str, np.ndarray]
-    results: dict[str, Any]
-
-
-@dataclass
-class CounterfactualStudy:
-    """A finished study.
-
-    Args:
-        label_names: the model's labels.
-        directions: by `"remove"` and `"add"`; a direction without a suitable image is missing.
-        provenance: data, seed, checkpoint, settings.
-        notes: what the reader must know.
-    """
-
-    label_names: list[str]
-    directions: dict[str, StudiedDirection] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures and where they come from, for JSON."""
-        results = {direction: studied.results for direction, studied in self.directions.items()}
-        return {"provenance": self.provenance, "notes": self.notes, **results}
 
 
 class CounterfactualStudyRunner:
@@ -94,9 +53,11 @@ class CounterfactualStudyRunner:
             checkpoint's.
         batch_size: images at a time.
         seed: of noise, controls and drawn boxes.
+        device: where model and oracle run.
+        dtype: precision of the model's weights; the oracle's is float32.
 
     Raises:
-        ValueError: if the labels of model, dataset and oracle differ.
+        ValueError: if model, dataset and oracle do not fit one another, or the settings do not fit the model.
     """
 
     def __init__(
@@ -108,29 +69,46 @@ class CounterfactualStudyRunner:
         settings: Mapping[str, Any] | None = None,
         batch_size: int = 32,
         seed: int = 0,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
     ):
-        self.pipeline = MediffusionCounterfactualPipeline.from_pretrained(pipeline_folder)
+        self.pipeline = MediffusionCounterfactualPipeline.from_pretrained(pipeline_folder, dtype=dtype).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.classifier = MediffusionClassifyPipeline(**self.pipeline.components)
         self.classifier.set_progress_bar_config(disable=True)
-        self.info, self.dataset = load_info(dataset_folder), load_prepared(dataset_folder, split)
-        self.oracle: OracleClassifier | None = None if oracle_path is None else load_oracle(oracle_path)
-        self.label_names = self.pipeline.label_names
-        others = {"dataset": self.info.label_names}
-        if self.oracle is not None:
-            others["oracle"] = self.oracle.label_names
-        for name, labels in others.items():
-            if list(labels) != self.label_names:
-                raise ValueError(
-                    f"The {name}'s labels must be the model's, {self.label_names}, but are {list(labels)}."
-                )
-        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.device, self.label_names = torch.device(device), self.pipeline.label_names
         self.settings = {name: value for name, value in (settings or {}).items() if value is not None}
+        defaults = self.pipeline.unet.config.guidance_defaults
+        CounterfactualSettings.resolve(self.settings, defaults, self.pipeline.scheduler)
+        self.held_out = HeldOutSplit(dataset_folder, split, self.label_names)
+        self.info, self.dataset = self.held_out.info, self.held_out.dataset
+        self.split, self.batch_size, self.seed = split, batch_size, seed
         self.single_label = not self.info.is_multi_label
-        self.pipeline_folder, self.oracle_path = Path(pipeline_folder), oracle_path
-        self.labels = label_matrix(self.dataset, self.info)
+        self.labels, self.patient_ids = self.held_out.labels, self.held_out.patient_ids
         self.boxes: list[list[dict[str, float]]] = self.dataset["boxes"][:]
-        self.patient_ids: list[str] = self.dataset["patient_id"][:]
+        self.provenance = describe_provenance(pipeline_folder, self.info, split)
+        self.oracle: OracleClassifier | None = None
+        if oracle_path is not None:
+            self.oracle = self._load_oracle(oracle_path)
+
+    def _load_oracle(self, path: str | Path) -> OracleClassifier:
+        """The outside classifier, if it fits; provenance says whether it knows a patient of the split."""
+        oracle = load_oracle(path, self.device)
+        if oracle.label_names != self.label_names:
+            raise ValueError(
+                f"The oracle's labels must be the model's, {self.label_names}, but are {oracle.label_names}."
+            )
+        channels = self.pipeline.image_processor.config.channels
+        if oracle.model.config.num_channels != channels:
+            raise ValueError(
+                f"The oracle must take the model's images, of {channels} channels, but takes "
+                f"{oracle.model.config.num_channels}."
+            )
+        self.provenance["oracle"] = checkpoint_hash(path)
+        shared = patients_of_oracle(path, self.info.name, self.patient_ids)
+        if shared is not None:
+            self.provenance["patients_shared_with_oracle"] = shared
+        return oracle
 
     @property
     def own_thresholds(self) -> np.ndarray | None:
@@ -151,8 +129,10 @@ class CounterfactualStudyRunner:
             only_with_boxes: remove findings only where they have a box.
 
         Raises:
-            ValueError: if no image fits.
+            ValueError: if no image fits, or the model's or the oracle's scores are not finite.
         """
+        if only_with_boxes and "add" not in directions and not any(self.boxes):
+            raise ValueError(f"No image of split {self.split!r} has a box: leave out `only_with_boxes`.")
         study = CounterfactualStudy(list(self.label_names))
         for direction in directions:
             chosen = self.select(direction, num_images_per_label, only_with_boxes)
@@ -163,16 +143,18 @@ class CounterfactualStudyRunner:
         if not study.directions:
             raise ValueError(f"No image of split {self.split!r} can be explained. {' '.join(study.notes)}")
         study.provenance = self._provenance(study)
+        study.notes += self._notes()
         return study
 
     def select(self, direction: str, num_images_per_label: int, only_with_boxes: bool = False) -> Selection:
         """The images to explain in one direction, by the fixed rule `SELECTION_RULE`."""
+        decisions = self._decisions
         candidates = None
         if only_with_boxes and direction == "remove":
             candidates = rows_with_box(self.boxes, len(self.label_names))
         return select_images(
             self.labels,
-            self._decisions,
+            decisions,
             direction,
             num_images_per_label,
             self.single_label,
@@ -183,13 +165,17 @@ class CounterfactualStudyRunner:
     @cached_property
     def _decisions(self) -> np.ndarray:
         """What the model decides about every image that has a label, bool, shape of `labels`."""
-        known = np.flatnonzero(~np.isnan(self.labels).all(1))
+        labelled = self.held_out.labelled_rows()
         before = np.full(self.labels.shape, np.nan)
-        for part in self._parts(len(known), "Classifying"):
-            before[known[part]] = self._own(self._images(known[part]))
+        for part in self._parts(len(labelled), "Classifying"):
+            rows, images = self.held_out.read(labelled[part], self.pipeline)
+            if len(rows):
+                before[rows] = self._own(images)
+        self.labels[list(self.held_out.problems)] = np.nan
         thresholds = self.own_thresholds
         if thresholds is not None:
             return before >= thresholds
+        known = np.flatnonzero(~np.isnan(before).all(1))
         decisions = np.zeros(before.shape, dtype=bool)
         decisions[known, before[known].argmax(1)] = True
         return decisions
@@ -250,7 +236,7 @@ class CounterfactualStudyRunner:
         for part in self._parts(len(chosen), f"Explaining ({direction})"):
             rows = chosen.rows[part]
             output = self.pipeline(
-                image=self._images(rows),
+                image=self.held_out.read(rows, self.pipeline)[1],
                 **{KEYWORDS[direction]: [[self.label_names[target]] for target in chosen.targets[part].tolist()]},
                 **self.settings,
                 generator=[torch.Generator().manual_seed(self.seed * 1_000_003 + int(row)) for row in rows],
@@ -285,7 +271,7 @@ class CounterfactualStudyRunner:
         l1 = mean_absolute_change(counterfactuals.images, counterfactuals.originals)
         pushed, noised = [], []
         for part in self._parts(len(chosen), f"Controls ({direction})"):
-            originals, size = torch.from_numpy(counterfactuals.originals[part]), torch.from_numpy(l1[part])
+            originals, size = self._tensor(counterfactuals.originals[part]), self._tensor(l1[part])
             names = [[self.label_names[target]] for target in chosen.targets[part].tolist()]
             towards, away = (names, None) if direction == "add" else (None, names)
             problem_type = self.pipeline.unet.config.problem_type
@@ -296,11 +282,11 @@ class CounterfactualStudyRunner:
                 return target.log_prob(self.pipeline.classify_latents(latents))
 
             regions = counterfactuals.regions
-            mask = 1.0 if regions is None else torch.from_numpy(regions[part])
+            mask = 1.0 if regions is None else self._tensor(regions[part])
             with sampling_mode(self.pipeline.vae, self.pipeline.unet):
-                pushed.append(plain_gradient_control(originals, size, log_probability, mask=mask).numpy())
+                pushed.append(plain_gradient_control(originals, size, log_probability, mask=mask).cpu().numpy())
             generator = torch.Generator().manual_seed(self.seed + int(chosen.rows[part][0]))
-            noised.append(random_noise_control(originals, size, generator).numpy())
+            noised.append(random_noise_control(originals, size, generator).cpu().numpy())
         return {"plain_gradient": np.concatenate(pushed), "random_noise": np.concatenate(noised)}
 
     def rescore(self, counterfactuals: Counterfactuals, images: np.ndarray) -> Counterfactuals:
@@ -325,16 +311,17 @@ class CounterfactualStudyRunner:
         pairs = zip(rows, chosen.targets.tolist(), strict=True)
         return np.stack([true_counterfactual(row, self.label_names[target], size).numpy() for row, target in pairs])
 
-    def _own(self, images: Any) -> np.ndarray:
+    def _own(self, images: torch.Tensor) -> np.ndarray:
         """The model's probabilities."""
-        return self.classifier(images, batch_size=self.batch_size).probabilities
+        scores = self.classifier(images, batch_size=self.batch_size).probabilities
+        return _finite(scores, "model")
 
     def _ask_oracle(self, images: np.ndarray) -> np.ndarray:
         assert self.oracle is not None
-        return self.oracle(normalize(torch.from_numpy(images)), self.batch_size).numpy()
+        return _finite(self.oracle(normalize(torch.from_numpy(images)), self.batch_size).numpy(), "oracle")
 
-    def _images(self, rows: np.ndarray) -> list[Any]:
-        return self.dataset[rows.tolist()]["image"]
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.device)
 
     def _parts(self, num: int, description: str) -> list[slice] | tqdm:
         """Slices of at most `batch_size`, with a progress bar where there are several."""
@@ -342,33 +329,31 @@ class CounterfactualStudyRunner:
         return tqdm(parts, desc=description, unit="batch", disable=len(parts) < 2)
 
     def _provenance(self, study: CounterfactualStudy) -> dict[str, Any]:
-        """What the tables must name; and whether the oracle knows a patient of theirs."""
-        provenance = describe_provenance(self.pipeline_folder, self.info, self.split)
-        provenance["selection"] = {direction: SELECTION_RULE[direction] for direction in study.directions}
-        provenance["study_seed"] = self.seed
-        provenance["settings"] = self.used_settings
-        provenance["image_ids"] = {direction: studied.image_ids for direction, studied in study.directions.items()}
-        if self.used_settings["mask"] == "auto":
-            study.notes.append(
+        """What the tables must name."""
+        image_ids = {direction: studied.image_ids for direction, studied in study.directions.items()}
+        if self.held_out.problems:
+            image_ids["unreadable"] = self.held_out.unreadable()
+        return {
+            **self.provenance,
+            "selection": {direction: SELECTION_RULE[direction] for direction in study.directions},
+            "study_seed": self.seed,
+            "settings": self.used_settings,
+            "image_ids": image_ids,
+        }
+
+    def _notes(self) -> list[str]:
+        notes = self.held_out.notes()
+        if self.used_settings.get("mask") == "auto":
+            notes.append(
                 "Images were edited within a region only, where a first edit changed them most: outside of it nothing "
                 "changes, so that any box it lies in gets a large ratio of change inside to outside. Read it beside "
                 "the wrong box. The plain gradient is confined to the same region."
             )
-        if self.oracle_path is None:
-            study.notes.append("No outside classifier: the model's own flips prove nothing by themselves.")
-            return provenance
-        provenance["oracle"] = checkpoint_hash(self.oracle_path)
-        known = Path(self.oracle_path) / PATIENTS_FILE
-        if known.is_file():
-            digests = set(json.loads(known.read_text()))
-            patients = set(self.patient_ids)
-            shared = sum(patient_digest(self.info.name, patient) in digests for patient in patients)
-            provenance["patients_shared_with_oracle"] = shared
-            if shared:
-                study.notes.append(
-                    f"The oracle was trained on {shared} patients of this split: its verdict is not independent."
-                )
-        return provenance
+        if self.oracle is None:
+            notes.append("No outside classifier: the model's own flips prove nothing by themselves.")
+        if shared := self.provenance.get("patients_shared_with_oracle"):
+            notes.append(f"The oracle was trained on {shared} patients of this split: its verdict is not independent.")
+        return notes
 
 
 def cosine_to_truth(counterfactuals: Counterfactuals, truth: np.ndarray) -> float:
@@ -382,3 +367,9 @@ def cosine_to_truth(counterfactuals: Counterfactuals, truth: np.ndarray) -> floa
     wanted = (truth - counterfactuals.originals).reshape(len(truth), -1)
     norms = np.linalg.norm(change, axis=1) * np.linalg.norm(wanted, axis=1)
     return float(np.mean((change * wanted).sum(1) / np.maximum(norms, 1e-12)))
+
+
+def _finite(scores: np.ndarray, whose: str) -> np.ndarray:
+    if not np.isfinite(scores).all():
+        raise ValueError(f"The {whose}'s scores are not finite: its weights are damaged, or `dtype` is too narrow.")
+    return scores

@@ -90,6 +90,7 @@ class Classification(evaluate.Metric):
         patient_ids: Sequence[str],
         label_names: Sequence[str],
         validation: tuple[np.ndarray, np.ndarray] | None = None,
+        single_label: bool = False,
         num_resamples: int = NUM_RESAMPLES,
         bootstrap_seed: int = 0,
         show_progress: bool = False,
@@ -103,6 +104,7 @@ class Classification(evaluate.Metric):
             label_names: names of the columns.
             validation: references and predictions that thresholds are chosen on, each of shape
                 `(num_validation, num_labels)`.
+            single_label: whether there is one class per image: then `accuracy` is given too.
             num_resamples: draws of patients for the 95 % interval.
             bootstrap_seed: of these draws.
             show_progress: show a progress bar where they take long.
@@ -122,9 +124,10 @@ class Classification(evaluate.Metric):
             show_progress=show_progress,
         )
         figures = report.to_dict()
-        return nan_to_none(
-            {**figures, "num_patients": interval.num_patients, "macro_auroc_interval": interval.to_dict()}
-        )
+        figures |= {"num_patients": interval.num_patients, "macro_auroc_interval": interval.to_dict()}
+        if single_label:
+            figures["accuracy"] = mean_of_known(probabilities.argmax(axis=1) == labels.argmax(axis=1))
+        return nan_to_none(figures)
 
 
 class CounterfactualScoreChange(evaluate.Metric):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..data.schema import DatasetInfo
+from ..models.oracle_classifier import PATIENTS_FILE, patient_digest
 from ..version import __version__
 
 
@@ -45,10 +47,12 @@ def describe_provenance(pipeline_folder: str | Path, info: DatasetInfo, split: s
 
     Returns:
         Plain values for JSON; what the folder does not tell is `None`.
+
+    Raises:
+        ValueError: if the folder holds no weights, or its record of the training is damaged.
     """
-    path = Path(pipeline_folder) / TRAINING_CONFIG
-    config = json.loads(path.read_text()) if path.is_file() else {}
-    arguments, labelled = config.get("arguments", {}), config.get("labelled_split") or {}
+    config = _training_config(Path(pipeline_folder) / TRAINING_CONFIG)
+    arguments, labelled = config.get("arguments") or {}, config.get("labelled_split") or {}
     return {
         "data": info.name,
         "split": split,
@@ -66,3 +70,37 @@ def describe_provenance(pipeline_folder: str | Path, info: DatasetInfo, split: s
         "figures": "own",
         "version": __version__,
     }
+
+
+def patients_of_oracle(oracle_folder: str | Path, dataset_name: str, patient_ids: Iterable[str]) -> int | None:
+    """How many patients an outside classifier was trained on; `None` if its folder does not tell.
+
+    Args:
+        oracle_folder: its folder.
+        dataset_name: of the dataset that the patients are from.
+        patient_ids: the patients, repeated or not.
+
+    Raises:
+        ValueError: if the record is damaged.
+    """
+    path = Path(oracle_folder) / PATIENTS_FILE
+    if not path.is_file():
+        return None
+    try:
+        digests = set(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: it must hold a list of digests ({error}).") from error
+    return sum(patient_digest(dataset_name, patient) in digests for patient in set(patient_ids))
+
+
+def _training_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+    parts = [config] if not isinstance(config, dict) else [config.get("arguments"), config.get("labelled_split")]
+    if not all(part is None or isinstance(part, dict) for part in parts):
+        raise ValueError(f"{str(path)!r} is damaged: it must hold objects of names and values.")
+    return config or {}

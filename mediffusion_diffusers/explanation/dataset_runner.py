@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from ..output_folder import try_writing
 from ..stop_request import StoppedBySignal, StopRequest
 from .manifest import Manifest
 from .plan import ExplanationJob, make_plan, open_manifest
@@ -57,12 +59,13 @@ class Summary:
         )
 
 
-def explain_dataset(pipe: Any, job: ExplanationJob) -> Summary | None:
+def explain_dataset(pipe: Any, job: ExplanationJob, device: torch.device | None = None) -> Summary | None:
     """Explain a dataset with all processes of this launch; what is finished already is not done again.
 
     Args:
         pipe: a `MediffusionCounterfactualPipeline`, the same in every process.
         job: what to do.
+        device: where to compute; by default each process takes the accelerator that `accelerate` gives it.
 
     Returns:
         The summary, in the first process; `None` in the others.
@@ -72,11 +75,12 @@ def explain_dataset(pipe: Any, job: ExplanationJob) -> Summary | None:
         OSError: if the Hub cannot be reached or the output cannot be written.
         StoppedBySignal: after SIGTERM or Ctrl-C.
     """
-    accelerator = Accelerator()
-    pipe.to(accelerator.device)
+    accelerator = Accelerator(cpu=device is not None and device.type == "cpu")
+    pipe.to(accelerator.device if device is None else device)
     pipe.set_progress_bar_config(disable=True)
     stop = StopRequest()
     with stop.listening():
+        _made_by_the_first(accelerator, lambda: try_writing(job.output_dir))
         plan = _made_by_the_first(accelerator, lambda: make_plan(pipe, job))
         folder = ShardFolder(job.output_dir)
         manifest = open_manifest(folder, pipe, job, plan.identity, plan.dataset)

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ...atomic_files import write_json
-from ...evaluation.counterfactual_study import CounterfactualStudy
+from ...evaluation.finished_study import CounterfactualStudy
 from ..pictures.counterfactual_study import draw_study
 from ..pictures.drawing import save_picture
 from ..tables import HEADINGS, study_caption, study_introduction, study_label_caption, study_label_table, study_table

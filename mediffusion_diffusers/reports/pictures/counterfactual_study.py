@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...evaluation.counterfactual_study import CounterfactualStudy, StudiedDirection
+from ...evaluation.finished_study import CounterfactualStudy, StudiedDirection
 from ..tables import CONTROLS, HEADINGS
 from .figures import PanelRow, panel, score_change_chart
 

@@ -1,10 +1,7 @@
-import runpy
-import sys
-from pathlib import Path
-
 import pytest
 
-from mediffusion_diffusers.explanation.arguments import explanation_parser, job_array_place, job_from_arguments
+from mediffusion_diffusers.commands.explain_dataset import job_of, parser
+from mediffusion_diffusers.explanation.job_array import job_array_place
 
 
 LINE = ("--pretrained_model_name_or_path", "org/model", "--dataset", "org/data", "--output_dir", "out")
@@ -24,7 +21,7 @@ def test_a_command_line_becomes_a_job():
         "--batch_size",
         "4",
     )
-    job = job_from_arguments(explanation_parser().parse_args(line), {})
+    job = job_of(*parser().parse(line)[:2], {})
     assert job.request.away == ("Mass", "Effusion") and job.request.towards == ()
     expected = {"away": ["Mass", "Effusion"], "strength": 0.3, "controls": False}
     assert job.request.pipeline_arguments() == expected
@@ -34,7 +31,7 @@ def test_a_command_line_becomes_a_job():
 
 def test_the_manifest_never_names_a_local_path(tmp_path):
     line = (*LINE[2:], "--pretrained_model_name_or_path", str(tmp_path), "--away", "Mass")
-    assert job_from_arguments(explanation_parser().parse_args(line), {}).model is None
+    assert job_of(*parser().parse(line)[:2], {}).model is None
 
 
 @pytest.mark.parametrize(
@@ -55,19 +52,5 @@ def test_places_that_cannot_be():
     slurm = {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"}
     with pytest.raises(ValueError, match="not evenly spaced"):
         job_array_place(None, None, slurm)
-
-
-def test_what_a_user_can_correct_is_said_in_one_sentence(pipeline_folder, tmp_path, monkeypatch):
-    script = Path(__file__).parents[2] / "training" / "explain_dataset.py"
-    line = (
-        "--pretrained_model_name_or_path",
-        pipeline_folder,
-        "--dataset",
-        tmp_path,
-        "--output_dir",
-        tmp_path / "out",
-    )
-    for extra, message in (((), "Name at least one label"), (("--away", "Mass"), "`dataset` must hold parquet files")):
-        monkeypatch.setattr(sys, "argv", [script.name, *map(str, line), *extra])
-        with pytest.raises(SystemExit, match=f"explain_dataset.py: {message}"):
-            runpy.run_path(str(script), run_name="__main__")
+    with pytest.raises(ValueError, match="`SLURM_ARRAY_TASK_COUNT` must be a whole number, but is 'many'"):
+        job_array_place(None, None, {**slurm, "SLURM_ARRAY_TASK_COUNT": "many"})

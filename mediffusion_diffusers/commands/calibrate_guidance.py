@@ -1,0 +1,171 @@
+"""Choose a checkpoint's strength, region and guidance scales on the validation split, and store them in its config.
+
+    python training/calibrate_guidance.py --pretrained_model_name_or_path runs/joint --dataset_dir runs/phantom
+
+Of the settings that flip the model's own decision in at least `--min_flip_rate` of the images, the one that changes
+them least is taken; none that changes them by more than `--max_l1`. Adding and removing get a scale each. The whole
+table goes to `guidance_calibration.json` in the checkpoint's folder, and the choice into its model card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from ..atomic_files import write_json
+from ..device import DeviceOptions
+from ..evaluation.counterfactual_study import CounterfactualStudyRunner
+from ..evaluation.guidance_calibration import (
+    MAX_L1,
+    MIN_FLIP_RATE,
+    UNET_CONFIG,
+    GuidanceCalibration,
+    GuidanceChoice,
+    write_guidance_defaults,
+)
+from ..option_parser import OptionParser
+from ..options import Range, check_options, option
+from ..output_folder import claimed_folder, try_writing
+from ..pipelines.counterfactual import given_options, stored_options
+from ..publishing.model_card import refresh_model_card
+from .results import write_results
+from .study_options import BOTH, BatchSize, StudyOptions, directions_of
+
+
+RESULTS_FILE = "guidance_calibration.json"
+MASKS = ("auto", "everywhere")
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Options of `calibrate_guidance.py`."""
+
+    split: str = option("validation", "Split to choose on; not test.")
+    direction: Literal["remove", "add", "both"] = option(BOTH, "Whether findings are removed, added, or both.")
+    strengths: Annotated[list[float], Range(above=0, at_most=1)] = option([0.2, 0.3, 0.4], "Strengths to try.")
+    guidance_scales: Annotated[list[float], Range(above=0)] = option([3.0, 10.0, 30.0, 100.0, 300.0], "Scales to try.")
+    masks: list[str] = option(
+        list(MASKS), "Where edits may happen: everywhere, or where a first pass changes most (auto)."
+    )
+    num_refinements: Annotated[int, Range(at_least=0, at_most=32)] = option(
+        2, "How often the gap between two scales is halved at the end."
+    )
+    num_inference_steps: Annotated[int, Range(at_least=1)] = option(7, "Guided steps of every edit.")
+    num_images_per_label: Annotated[int, Range(at_least=1)] = option(
+        8, "At most so many images for each label and direction."
+    )
+    min_flip_rate: Annotated[float, Range(above=0, at_most=1)] = option(
+        MIN_FLIP_RATE, "How often the model's own decision must turn over."
+    )
+    max_l1: Annotated[float, Range(above=0)] = option(MAX_L1, "Mean absolute change, of the intensity range.")
+    batch_size: BatchSize = option(32, "Images at a time.")
+    dry_run: bool = option(False, "Measure, and leave the checkpoint as it is.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not set(self.masks) <= set(MASKS):
+            raise ValueError(f"`masks` must be among {', '.join(MASKS)}, but got {' '.join(self.masks)}.")
+        if self.split == "test":
+            raise ValueError(
+                "Guidance must not be chosen on the test split, which is used once, for the final figures. Choose "
+                "another `split`."
+            )
+
+
+# What holds for every trial beside what is tried.
+EditOptions = given_options(
+    exclude=(
+        *("strength", "guidance_scale", "mask", "num_inference_steps", "start_snr"),
+        *("target_probability", "max_guidance_scale", "max_strength"),
+    )
+)
+
+
+def parser() -> OptionParser:
+    """The command line of `calibrate_guidance.py`."""
+    return OptionParser(Options, EditOptions, DeviceOptions, description=(__doc__ or "").split("\n\n")[0])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, choose, store and print.
+
+    Args:
+        argv: the command line without the program; `None` is that of the process.
+
+    Raises:
+        ValueError: for arguments or files that cannot be used.
+        OSError: if a file cannot be read or written.
+    """
+    options, edit, device_options = parser().parse(argv)
+    check_options(edit)
+    options.check_pipeline_folder()
+    device, dtype = device_options.choose()
+    folder = Path(options.pretrained_model_name_or_path)
+    claim = nullcontext(folder) if options.dry_run else claimed_folder(folder, "pretrained_model_name_or_path")
+    with claim:
+        if not options.dry_run:
+            try_writing(folder / UNET_CONFIG.parent, "pretrained_model_name_or_path")
+        fixed = {
+            "num_inference_steps": options.num_inference_steps,
+            "follow_inversion": edit.start != "noise",
+            "fade_guidance": False,
+            **edit.given(),
+        }
+        runner = CounterfactualStudyRunner(
+            folder,
+            options.dataset_dir,
+            options.split,
+            settings=fixed,
+            batch_size=options.batch_size,
+            device=device,
+            dtype=dtype,
+        )
+        calibration = GuidanceCalibration(
+            runner,
+            directions_of(options.direction),
+            options.num_images_per_label,
+            options.min_flip_rate,
+            options.max_l1,
+        )
+        calibration.measure(options.strengths, options.guidance_scales, list(dict.fromkeys(options.masks)))
+        calibration.refine(options.num_refinements)
+        choice = calibration.choose()
+        _say(calibration, choice)
+        if options.dry_run:
+            return
+        stored = {name: value for name, value in fixed.items() if name in stored_options()}
+        results = calibration.to_dict()
+
+        def write(place: Path) -> None:
+            if place == folder:
+                write_guidance_defaults(folder, {**choice.settings(), **stored})
+                refresh_model_card(folder)
+            write_json(place / RESULTS_FILE, results)  # last: it says that all is done
+
+        write_results(write, folder, results)
+        print(f"Stored in {folder / UNET_CONFIG}.")
+        if not_stored := sorted(edit.given().keys() - set(stored_options())):
+            print(f"A checkpoint cannot store {', '.join(not_stored)}: give them to every call as here.")
+
+
+def _say(calibration: GuidanceCalibration, choice: GuidanceChoice) -> None:
+    """What was measured, for the terminal."""
+    for trial in sorted(calibration.trials, key=_order):
+        mark = "  <- chosen" if trial in choice.trials else ""
+        print(
+            f"{trial.direction:<6} strength {trial.strength:<5g} {trial.mask:<10} scale {trial.guidance_scale:<6g} "
+            f"flips {trial.flip_rate:.3f}  L1 {trial.l1:.4f}{mark}"
+        )
+    if choice.flip_rate < calibration.min_flip_rate:
+        print(f"No tried setting within an L1 of {calibration.max_l1} flips {calibration.min_flip_rate} of decisions.")
+    if choice.largest_l1 > calibration.max_l1:
+        print(f"All tried settings change the images by more than {calibration.max_l1}: this one changes them least.")
+    if len(choice.trials) == 1:
+        print(f"Only one direction, {choice.trials[0].direction!r}, was calibrated: its scale will hold for both.")
+
+
+def _order(trial: Any) -> tuple[Any, ...]:
+    return trial.direction, trial.strength, trial.mask, trial.guidance_scale

@@ -1,0 +1,86 @@
+"""Evaluate a pipeline's classifier on a held-out split: `classification.json`, with intervals and provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from ..atomic_files import write_json
+from ..device import DeviceOptions
+from ..evaluation.bootstrap import NUM_RESAMPLES
+from ..evaluation.classification_study import BATCH_SIZE, study_classification
+from ..option_parser import OptionParser
+from ..options import Range, option, required
+from ..output_folder import claimed_folder
+from ..publishing.record import record_results
+from .results import write_results
+from .study_options import BatchSize, Seed, StudyOptions
+
+
+RESULTS_FILE = "classification.json"
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Options of `evaluate_classification.py`."""
+
+    output_dir: Path = required("Folder for classification.json.")
+    split: str = option("test", "Split to evaluate; thresholds come from validation.")
+    num_resamples: Annotated[int, Range(at_least=2, at_most=1_000_000)] = option(
+        NUM_RESAMPLES, "Draws of patients for the interval."
+    )
+    seed: Seed = option(0, "Seed of these draws.")
+    batch_size: BatchSize = option(BATCH_SIZE, "Images at a time.")
+
+
+def parser() -> OptionParser:
+    """The command line of `evaluate_classification.py`."""
+    return OptionParser(Options, DeviceOptions, description=(__doc__ or "").split("\n\n")[0])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate as the command line says.
+
+    Args:
+        argv: the command line without the program; `None` is that of the process.
+
+    Raises:
+        ValueError: for arguments or files that cannot be used.
+        OSError: if a file cannot be read or written.
+    """
+    options, device_options = parser().parse(argv)
+    options.check_pipeline_folder()
+    device, dtype = device_options.choose()
+    with claimed_folder(options.output_dir) as folder:
+        result = study_classification(
+            options.pretrained_model_name_or_path,
+            options.dataset_dir,
+            options.split,
+            options.num_resamples,
+            options.seed,
+            options.batch_size,
+            device,
+            dtype,
+        )
+        _say(result)
+        write_results(lambda place: write_json(place / RESULTS_FILE, result), folder, result)
+    print(record_results(options.pretrained_model_name_or_path, "classification", result))
+
+
+def _say(result: dict[str, Any]) -> None:
+    """The main figures, for the terminal."""
+    interval, provenance = result["macro_auroc_interval"], result["provenance"]
+    print(
+        f"{result['num_images']} images of {result['num_patients']} patients of {provenance['data']} "
+        f"({provenance['split']})"
+    )
+    if result["macro_auroc"] is not None:
+        ends = "no interval" if interval["low"] is None else f"{interval['low']:.3f} to {interval['high']:.3f}"
+        print(f"macro AUROC {result['macro_auroc']:.3f} (95 % interval over patients: {ends})")
+    for name, label in result["per_label"].items():
+        auroc = "left out: " + result["left_out"][name] if name in result["left_out"] else f"{label['auroc']:.3f}"
+        print(f"  {name:20} {auroc}  ({label['num_positives']} of {label['num_positives'] + label['num_negatives']})")
+    for note in result["notes"]:
+        print(f"Note: {note}")

@@ -1,0 +1,103 @@
+"""Explain held-out images and measure the explanations: `counterfactuals.json`, panels and `report.html`.
+
+    python training/evaluate_counterfactuals.py --pretrained_model_name_or_path runs/joint \
+        --dataset_dir runs/phantom --oracle_path runs/oracle --output_dir runs/counterfactuals
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ..device import DeviceOptions
+from ..evaluation.counterfactual_study import CounterfactualStudyRunner
+from ..evaluation.finished_study import CounterfactualStudy
+from ..option_parser import OptionParser
+from ..options import Range, check_options, option, required
+from ..output_folder import claimed_folder
+from ..pipelines.counterfactual import given_options
+from ..publishing.record import record_results
+from ..reports.pages.counterfactual_study import write_study
+from .results import write_results
+from .study_options import BOTH, BatchSize, Seed, StudyOptions, directions_of
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Options of `evaluate_counterfactuals.py`."""
+
+    output_dir: Path = required("Folder for the figures.")
+    split: str = option("test", "Split to take images from.")
+    oracle_path: str | None = option(None, "Outside classifier (train_oracle.py).")
+    direction: Literal["remove", "add", "both"] = option(BOTH, "Whether findings are removed, added, or both.")
+    num_images_per_label: Annotated[int, Range(at_least=1)] = option(
+        16, "At most so many images for each label and direction; no image serves twice in one direction."
+    )
+    only_with_boxes: bool = option(False, "Remove findings only where they have a box.")
+    batch_size: BatchSize = option(32, "Images at a time.")
+    seed: Seed = option(0, "Seed of noise, controls and drawn boxes.")
+
+
+EditOptions = given_options()
+
+
+def parser() -> OptionParser:
+    """The command line of `evaluate_counterfactuals.py`."""
+    return OptionParser(Options, EditOptions, DeviceOptions, description=(__doc__ or "").split("\n\n")[0])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the study and print its main figures.
+
+    Args:
+        argv: the command line without the program; `None` is that of the process.
+
+    Raises:
+        ValueError: for arguments or files that cannot be used.
+        OSError: if a file cannot be read or written.
+    """
+    options, edit, device_options = parser().parse(argv)
+    check_options(edit)
+    options.check_pipeline_folder()
+    device, dtype = device_options.choose()
+    with claimed_folder(options.output_dir) as folder:
+        runner = CounterfactualStudyRunner(
+            options.pretrained_model_name_or_path,
+            options.dataset_dir,
+            options.split,
+            options.oracle_path,
+            edit.given(),
+            options.batch_size,
+            options.seed,
+            device,
+            dtype,
+        )
+        study = runner.run(directions_of(options.direction), options.num_images_per_label, options.only_with_boxes)
+        _say(study)
+        report = write_results(lambda place: write_study(study, place), folder, study.to_dict())
+    print(record_results(options.pretrained_model_name_or_path, "counterfactuals", study.to_dict()))
+    print(f"Report: {report}")
+
+
+def _say(study: CounterfactualStudy) -> None:
+    """The main figures, for the terminal."""
+    for direction, studied in study.directions.items():
+        results = studied.results
+        parts = [f"{results['num_images']} images of {results['num_patients']} patients"]
+        parts.append(f"own flips {_number(results['own']['flip_rate'], '.2f')}")
+        if "oracle" in results:
+            oracle = results["oracle"]
+            parts.append(f"oracle Diff {_number(oracle['diff'], '+.3f')}")
+            parts.append(f"Other diff {_number(oracle['other_diff'], '.3f')}")
+        if "localisation" in results:
+            ratio = results["localisation"]["vs_original"].get("ratio")
+            parts.append(f"inside/outside {_number(ratio, '.2f')}")
+        print(f"{direction}: {', '.join(parts)}")
+    for note in study.notes:
+        print(f"Note: {note}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "not defined" if value is None else format(value, form)
