@@ -172,12 +172,6 @@ def test_oracles_that_do_not_fit(line_of, refused, tmp_path):
         )
 
 
-@pytest.fixture
-def own_pipeline(world, tmp_path):
-    """A copy of the pipeline, for commands that record results beside it."""
-    return shutil.copytree(world / "pipeline", tmp_path / "pipeline")
-
-
 def test_classification(line_of, tmp_path, capsys):
     evaluate_classification.main(line_of("evaluate_classification", num_resamples=20))
     result = json.loads((tmp_path / "out/classification.json").read_text())
