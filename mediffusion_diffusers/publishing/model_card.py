@@ -169,7 +169,8 @@ def refresh_model_card(pipeline_folder: str | Path) -> bool:
 def public_arguments(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The arguments that a stranger may read: set, about the training, and naming no place on this machine."""
     for name, value in sorted(arguments.items()):
-        if value is None or _PRIVATE_ARGUMENT.search(name) or is_local_path(value):
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if value is None or _PRIVATE_ARGUMENT.search(name) or any(map(is_local_path, items)):
             continue
         yield name, value
 

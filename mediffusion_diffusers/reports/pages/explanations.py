@@ -48,7 +48,7 @@ class ExplanationReport(HtmlReport):
 
     def add_explained_image(self, explained: ExplainedImage) -> ExplanationReport:
         """Add a section: sliders, the panel with the controls, and its numbers as a table."""
-        self.add_section(explained.heading, explained.name)
+        self.add_section(explained.heading, " ".join(explained.name.split()))
         self.add_sliders(explained)
         controls = {
             "null edit": explained.null_edit,
