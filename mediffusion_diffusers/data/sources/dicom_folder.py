@@ -22,6 +22,7 @@ from ...item_boundary import reading
 from ..conversion import SourceImage, write_sources
 from ..dicom import GreyScale, describing_metadata, read_dicom, read_header, tag_text, tag_value, tells_who
 from ..label_table import LabelTable, read_label_table
+from ..listing import Listing, list_files
 from ..schema import MULTI_LABEL, DatasetInfo
 from ..splits import patient_validation_split
 from ..writer import ConversionReport, check_output_folder
@@ -172,18 +173,19 @@ def convert_dicom(
 
 def _read_headers(source: Path, salt: str, report: ConversionReport, strict: bool) -> list[_File]:
     """Find the DICOM files below a folder and read their headers, sorted by path."""
-    if not source.is_dir():
-        raise ValueError(f"`source_dir` must be a folder with DICOM files, but {str(source)!r} is none.")
-    paths = sorted(path for path in source.rglob("*") if path.is_file() and _may_be_dicom(path))
-    if not paths:
+    listing = list_files(source)
+    candidates = _dicom_files(listing)
+    if not candidates:
         raise ValueError(f"`source_dir` must hold DICOM files, but none was found below {str(source)!r}.")
+    report.add_listing(listing)
+    # Counted and not named: what lies beside the images may be named after patients.
+    report.ignored = {rule: ["(not named)"] * len(names) for rule, names in listing.ignored.items()}
     files = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pydicom")  # they quote the values that they warn of
-        for path in tqdm(paths, desc="DICOM headers", unit=" files"):
-            name = path.relative_to(source).as_posix()
+        for name in tqdm(candidates, desc="DICOM headers", unit=" files"):
             try:
-                files.append(_read_file(path, name, salt))
+                files.append(_read_file(listing.files[name], name, salt))
             except ValueError as error:
                 if strict:
                     raise
@@ -223,14 +225,29 @@ def _grey_scale_notes(files: Sequence[_File]) -> list[str]:
     return notes
 
 
-def _may_be_dicom(path: Path) -> bool:
-    """By suffix, or by the mark after the preamble; the index file DICOMDIR is no image."""
-    if path.name.upper() == "DICOMDIR":
-        return False
-    if path.suffix.lower() in _SUFFIXES:
+def _dicom_files(listing: Listing) -> list[str]:
+    """Names of the files that are DICOM by suffix, or by the mark after the preamble; the others become ignored."""
+    candidates = []
+    for name, path in listing.files.items():
+        if path.name.upper() == "DICOMDIR":
+            rule = "DICOMDIR: the index of a medium"
+        elif path.suffix.lower() not in _SUFFIXES and not _has_mark(path):
+            rule = "no DICOM: neither the suffix nor the mark of one"
+        else:
+            candidates.append(name)
+            continue
+        listing.ignored.setdefault(rule, []).append(name)
+    listing.files = {name: listing.files[name] for name in candidates}
+    return candidates
+
+
+def _has_mark(path: Path) -> bool:
+    """Whether a file begins as DICOM files do; one that cannot be opened may, and is reported when it is read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
         return True
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def _match_labels(

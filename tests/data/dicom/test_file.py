@@ -2,6 +2,8 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import MPEG2MPML, UID, DeflatedExplicitVRLittleEndian, JPEGLosslessSV1, RLELossless
 from support.sources import write_dicom
 
 from mediffusion_diffusers.data import read_dicom
@@ -107,3 +109,137 @@ def test_what_is_not_one_grey_frame_is_refused_by_name(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             read_dicom(path)
+
+
+def with_elements(path, drop=(), **elements):
+    """Change elements of a file; `(VR, value)` each."""
+    dataset = pydicom.dcmread(path)
+    for keyword in drop:
+        del dataset[keyword]
+    for keyword, (vr, value) in elements.items():
+        dataset.add_new(keyword, vr, value)
+    dataset.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"NumberOfFrames": ("LO", ["1", "1"])},
+        {"NumberOfFrames": ("LO", "1")},
+        {"NumberOfFrames": ("IS", None)},
+        {"NumberOfFrames": ("IS", "0")},
+        {"SamplesPerPixel": ("US", [1, 1])},
+        {"SamplesPerPixel": ("LO", "1")},
+        {"PhotometricInterpretation": ("CS", "MONOCHROME2 ")},
+        {"WindowCenter": ("LO", "x"), "WindowWidth": ("SQ", [])},
+        {"VOILUTSequence": ("LO", "none")},
+        {"SharedFunctionalGroupsSequence": ("LO", "none")},
+        {"PixelPaddingValue": ("SQ", [])},
+        {"HighBit": ("LO", "high")},
+        {"HighBit": ("US", 3)},
+    ],
+    ids=str,
+)
+def test_odd_tags_are_passed_over(tmp_path, elements):
+    path = with_elements(write_dicom(tmp_path / "a.dcm", RAMP), **elements)
+    np.testing.assert_allclose(read(path), RAMP / RAMP.max(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("elements", "message"),
+    [
+        ({"NumberOfFrames": ("LO", "2")}, r"a\.dcm holds 2 frames"),
+        ({"NumberOfFrames": ("LO", ["1", "2"])}, r"NumberOfFrames of .*a\.dcm must be one whole number"),
+        ({"NumberOfFrames": ("LO", "two")}, "NumberOfFrames of .* must be one whole number"),
+        ({"NumberOfFrames": ("LO", "nan")}, "NumberOfFrames of .* must be one whole number"),
+        ({"SamplesPerPixel": ("US", 3)}, "is a colour image .*SamplesPerPixel 3"),
+        ({"SamplesPerPixel": ("US", [1, 3])}, "SamplesPerPixel of .* must be one whole number"),
+        ({"PhotometricInterpretation": ("CS", None)}, "does not say whether black is low or high"),
+        ({"PhotometricInterpretation": ("CS", "YBR_FULL_422")}, "is a colour image .*YBR_FULL_422"),
+        ({"Rows": ("US", 0)}, "it has 0 rows and 16 columns"),
+        ({"Columns": ("US", None)}, "it has 16 rows and 0 columns"),
+        ({"Rows": ("LO", "many")}, "Rows of .* must be one whole number"),
+        ({"Rows": ("US", 65535), "Columns": ("US", 65535)}, "is too large: 4,294,836,225 pixels, of at most"),
+        ({"Rows": ("US", 17)}, r"Cannot decode the pixels of .*a\.dcm"),
+        ({"BitsAllocated": ("US", 13)}, r"Cannot decode the pixels of .*a\.dcm"),
+        ({"PixelData": ("OW", b"")}, r"Cannot decode the pixels of .*a\.dcm"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_one_grey_picture_says_why(tmp_path, elements, message):
+    path = with_elements(write_dicom(tmp_path / "a.dcm", RAMP), **elements)
+    with pytest.raises(ValueError, match=message):
+        read_dicom(path)
+
+
+@pytest.mark.parametrize("missing", ["PixelData", "BitsAllocated", "PixelRepresentation", "PhotometricInterpretation"])
+def test_missing_tags(tmp_path, missing):
+    path = with_elements(write_dicom(tmp_path / "a.dcm", RAMP), drop=[missing])
+    with pytest.raises(ValueError, match=r"a\.dcm"):
+        read_dicom(path)
+
+
+def test_every_cut_is_a_reason_or_the_picture(tmp_path):
+    whole = write_dicom(tmp_path / "whole.dcm", RAMP).read_bytes()
+    for length in range(0, len(whole), 61):
+        (tmp_path / "cut.dcm").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"cut\.dcm"):
+            read_dicom(tmp_path / "cut.dcm")
+
+
+def test_noise_in_the_header_is_a_reason_or_a_picture(tmp_path):
+    whole = bytearray(write_dicom(tmp_path / "whole.dcm", RAMP, WindowCenter=9, WindowWidth=9).read_bytes())
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        noisy = bytearray(whole)
+        for place in rng.integers(132, len(whole) - RAMP.nbytes, 3):
+            noisy[place] = rng.integers(256)
+        (tmp_path / "noisy.dcm").write_bytes(noisy)
+        try:
+            assert read_dicom(tmp_path / "noisy.dcm").mode == "I;16"
+        except ValueError as error:
+            assert "noisy.dcm" in str(error)
+
+
+def test_deflated_and_run_length_encoded(tmp_path):
+    expected = read(write_dicom(tmp_path / "plain.dcm", RAMP))
+    np.testing.assert_array_equal(
+        read(write_dicom(tmp_path / "a.dcm", RAMP, DeflatedExplicitVRLittleEndian)), expected
+    )
+    dataset = pydicom.dcmread(tmp_path / "plain.dcm")
+    dataset.compress(RLELossless)
+    dataset.save_as(tmp_path / "rle.dcm")
+    np.testing.assert_array_equal(read(tmp_path / "rle.dcm"), expected)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "message"),
+    [
+        (JPEGLosslessSV1, r"a\.dcm are compressed as JPEG Lossless.*no decoder is installed: .*pylibjpeg-libjpeg"),
+        (MPEG2MPML, r"a\.dcm are stored as MPEG2.*cannot be decoded"),
+        ("1.2.3.4", r"a\.dcm are stored as 1\.2\.3\.4, which cannot be decoded"),
+    ],
+    ids=["lossless", "film", "private"],
+)
+def test_a_missing_decoder_is_named(tmp_path, monkeypatch, syntax, message):
+    path = write_dicom(tmp_path / "a.dcm", RAMP)
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    dataset.PixelData = encapsulate([RAMP.tobytes()])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path, implicit_vr=False, little_endian=True)
+    monkeypatch.setattr(pydicom.pixels.decoders.base.Decoder, "is_available", property(lambda self: False))
+    with pytest.raises(ValueError, match=message):
+        read_dicom(path)
+
+
+def test_nested_sequences_without_end(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP)
+    plain = path.read_bytes()
+    place = plain.index(b"\x28\x00\x02\x00US")  # before the first tag of the image itself
+    item = b"\x08\x00\x15\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    path.write_bytes(plain[:place] + item * 5000 + plain[place:])
+    with pytest.raises(ValueError, match=r"a\.dcm is no readable DICOM file"):
+        read_dicom(path)

@@ -63,6 +63,69 @@ def test_nothing_of_the_patient_is_kept(tmp_path):
         convert(source, tmp_path / "other", key_file=tmp_path / "other/key.csv")
 
 
+def test_a_report_repeats_no_tag(tmp_path):
+    """Exports name folders and files after the patient, the date and the UID; skipped ones must not tell."""
+    source, rgb = tmp_path / "study", {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}
+    colour = np.zeros((16, 16, 3), np.uint8)
+    uid = "1.2.826.0.1.999"
+    paths = [
+        "MRN-77/a.dcm",
+        "doe_jane/b.dcm",
+        "20200202/c.dcm",
+        f"{uid}.dcm",
+        "7/d.dcm",
+        "chest7/e.dcm",
+        "Doe/DICOMDIR",
+    ]
+    for path in paths:
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        patient = "7" if "7/" in path and "MRN" not in path else "MRN-77"
+        write_dicom(source / path, colour, PatientID=patient, SOPInstanceUID=uid, PlanarConfiguration=0, **rgb)
+    write_dicom(source / "fine.dcm", RAMP, PatientID="MRN-78", BodyPartExamined="CHEST Doe", ViewPosition="")
+    (source / "Doe Jane, letter.txt").write_text("Doe")
+    (tmp_path / "labels.csv").write_text("id,Mass\nfine.dcm,1\nMRN-4711,0\nMRN-4712,1\n")
+    convert(source, tmp_path / "set", labels_file=tmp_path / "labels.csv", salt="s", test_share=0, validation_share=0)
+    text = "".join((tmp_path / "set" / name).read_text() for name in ("conversion_report.json", "dataset_info.json"))
+    for secret in ("MRN", "doe", "jane", "20200202", uid, "7/d.dcm", "471"):
+        assert secret.lower() not in text.lower().replace("chest7/e.dcm", "")
+    report = json.loads((tmp_path / "set/conversion_report.json").read_text())
+    assert len(report["skipped"]) == 6 and {len(entry["file"]) for entry in report["skipped"]} == {22, 12}
+    assert (report["found"], report["converted"]) == (9, 1) and not report["missing"]
+    assert "2 identifiers of the label file fit no file." in report["notes"]
+    assert json.loads(load_prepared(tmp_path / "set")[0]["metadata"]) == {"modality": "CR"}
+
+
+def test_what_else_lies_in_an_export_is_skipped_with_its_reason(tmp_path):
+    source = tmp_path / "export"
+    source.mkdir()
+    write_dicom(source / "fine.dcm", RAMP)
+    for name, change in {
+        "report.dcm": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.11"},
+        "letter.dcm": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1"},
+        "key.dcm": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.59"},
+    }.items():
+        header = pydicom.dcmread(write_dicom(source / name, RAMP, **change))
+        del header.Rows, header.Columns, header.PixelData
+        header.save_as(source / name)
+    (source / "text.dcm").write_text("no DICOM")
+    (source / "empty.dcm").write_bytes(b"")
+    (source / "half.dcm").write_bytes((source / "fine.dcm").read_bytes()[:140])
+    (source / "DICOMDIR").write_bytes((source / "fine.dcm").read_bytes())
+    convert(source, tmp_path / "set", test_share=0, validation_share=0)
+    report = json.loads((tmp_path / "set/conversion_report.json").read_text())
+    reasons = {entry["file"]: entry["reason"] for entry in report["skipped"]}
+    for name, reason in {
+        "report.dcm": "holds no image (its kind is Basic Text SR Storage)",
+        "letter.dcm": "holds no image (its kind is Encapsulated PDF Storage)",
+        "key.dcm": "holds no image (its kind is Key Object Selection Document Storage)",
+        "text.dcm": "is no readable DICOM file: it lacks the mark DICM",
+        "empty.dcm": "empty",
+        "half.dcm": "half.dcm",
+    }.items():
+        assert reason in reasons.pop(name)
+    assert reasons == {} and report["ignored"] == {"DICOMDIR: the index of a medium": ["(not named)"]}
+
+
 def test_pseudonyms_depend_on_the_salt_and_draws_do_not(tmp_path):
     source = write_study(tmp_path / "study")
     names, pictures = [], []
@@ -139,7 +202,7 @@ def test_folders_without_anything_to_convert(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="none was found"):
         convert(tmp_path / "empty", tmp_path / "set")
-    with pytest.raises(ValueError, match="must be a folder"):
+    with pytest.raises(ValueError, match="`source_dir` must be a folder"):
         convert(tmp_path / "none", tmp_path / "set")
     (tmp_path / "empty/a.dcm").write_text("no DICOM")
     with pytest.raises(ValueError, match=r"No image of dicom could be converted.*a\.dcm is no readable DICOM file"):
