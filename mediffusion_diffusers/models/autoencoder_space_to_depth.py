@@ -11,6 +11,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from .config_rules import check_config
+
 
 class PointDistribution:
     """The posterior of a deterministic encoder: all mass at one point.
@@ -60,6 +62,7 @@ class SpaceToDepthAutoencoder(ModelMixin, ConfigMixin):
         sample_size: int | None = None,
         scaling_factor: float = 1.0,
     ):
+        check_config("SpaceToDepthAutoencoder", locals())
         super().__init__()
         if in_channels != out_channels:
             raise ValueError(f"`in_channels` ({in_channels}) and `out_channels` ({out_channels}) must be equal.")

@@ -14,10 +14,15 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.utils import BaseOutput, logging
 from torch import nn
 
+from ..hub import hub_access
+from .config_rules import check_config, check_guidance_defaults
 from .label_config import resolve_label_config
+from .model_folder import check_model_folder, safetensors_alone
 
 
 logger = logging.get_logger(__name__)
+
+MAX_HEAD_PARAMETERS = 2**28
 
 
 @dataclass
@@ -122,6 +127,8 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         label_thresholds: list[float] | None = None,
         guidance_defaults: dict[str, Any] | None = None,
     ):
+        check_config("JointUNet2DModel", locals())
+        check_guidance_defaults(guidance_defaults)
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels,
@@ -160,6 +167,11 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             raise ValueError(
                 f"`classifier_pool_size={classifier_pool_size}` gives {num_features} classifier features, more than "
                 f"`max_classifier_features={max_classifier_features}`. Lower the former or raise the latter."
+            )
+        if num_features * classifier_hidden_size > MAX_HEAD_PARAMETERS:
+            raise ValueError(
+                f"`classifier_hidden_size` {classifier_hidden_size} times {num_features} features is more than the "
+                f"{MAX_HEAD_PARAMETERS} weights that a head may have. Lower it or `classifier_pool_size`."
             )
         # Paper Sec. 3.2; the two dropouts are in its authors' code only.
         self.classifier = nn.Sequential(
@@ -371,8 +383,13 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
                 (transformers' argument) initialises a missing or mismatched head afresh, with a warning.
 
         Raises:
-            ValueError: if the head's weights are missing or of another shape.
+            ValueError: if the head's weights are missing or of another shape, there are pickled weights alone, or a
+                file is damaged.
         """
+        kwargs = safetensors_alone(kwargs)
+        source, subfolder = str(pretrained_model_name_or_path), kwargs.get("subfolder")
+        if os.path.isdir(source):
+            check_model_folder(source, subfolder)
         fresh_head = kwargs.pop("ignore_mismatched_sizes", False)
         output_loading_info = kwargs.pop("output_loading_info", False)
         if "id2label" in kwargs:
@@ -384,9 +401,10 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         if {"id2label", "num_labels"} & kwargs.keys():
             kwargs.setdefault("label_thresholds", None)
         try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
+            with hub_access(source, kwargs.get("revision"), kwargs.get("token")):
+                model, info = super().from_pretrained(
+                    pretrained_model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+                )
         except NotImplementedError as error:
             if kwargs.get("device_map") is None:
                 raise
