@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..models.config_rules import number, several
+from ..models.model_folder import load_transformers
+
 
 class ExternalClassifier(nn.Module):
     """Logits of a transformers image classifier for images in the range of the autoencoder, differentiable.
@@ -47,15 +50,22 @@ class ExternalClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> ExternalClassifier:
-        """Load model and preprocessing of a folder or a Hub repository; `kwargs` go to both."""
+        """Load model and preprocessing of a folder or a Hub repository; `kwargs` go to both.
+
+        Raises:
+            ValueError: if their files are damaged, pickled, ask for too much or hold NaN.
+            HubFailure: if it is no folder and cannot be read on the Hub.
+        """
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-        model = AutoModelForImageClassification.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        model = load_transformers(AutoModelForImageClassification, pretrained_model_name_or_path, **kwargs)
         processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         size = getattr(processor, "crop_size", None) or getattr(processor, "size", None) or {}
         side = _side(size.get("height") or size.get("shortest_edge")) if hasattr(size, "get") else None
         mean, std = (getattr(processor, name, None) or (0.5, 0.5, 0.5) for name in ("image_mean", "image_std"))
-        return cls(model.eval(), tuple(mean), tuple(std), side)
+        several(number(), 4)("image_mean", mean)
+        several(number(above=0), 4)("image_std", std)
+        return cls(model, tuple(mean), tuple(std), side)
 
     @property
     def label_names(self) -> list[str]:

@@ -24,6 +24,7 @@ _MAX_NUMBER = 2**31
 _MAX_ENTRIES = 100_000
 _MAX_LAYERS = 1000
 _MAX_LEVELS = 16
+_SIDES = ("image_size", "height", "width", "shortest_edge")  # of image processors and transformers' models
 
 Rule = Callable[[str, Any], None]
 
@@ -165,8 +166,8 @@ def check_config(class_name: str, config: Mapping[str, Any]) -> None:
         num_parameters = 9 * (2 * layers + 1) * sum(width**2 for width in widths)
         if num_parameters > MAX_PARAMETERS:
             raise ValueError(
-                f"`block_out_channels` {list(widths)} with `layers_per_block` {layers} describe a network of more than "
-                f"{num_parameters:.1e} parameters; at most {MAX_PARAMETERS:.1e} are accepted."
+                f"`block_out_channels` {list(widths)} with `layers_per_block` {layers} describe a network of more "
+                f"than {num_parameters:.1e} parameters; at most {MAX_PARAMETERS:.1e} are accepted."
             )
 
 
@@ -211,7 +212,8 @@ def _check_sizes(name: str, value: Any) -> None:
             _check_sizes(name, entry)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         is_count = isinstance(value, int) and any(word in name for word in ("layers", "depth", "blocks"))
-        limit = _MAX_LAYERS if is_count else _MAX_NUMBER if isinstance(value, int) else math.inf
+        largest = _MAX_LAYERS if is_count else MAX_SIDE if name in _SIDES else _MAX_NUMBER
+        limit = largest if isinstance(value, int) else math.inf  # a DPM-Solver's config holds -Infinity
         if not abs(value) <= limit:
             raise ValueError(f"`{name}` is {_short(value)}, which is no number of at most {limit}.")
 

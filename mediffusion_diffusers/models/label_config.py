@@ -62,12 +62,14 @@ def resolve_label_config(
 def _names(parameter: str, value: Any) -> Mapping[Any, Any]:
     """A mapping between labels and indices, not too large and not nested."""
     if not isinstance(value, Mapping) or not 1 <= len(value) <= MAX_LABELS:
-        raise ValueError(f"`{parameter}` must be a mapping of 1 to {MAX_LABELS} labels, but is a {type(value).__name__}.")
+        raise ValueError(
+            f"`{parameter}` must be a mapping of 1 to {MAX_LABELS} labels, but is a {type(value).__name__}."
+        )
     for part in (*value.keys(), *value.values()):
         if not isinstance(part, (str, int)) or len(str(part)) > MAX_NAME_LENGTH:
             raise ValueError(
-                f"`{parameter}` must hold names of at most {MAX_NAME_LENGTH} characters and whole numbers, but holds a "
-                f"{type(part).__name__}."
+                f"`{parameter}` must hold names of at most {MAX_NAME_LENGTH} characters and whole numbers, but holds "
+                f"a {type(part).__name__}."
             )
     return value
 

@@ -18,7 +18,10 @@ from .config_rules import read_config
 
 
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
+PREPROCESSOR_FILE = "preprocessor_config.json"
 _INDEX_SUFFIX = ".safetensors.index.json"
+# What transformers raises for a config or weights that do not make sense to it.
+_LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, RuntimeError)
 # Room for a head that a checkpoint of a backbone lacks.
 _SPARE_PARAMETERS = 2**24
 
@@ -30,11 +33,11 @@ def safetensors_alone(kwargs: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: if they ask for pickled weights.
     """
     if kwargs.get("use_safetensors") is False:
-        raise ValueError("`use_safetensors` must be True: pickled weights can run code and are never read. " + _CONVERT)
+        raise ValueError("`use_safetensors` must be True: pickled weights can run code and are never read. " + CONVERT)
     return {**kwargs, "use_safetensors": True}
 
 
-_CONVERT = (
+CONVERT = (
     "Convert them with `save_pretrained(folder, safe_serialization=True)` where you trust their origin, or ask the "
     "publisher for safetensors."
 )
@@ -54,7 +57,7 @@ def refuse_pickled(names: list[str], source: str) -> None:
     if pickled and not any(name.endswith(".safetensors") for name in names):
         raise ValueError(
             f"{source} holds weights only as {pickled[0]}, which may run code when it is read; it was not read. "
-            + _CONVERT
+            + CONVERT
         )
 
 
@@ -72,6 +75,8 @@ def check_model_folder(folder: str | os.PathLike[str], subfolder: str | None = N
     folder = Path(folder) / (subfolder or "")
     if (folder / "config.json").exists():
         read_config(folder / "config.json", kind)
+    if (folder / PREPROCESSOR_FILE).exists():
+        read_config(folder / PREPROCESSOR_FILE)
     if not folder.is_dir():
         return
     refuse_pickled(sorted(path.name for path in folder.iterdir()), str(folder))
@@ -79,7 +84,9 @@ def check_model_folder(folder: str | os.PathLike[str], subfolder: str | None = N
         shards = read_config(index).get("weight_map")
         names = list(shards.values()) if isinstance(shards, dict) else [None]
         if not all(isinstance(name, str) and name == f"{Path(name).stem}.safetensors" for name in names):
-            raise ValueError(f"{index} must name safetensors files beside it alone. Get the model from its origin again.")
+            raise ValueError(
+                f"{index} must name safetensors files beside it alone. Get the model from its origin again."
+            )
 
 
 def check_pipeline_folder(folder: str | os.PathLike[str]) -> None:
@@ -102,12 +109,15 @@ def check_pipeline_folder(folder: str | os.PathLike[str]) -> None:
             read_config(part / "scheduler_config.json", kind)
 
 
-def local_model(source: str | os.PathLike[str], subfolder: str | None = None, token: Any = None) -> Path:
+def local_model(
+    source: str | os.PathLike[str], subfolder: str | None = None, revision: str | None = None, token: Any = None
+) -> Path:
     """Folder of a model with its config and safetensors, checked; from the Hub they alone are downloaded.
 
     Args:
         source: a folder, or a repository of the Hub.
         subfolder: the part of a pipeline.
+        revision: branch, tag or commit.
         token: a token that may read it.
 
     Raises:
@@ -119,15 +129,18 @@ def local_model(source: str | os.PathLike[str], subfolder: str | None = None, to
         from huggingface_hub import HfApi
 
         api, repo_id, prefix = HfApi(token=token), str(source), f"{subfolder}/" if subfolder else ""
-        with hub_access(repo_id, token=token):
+        with hub_access(repo_id, revision, token):
             weights = ("diffusion_pytorch_model", "model")
             patterns = [f"{prefix}*.json", *(f"{prefix}{name}.safetensors" for name in weights)]
             patterns += [f"{prefix}{name}-*-of-*.safetensors" for name in weights]
             ignored = None if subfolder else ["*/*"]
-            folder = Path(api.snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns=ignored))
+            folder = Path(
+                api.snapshot_download(repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=ignored)
+            )
             if not any((folder / prefix).glob("*.safetensors")):
-                names = [name for name in api.list_repo_files(repo_id) if name.startswith(prefix)]
-                refuse_pickled(names if subfolder else [name for name in names if "/" not in name], repo_id)
+                names = api.list_repo_files(repo_id, revision=revision)
+                names = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+                refuse_pickled([name for name in names if "/" not in name], repo_id)
     check_model_folder(folder, subfolder)
     return folder / (subfolder or "")
 
@@ -155,8 +168,8 @@ def check_finite(module: Any, source: Any) -> None:
     bad = [name for (name, _), is_finite in zip(named, sums.tolist(), strict=True) if not is_finite]
     if bad:
         raise ValueError(
-            f"The weights in {str(source)!r} hold NaN or infinite numbers, for example {bad[0]!r}: the file is damaged or "
-            "its training diverged. Get it from its origin again, or save the model from an earlier checkpoint."
+            f"The weights in {str(source)!r} hold NaN or infinite numbers, for example {bad[0]!r}: the file is damaged "
+            "or its training diverged. Get it from its origin again, or save the model from an earlier checkpoint."
         )
 
 
@@ -177,23 +190,34 @@ def load_transformers(auto_class: Any, source: str | os.PathLike[str], **kwargs:
     """
     from transformers import AutoConfig
 
-    folder = local_model(source, token=kwargs.get("token"))
+    folder = local_model(
+        source, kwargs.pop("subfolder", None), kwargs.pop("revision", None), kwargs.pop("token", None)
+    )
+    kwargs = {"trust_remote_code": False, **safetensors_alone(kwargs)}
     try:
-        with torch.device("meta"):
-            expected = auto_class.from_config(AutoConfig.from_pretrained(folder))
-        num_expected = sum(value.numel() for value in expected.parameters())
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=kwargs["trust_remote_code"])
+        num_described = _num_described(auto_class, config)
         num_stored = sum(_num_stored(path) for path in folder.glob("*.safetensors"))
-        if num_expected > 2 * num_stored + _SPARE_PARAMETERS:
-            raise ValueError(f"its config describes {num_expected} weights, but its files hold {num_stored}")
-        model = auto_class.from_pretrained(folder, **safetensors_alone(kwargs))
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        if num_described > 2 * num_stored + _SPARE_PARAMETERS:
+            raise ValueError(f"its config describes {num_described} weights, but its files hold {num_stored}.")
+        model = auto_class.from_pretrained(folder, **kwargs)
+    except (*_LOADING_ERRORS, SafetensorError) as error:
         raise ValueError(f"The model in {str(source)!r} cannot be used: {' '.join(str(error).split())}") from error
     check_finite(model, source)
     return model.eval()
 
 
+def _num_described(auto_class: Any, config: Any) -> int:
+    """Number of weights of the model that a config describes, without allocating them; 0 if that cannot be told."""
+    try:
+        with torch.device("meta"):
+            return sum(value.numel() for value in auto_class.from_config(config).parameters())
+    except (NotImplementedError, RuntimeError):  # a model that computes with numbers while it is built
+        return 0
+
+
 def _num_stored(path: Path) -> int:
     """Numbers in a safetensors file, by its header."""
     with safe_open(path, "pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]
-    return sum(int(torch.Size(shape).numel()) for shape in shapes)
+        shapes = [file.get_slice(name).get_shape() for name in list(file.keys())]
+    return sum(torch.Size(shape).numel() for shape in shapes)

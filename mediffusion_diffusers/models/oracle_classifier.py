@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from ..device import memory_format_for
+from .config_rules import MAX_SIDE, whole
+from .label_config import resolve_label_config
+from .model_folder import load_transformers
 
 
 PATIENTS_FILE = "training_patients.json"  # digests of the patients that the oracle was trained on
@@ -89,7 +92,7 @@ def load_oracle(path: str | os.PathLike[str], device: str | torch.device = "cpu"
     """Load an outside classifier from a folder written by `train_oracle.py`.
 
     Raises:
-        ValueError: if `path` holds none.
+        ValueError: if `path` holds none, or one whose files are damaged, pickled or ask for too much.
     """
     from transformers import AutoModelForImageClassification
 
@@ -97,10 +100,22 @@ def load_oracle(path: str | os.PathLike[str], device: str | torch.device = "cpu"
         raise ValueError(
             f"`oracle_path` must be a folder written by train_oracle.py, but {str(path)!r} holds no config.json."
         )
-    model = AutoModelForImageClassification.from_pretrained(path)
+    model = load_transformers(AutoModelForImageClassification, path)
     missing = [name for name in ("image_size", "num_channels") if not hasattr(model.config, name)]
     if missing:
         raise ValueError(f"The config in {str(path)!r} must state {missing}: write them into its config.json.")
+    try:
+        whole(1, MAX_SIDE)("image_size", model.config.image_size)
+        whole(1, 4)("num_channels", model.config.num_channels)
+        resolve_label_config(
+            model.config.num_labels,
+            model.config.problem_type or "multi_label_classification",
+            model.config.id2label,
+            None,
+            getattr(model.config, "label_thresholds", None),
+        )
+    except ValueError as error:
+        raise ValueError(f"{Path(path) / 'config.json'} cannot be used: {error}") from error
     return OracleClassifier(model.to(device))
 
 

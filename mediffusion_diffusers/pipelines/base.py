@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -18,9 +19,12 @@ from diffusers import (
 from diffusers.utils import logging
 
 from ..device import memory_format_for
+from ..hub import hub_access
 from ..image_processor import ImageInput, MediffusionImageProcessor
 from ..latents import decode_latents, encode_pixels, vae_scale_factor
 from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
+from ..models.config_rules import MAX_SIDE
+from ..models.model_folder import CONVERT, check_finite, check_pipeline_folder, safetensors_alone
 
 
 logger = logging.get_logger(__name__)
@@ -77,10 +81,45 @@ class MediffusionPipelineMixin:
 
         On a CPU channels last makes a step about 1.4 times faster, and changes results by rounding alone. A pipeline
         made of components leaves their layout as it is.
+
+        Raises:
+            ValueError: if weights are pickled or hold NaN, or a config is damaged or asks for too much.
+            HubFailure: if the pipeline is no folder and cannot be read on the Hub.
         """
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        kwargs = safetensors_alone(kwargs)
+        if source is not None and os.path.isdir(source):
+            check_pipeline_folder(source)
         pipe = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+        for module in pipe.components.values():
+            check_finite(module, source)
+        if None not in (pipe.vae, pipe.unet) and max(pipe.image_size) > MAX_SIDE:
+            raise ValueError(
+                f"{str(source)!r} is for images of {pipe.image_size} pixels; the largest side is {MAX_SIDE}."
+            )
         pipe._lay_out()
         return pipe
+
+    @classmethod
+    def download(cls, pretrained_model_name: str | os.PathLike, **kwargs: Any) -> Any:
+        """As [`~diffusers.DiffusionPipeline.download`]; safetensors alone, and the configs are checked.
+
+        Raises:
+            ValueError: as `from_pretrained`.
+            HubFailure: as `from_pretrained`.
+        """
+        kwargs = safetensors_alone(kwargs)
+        with hub_access(pretrained_model_name, kwargs.get("revision"), kwargs.get("token")):
+            try:
+                folder = super().download(pretrained_model_name, **kwargs)  # type: ignore[misc]
+            except OSError as error:
+                if "`safetensors` weights" not in str(error):
+                    raise
+                raise ValueError(
+                    f"{str(pretrained_model_name)!r} lacks safetensors for one of its models. {CONVERT}"
+                ) from error
+        check_pipeline_folder(folder)
+        return folder
 
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
         """As [`~diffusers.DiffusionPipeline.to`]; on an accelerator the weights are laid out as it reads them best."""

@@ -274,7 +274,7 @@ class TestLabels:
             ({"problem_type": "regression"}, "problem_type"),
             ({"id2label": {0: "a", 2: "b"}}, "every index from 0 to 1"),
             ({"id2label": {0: "a", 1: "a"}}, "distinct names"),
-            ({"id2label": None, "num_labels": 0}, "at least 1"),
+            ({"id2label": None, "num_labels": 0}, r"whole number in \[1, 100000\]"),
             ({"id2label": {0: "a"}, "problem_type": SINGLE_LABEL}, "at least 2"),
             ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, "inverse"),
             ({"label_thresholds": [0.5]}, "3 numbers"),

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from ...latents import vae_scale_factor
+from ...models.model_folder import check_finite, local_model
 
 
 def build_autoencoder(args: argparse.Namespace, channels: int) -> AutoencoderKL:
@@ -79,10 +80,13 @@ def _convolution_like(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor)
 
 
 def _load_pretrained(name: str, subfolder: str | None) -> AutoencoderKL:
-    config = AutoencoderKL.load_config(name, subfolder=subfolder)
+    folder = local_model(name, subfolder)
+    config = AutoencoderKL.load_config(folder)
     if config.get("_class_name") != "AutoencoderKL":
         raise ValueError(
             f"`pretrained_vae` must hold an AutoencoderKL, but {name!r} holds {config.get('_class_name')!r}. If it is "
             "a pipeline, name the part with `--pretrained_vae_subfolder vae`."
         )
-    return AutoencoderKL.from_pretrained(name, subfolder=subfolder).float()
+    vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True).float()
+    check_finite(vae, name)
+    return vae

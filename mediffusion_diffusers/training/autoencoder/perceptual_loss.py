@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...image_processor import denormalize
+from ...models.model_folder import load_transformers
 
 
 PerceptualLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -92,7 +93,7 @@ class TransformersPerceptualLoss(PerceptualNetwork):
         from transformers.image_processing_base import ImageProcessingMixin
 
         try:
-            model = AutoModel.from_pretrained(name)
+            model = load_transformers(AutoModel, name)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"`perceptual` must be 'none', 'lpips', or the folder or repository of an image model of "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DModel
 from ...data.schema import DatasetInfo
 from ...latents import vae_scale_factor
 from ...models import JointUNet2DModel, SpaceToDepthAutoencoder
+from ...models.config_rules import read_config
+from ...models.model_folder import check_finite, local_model
 from ...models.presets import PAPER_UNET
 
 
@@ -41,15 +42,16 @@ def load_vae(args: argparse.Namespace, info: DatasetInfo) -> Any:
             info.channels, info.channels, block_size=args.vae_block_size, sample_size=args.resolution
         )
     else:
-        subfolder = _subfolder(args.vae_path, args.vae_subfolder, "vae")
-        config = AutoencoderKL.load_config(args.vae_path, subfolder=subfolder)
+        folder = local_model(args.vae_path, _subfolder(args.vae_path, args.vae_subfolder, "vae"))
+        config = AutoencoderKL.load_config(folder)
         known = {"AutoencoderKL": AutoencoderKL, "SpaceToDepthAutoencoder": SpaceToDepthAutoencoder}
         if config.get("_class_name") not in known:
             raise ValueError(
                 f"`vae_path` must hold an AutoencoderKL or SpaceToDepthAutoencoder, but {args.vae_path!r} holds "
                 f"{config.get('_class_name')!r}. If it is a pipeline folder, name the part with `vae_subfolder`."
             )
-        vae = known[config["_class_name"]].from_pretrained(args.vae_path, subfolder=subfolder)
+        vae = known[config["_class_name"]].from_pretrained(folder, use_safetensors=True)
+        check_finite(vae, args.vae_path)
     if vae.config.in_channels != info.channels:
         raise ValueError(
             f"The autoencoder reads images of {vae.config.in_channels} channels, but dataset {info.name!r} has "
@@ -105,7 +107,7 @@ def build_unet(
     elif args.unet_config is not None:
         if not Path(args.unet_config).is_file():
             raise ValueError(f"`unet_config` must be a JSON file or 'paper', but {args.unet_config!r} does not exist.")
-        config = json.loads(Path(args.unet_config).read_text())
+        config = read_config(Path(args.unet_config), "JointUNet2DModel")
         config = {name: value for name, value in config.items() if not name.startswith("_")}
     elif args.block_out_channels is None:
         raise ValueError("The U-Net has no shape: give `unet_path`, `unet_config` or `block_out_channels`.")
@@ -163,15 +165,17 @@ def sampling_scheduler(noise_scheduler: Any, vae: Any) -> DDIMScheduler:
 
 
 def _load_unet(args: argparse.Namespace) -> UNet2DModel:
-    subfolder = _subfolder(args.unet_path, args.unet_subfolder, "unet")
-    config = UNet2DModel.load_config(args.unet_path, subfolder=subfolder)
+    folder = local_model(args.unet_path, _subfolder(args.unet_path, args.unet_subfolder, "unet"))
+    config = UNet2DModel.load_config(folder)
     known: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "JointUNet2DModel": JointUNet2DModel}
     if config.get("_class_name") not in known:
         raise ValueError(
             f"`unet_path` must hold a UNet2DModel or JointUNet2DModel, but {args.unet_path!r} holds "
             f"{config.get('_class_name')!r}. If it is a pipeline folder, name the part with `unet_subfolder`."
         )
-    return known[config["_class_name"]].from_pretrained(args.unet_path, subfolder=subfolder).float()
+    unet = known[config["_class_name"]].from_pretrained(folder, use_safetensors=True).float()
+    check_finite(unet, args.unet_path)
+    return unet
 
 
 def _subfolder(path: str, subfolder: str | None, part: str) -> str | None:
