@@ -87,6 +87,18 @@ def write_text(path: str | os.PathLike[str], text: str, mode: int = 0o644) -> No
     write_bytes(path, text.encode("utf-8"), mode)
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: naming the file, if it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{os.fspath(path)} is not JSON: {error}. Write it anew, or restore it.") from error
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as indented JSON; see `new_file`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

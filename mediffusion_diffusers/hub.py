@@ -70,19 +70,21 @@ def hub_failure(error: BaseException | None, source: str | None = None) -> str |
         error: the error.
         source: what was read, if known.
     """
-    name = "The repository" if source is None else repr(source)
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
+        known = source or getattr(error, "repo_id", None)
+        name = "the repository" if known is None else repr(known)
         if isinstance(error, HubFailure):
             return str(error)
         if isinstance(error, OfflineModeIsEnabled):
-            return f"{name} is not on this machine, and offline mode is on. Unset HF_HUB_OFFLINE, or name a folder."
+            return f"Offline mode is on, and {name} is not on this machine. Unset HF_HUB_OFFLINE, or name a folder."
         if isinstance(error, HFValidationError):
-            return f"{name} is neither a folder here nor a name on the Hub, which has the form 'organisation/name'."
+            return f"Neither a folder here nor a name on the Hub, such as 'organisation/name': {name}."
         response = getattr(error, "response", None)
         if isinstance(error, HfHubHTTPError) and response is not None:
-            return _answered(error, int(response.status_code), name)
+            sentence = _answered(error, int(response.status_code), name)
+            return sentence[0].upper() + sentence[1:]
         if isinstance(error, _TRANSPORT_ERROR) and getattr(error, "response", None) is None:
             return _unanswered(error)
         error = error.__cause__ or error.__context__
@@ -99,9 +101,7 @@ def _answered(error: HfHubHTTPError, status: int, name: str) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f"{name} has no such revision on the Hub ({status}). Name one of its branches, tags or commits."
     if isinstance(error, EntryNotFoundError):
-        return (
-            f"{name} lacks a file that is needed ({status}): {_url_path(error)}. Is it a repository of another kind?"
-        )
+        return f"{name} lacks a file that is needed ({status}): {_url_path(error)}. Is it a model of another kind?"
     if isinstance(error, RepositoryNotFoundError) and status == 404:
         return f"{name} is neither a folder here nor a repository on the Hub (404). Check the name."
     if isinstance(error, RepositoryNotFoundError):

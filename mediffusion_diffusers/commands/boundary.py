@@ -6,19 +6,27 @@ if __name__ == "__main__":
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import sys
 import traceback
+import zipfile
+import zlib
 from collections.abc import Callable
 
+from safetensors import SafetensorError
+
+from ..hub import HUB_ERRORS, hub_failure
 from ..privacy import without_tokens
 from ..stop_request import StoppedBySignal
 
 
 TRACEBACK_VARIABLE = "MEDIFFUSION_TRACEBACK"
-# What a user can correct: arguments, files, the network (httpx and the Hub derive theirs from OSError or ValueError
-# only in part; `explain` sees to the rest), numbers that left their range, memory.
+# What a user can correct: arguments, files, numbers that left their range, memory; `explain` knows of the Hub's.
 _EXPECTED = (OSError, ValueError, FloatingPointError, ImportError, MemoryError)
+# What libraries raise for a file that is damaged or not of the kind that its name says.
+_DAMAGED_FILE = (SafetensorError, zipfile.BadZipFile, zlib.error, csv.Error, EOFError)
 
 
 def run_command(main: Callable[[], int | None], name: str) -> None:
@@ -57,7 +65,15 @@ def explain(error: BaseException) -> str:
         error: what ended the command.
     """
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, _EXPECTED):
+    if isinstance(error, HUB_ERRORS) and not isinstance(error, PermissionError):
+        text = hub_failure(error) or text
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "allocate memory" in text:
+        return f"there is not enough memory ({text}). Take a smaller batch or smaller images."
+    if isinstance(error, json.JSONDecodeError):
+        return f"a JSON file is damaged: {text}."
+    if isinstance(error, _DAMAGED_FILE):
+        return f"a file is damaged or not of the kind that its name says: {text}."
+    if isinstance(error, (*_EXPECTED, *HUB_ERRORS)):
         return text
     place = traceback.extract_tb(error.__traceback__)[-1:] if error.__traceback__ else []
     where = f" ({os.path.basename(place[0].filename)}, line {place[0].lineno})" if place else ""

@@ -8,7 +8,6 @@ Settings that change them beyond recognition are out, however well they flip.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..atomic_files import write_json
+from ..atomic_files import read_json, write_json
 from .counterfactual_study import KEYWORDS, CounterfactualStudyRunner
 from .counterfactuals import flips, mean_absolute_change
 
@@ -227,6 +226,6 @@ def write_guidance_defaults(pipeline_folder: str | Path, settings: dict[str, Any
             `follow_inversion`, `mask`, `fade_guidance`; others in the config stay.
     """
     path = Path(pipeline_folder) / UNET_CONFIG
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     config["guidance_defaults"] = {**(config.get("guidance_defaults") or {}), **settings}
     write_json(path, config)

@@ -168,8 +168,8 @@ def check_finite(module: Any, source: Any) -> None:
     bad = [name for (name, _), is_finite in zip(named, sums.tolist(), strict=True) if not is_finite]
     if bad:
         raise ValueError(
-            f"The weights in {str(source)!r} hold NaN or infinite numbers, for example {bad[0]!r}: the file is damaged "
-            "or its training diverged. Get it from its origin again, or save the model from an earlier checkpoint."
+            f"The weights in {str(source)!r} hold NaN or infinite numbers, as {bad[0]!r} does: the file is damaged or "
+            "its training diverged. Get it from its origin again, or save the model from an earlier checkpoint."
         )
 
 

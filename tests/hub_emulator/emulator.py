@@ -92,6 +92,7 @@ class HubEmulator:
         hf_home: str | os.PathLike | None = None,
         check: bool = True,
         timeout: float = 120,
+        environment: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run Python code as a client of this Hub, in a fresh process.
 
@@ -101,11 +102,12 @@ class HubEmulator:
             cwd: working folder; an empty scratch folder by default.
             check: whether an exit status other than 0 fails the calling test, with the client's output.
             timeout: in seconds.
+            environment: variables besides.
         """
         assert self._scratch is not None, "The emulator is started by `with HubEmulator() as hub:`."
         completed = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
-            env=self.environment(token, hf_home),
+            env=self.environment(token, hf_home) | (environment or {}),
             cwd=Path(cwd or self._scratch.name),
             capture_output=True,
             text=True,
