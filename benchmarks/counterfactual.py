@@ -42,6 +42,7 @@ from guided_steps import (
     compare_steps,
     measure,
     medians_of,
+    rounded,
 )
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
@@ -104,13 +105,6 @@ def compare_whole(num_rounds: int, settings: dict[str, Any]) -> dict[str, Any]:
         },
         "median_cpu_seconds": medians,
     }
-
-
-def rounded(value: Any) -> Any:
-    """Four significant digits everywhere."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def processor_name() -> str:

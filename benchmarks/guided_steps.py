@@ -98,7 +98,7 @@ class GuidanceSteps:
     def __init__(self, unet: JointUNet2DModel, batch_size: int = 1):
         self.unet = unet
         side = unet.config.sample_size
-        self.sample = torch.randn(batch_size, unet.config.in_channels, side, side)
+        self.sample = torch.randn(batch_size, unet.config.in_channels, side, side).to(unet.device, unet.dtype)
         direction = torch.zeros(batch_size, unet.config.num_labels)
         direction[:, 0] = -1
         self.target = GuidanceTarget(direction, unet.config.problem_type)
@@ -160,6 +160,13 @@ def measure(
             if round_index >= 0:
                 seconds[name].append(time.process_time() - started)
     return seconds
+
+
+def rounded(value: Any) -> Any:
+    """Four significant digits everywhere."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def medians_of(seconds: dict[str, list[float]]) -> dict[str, float]:
