@@ -26,11 +26,12 @@ from ..evaluation.guidance_calibration import (
     GuidanceChoice,
     write_guidance_defaults,
 )
+from ..evaluation.provenance import describe_provenance
 from ..option_parser import OptionParser
 from ..options import Range, check_options, option
 from ..output_folder import claimed_folder, try_writing
 from ..pipelines.counterfactual import given_options, stored_options
-from ..publishing.model_card import refresh_model_card
+from ..publishing.record import record_results
 from .results import write_results
 from .study_options import BOTH, BatchSize, StudyOptions, directions_of
 
@@ -137,12 +138,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.dry_run:
             return
         stored = {name: value for name, value in fixed.items() if name in stored_options()}
-        results = calibration.to_dict()
+        provenance = describe_provenance(folder, runner.info, options.split)
+        results = {"provenance": provenance, **calibration.to_dict()}
 
         def write(place: Path) -> None:
             if place == folder:
                 write_guidance_defaults(folder, {**choice.settings(), **stored})
-                refresh_model_card(folder)
+                print(record_results(folder, "calibration", results))
             write_json(place / RESULTS_FILE, results)  # last: it says that all is done
 
         write_results(write, folder, results)

@@ -15,7 +15,7 @@ from ..privacy import is_local_path
 
 
 FOLDER = "evaluation"
-KINDS = ("classification", "counterfactuals")
+KINDS = ("classification", "calibration", "counterfactuals")  # in the order of a card
 _NEEDED = ("data", "split", "checkpoint")
 
 
@@ -25,7 +25,7 @@ class Evaluation:
 
     Args:
         kind: one of `KINDS`.
-        results: content of `classification.json` or `counterfactuals.json`.
+        results: content of `classification.json`, `guidance_calibration.json` or `counterfactuals.json`.
 
     Raises:
         ValueError: for another kind, or results whose provenance does not name data, split and checkpoint.

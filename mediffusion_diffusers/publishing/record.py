@@ -17,8 +17,8 @@ def record_results(pipeline_folder: str | Path, kind: str, results: Mapping[str,
 
     Args:
         pipeline_folder: folder of the evaluated pipeline, or its repository on the Hub.
-        kind: `"classification"` or `"counterfactuals"`.
-        results: content of `classification.json` or `counterfactuals.json`.
+        kind: `"classification"`, `"calibration"` or `"counterfactuals"`.
+        results: content of `classification.json`, `guidance_calibration.json` or `counterfactuals.json`.
 
     Returns:
         What was done, or why not, in a sentence for the user.

@@ -11,6 +11,7 @@ from ..reports.tables import (
     CLASSIFICATION_CAPTION,
     HEADINGS,
     Table,
+    calibration_table,
     classification_introduction,
     classification_table,
     study_caption,
@@ -116,6 +117,10 @@ def _shown(evaluation: Evaluation) -> dict[str, Any]:
                     "tables": [(classification_table(results), CLASSIFICATION_CAPTION)],
                 }
             ]
+        elif evaluation.kind == "calibration":
+            title = "Choice of the counterfactuals' defaults"
+            rule = f"Chosen: {results['rule']}."
+            parts = [{"heading": "", "introduction": rule, "tables": [(calibration_table(results), "")]}]
         else:
             title = "Counterfactuals"
             parts = [_shown_direction(name, results[name]) for name in HEADINGS if name in results]

@@ -64,6 +64,13 @@ def classification_table(result: Mapping[str, Any]) -> Table:
     return [*columns, "Brier", "ECE", "slope", "intercept"], rows
 
 
+def calibration_table(results: Mapping[str, Any]) -> Table:
+    """The setting chosen for each direction, and what it does on the images it was chosen on."""
+    keys = ("direction", "strength", "mask", "guidance_scale", "flip_rate", "l1", "num_images")
+    columns = ["direction", "strength", "region", "guidance scale", "own flips", "L1", "images"]
+    return columns, [[trial[key] for key in keys] for trial in results["chosen"]]
+
+
 def study_introduction(direction: str, part: Mapping[str, Any]) -> str:
     """Which images, and how many, a direction was studied on."""
     text = f"{_counted(part['num_images'], part.get('num_patients'))}: {part['selection']}."

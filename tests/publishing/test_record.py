@@ -1,13 +1,20 @@
 """What the evaluation scripts measured stands in the card, with its origin, beside the weights it belongs to."""
 
 import json
+import re
 import shutil
+from dataclasses import asdict, fields, make_dataclass
+from typing import Annotated
 
 import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.evaluation.guidance_calibration import GuidanceTrial, write_guidance_defaults
+from mediffusion_diffusers.options import Range, option
+from mediffusion_diffusers.pipelines.counterfactual.settings import CounterfactualSettings
+from mediffusion_diffusers.publishing import defaults_section
 from mediffusion_diffusers.publishing.evaluations import kept_evaluations
 from mediffusion_diffusers.publishing.model_card import refresh_model_card, render_model_card
 from mediffusion_diffusers.publishing.record import record_results
@@ -121,3 +128,25 @@ def test_what_cannot_be_recorded_is_told(folder, evaluated, tmp_path):
     shutil.rmtree(folder / "evaluation")
     (folder / "evaluation").write_text("a file")
     assert record_results(folder, "classification", results).startswith("Not recorded beside the model: ")
+
+
+def test_a_calibration_stands_beside_what_it_chose(folder, evaluated):
+    trial = GuidanceTrial("remove", 0.3, "auto", 30.0, 0.9375, 0.0126, 16)
+    results = {"rule": "the smallest change", "chosen": [asdict(trial)], "trials": [asdict(trial)]}
+    provenance = {**evaluated["classification"]["provenance"], "split": "validation"}
+    write_guidance_defaults(folder, {"strength": 0.3, "mask": "auto"})
+    assert "Recorded" in record_results(folder, "calibration", {"provenance": provenance, **results})
+    text = card_of(folder).text
+    assert "### Choice of the counterfactuals' defaults: phantom, split validation" in text
+    assert "| remove | 0.300 | auto | 30 | 0.938 | 0.013 | 16 |" in text and "Chosen: the smallest change." in text
+    assert "| `mask` | `auto` | checkpoint |" in text and "classification of test images" in text
+
+
+def test_a_new_option_of_the_counterfactuals_stands_in_the_card(folder, monkeypatch):
+    column = ("sharpness", Annotated[float, Range(at_least=0)], option(0.5, "How `sharp` | blunt the edit is."))
+    extended = make_dataclass("Extended", [column], bases=(CounterfactualSettings,), frozen=True)
+    monkeypatch.setattr(defaults_section, "CounterfactualSettings", extended)
+    assert refresh_model_card(folder)
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (?:pipeline|checkpoint) \| .* \|$", card_of(folder).text, re.M)
+    assert rows == [entry.name for entry in fields(extended)] and rows[-1] == "sharpness"
+    assert "| `sharpness` | `0.5` | pipeline | How `sharp` \\| blunt the edit is. |" in card_of(folder).text
