@@ -1,8 +1,11 @@
+import dataclasses
 import json
 import math
+import shutil
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from support.sources import random_picture
 
@@ -150,6 +153,75 @@ def test_loading_refuses(tmp_path):
     (tmp_path / "set/dataset_info.json").write_text("{]")
     with pytest.raises(ValueError, match="Cannot read"):
         load_info(tmp_path / "set")
+
+
+def test_damaged_datasets_are_named(tmp_path):
+    info = make_info()
+    folder = tmp_path / "set"
+    shard = folder / "data/train-00000-of-00002.parquet"
+
+    def refuse(message):
+        for columns in (None, ["image_id"]):
+            with pytest.raises(ValueError, match=message):
+                load_prepared(folder, columns=columns)
+
+    def write():
+        write_prepared(folder, {"train": make_rows(info, 2000)}, info, shard_size=1, overwrite=True)
+
+    write()
+    shard.unlink()
+    refuse("holds 1 of the 2 shards of 'train'")
+    write()
+    shard.write_bytes(shard.read_bytes()[:-20])
+    refuse(r"train-00000-of-00002\.parquet is damaged")
+    write()
+    shutil.copy(folder / "data/train-00001-of-00002.parquet", shard)
+    saved = load_info(folder)
+    dataclasses.replace(saved, num_rows={"train": 1999}).save(folder)
+    refuse(r"holds 2,000 rows of 'train', but dataset_info\.json names 1,999")
+    with pytest.raises(ValueError, match="lacks the columns"):
+        dataclasses.replace(saved, num_rows={}).save(folder)
+        load_prepared(folder, columns=["label"])
+    (folder / "dataset_info.json").write_text(json.dumps({**dataclasses.asdict(saved), "converter_version": "9"}))
+    refuse(r"dataset_info\.json: it is of version '9', and this package reads version '1'")
+
+
+def test_a_split_without_rows_is_refused(tmp_path):
+    info = make_info()
+    write_prepared(tmp_path / "set", {"train": make_rows(info, 2)}, info)
+    schema = datasets.Features(load_prepared(tmp_path / "set").features).arrow_schema
+    pq.write_table(schema.empty_table(), tmp_path / "set/data/test-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="The split 'test' of 'toy' has no row"):
+        load_prepared(tmp_path / "set", "test")
+
+
+def test_one_run_per_output_folder_and_a_killed_one_is_cleared(tmp_path):
+    info = make_info()
+    place = tmp_path / ".set.writing"
+
+    def rows():
+        yield from make_rows(info, 1)
+        with pytest.raises(ValueError, match="is in use by another run"):
+            write_prepared(tmp_path / "set", {"train": make_rows(info, 1)}, info)
+
+    write_prepared(tmp_path / "set", {"train": rows()}, info)
+    assert not place.exists()
+    # Killed between putting the old dataset aside and giving its name to the new one.
+    (place / "written/data").mkdir(parents=True)
+    (tmp_path / "set").rename(place / "previous")
+    with pytest.raises(ValueError, match="already holds a prepared dataset"):
+        write_prepared(tmp_path / "set", {"train": make_rows(info, 2)}, info)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert len(load_prepared(tmp_path / "set")) == 1
+
+
+def test_a_linked_output_folder_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "set").symlink_to(tmp_path / "disk")
+    for num in (1, 2):
+        write_prepared(tmp_path / "set", {"train": make_rows(make_info(), num)}, make_info(), overwrite=True)
+        assert (tmp_path / "set").is_symlink()
+        assert len(load_prepared(tmp_path / "disk")) == num
 
 
 @pytest.mark.parametrize(

@@ -165,5 +165,33 @@ def test_malformed_files_are_refused(tmp_path):
     refuse("line 3: image, finding", lambda source: append(source / boxes, "x.png"))
 
 
+def test_lists_with_folders_and_lists_of_other_images(tmp_path):
+    source = write_chestxray14(tmp_path / "nih", ROWS, test_patients=(30,))
+    for name, folder in (("train_val_list.txt", "images/"), ("test_list.txt", "images_001\\images\\")):
+        names = (source / name).read_text().split()
+        (source / name).write_text("\n".join(folder + image for image in names))
+    info = convert(source, tmp_path / "set", validation_share=0)
+    assert info.num_rows == {"train": len(ROWS) - 1, "test": 1}
+    assert any("test_list.txt names folders" in note for note in info.notes)
+    (source / "test_list.txt").write_text("00000030_000.jpg\n")
+    with pytest.raises(ValueError, match=r"test_list\.txt must name images of the label file, but none of"):
+        convert(source, tmp_path / "other")
+
+
+def test_every_file_is_accounted_for(tmp_path):
+    source = write_chestxray14(tmp_path / "nih", ROWS)
+    for name in ("unlisted.png", "[x]/00000001_000.png", "._00000001_000.png"):
+        (source / "images" / name).parent.mkdir(exist_ok=True)
+        random_picture(0).save(source / "images" / name)
+    (source / "README.txt").write_text("NIH")
+    convert(source, tmp_path / "set", validation_share=0)
+    report = read_report(tmp_path / "set")
+    reasons = {entry["reason"] for entry in report["skipped"]}
+    assert reasons == {"the label file has no row for it", "another image has the same name"}
+    ignored = sum(map(len, report["ignored"].values()))
+    assert report["found"] == len(ROWS) + len(report["skipped"]) + ignored + len(report["tables"])
+    assert ignored == 2
+
+
 def append(path, line):
     path.write_text(path.read_text().rstrip("\n") + "\n" + line + "\n")
