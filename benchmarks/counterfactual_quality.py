@@ -47,7 +47,7 @@ def compare_quality(
     """
     runner = CounterfactualStudyRunner(pipeline_folder, dataset_folder, oracle_path=oracle_folder, batch_size=32)
     scheduler = runner.pipeline.scheduler
-    scales = runner.pipeline.resolve_settings()["guidance_scale"]
+    scales = runner.pipeline.resolve_settings().guidance_scale
     settings = {"mask": "everywhere", **settings}
     many_steps = {"num_inference_steps": NUM_MANY_STEPS, "num_inversion_steps": NUM_MANY_STEPS, "mask": "everywhere"}
     result: dict[str, Any] = {

@@ -15,10 +15,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from .guidance import hold_saved_tensors
+
 
 HIGH_FREQUENCY = 0.25  # cycles per pixel, half of what the grid can hold
 _NO_CHANGE = 1e-5  # root mean square below which a change is rounding
 _BISECTIONS = 40
+_SMALLEST_EXPONENT = -60  # of 1 - g: below, the target is certain to all ends
+_BACKWARD_EXPONENT = 6  # size at which gradients are passed backwards, as a power of two
 _MAX_STRETCH = 64  # how much further than without clamping `change_by` goes to make up for it
 
 
@@ -59,7 +63,7 @@ def plain_gradient_control(
     """
     images = originals.clone()
     for _ in range(num_steps):
-        gradient = mask * _gradient(images, log_probability)
+        gradient = mask * _ascent(images, log_probability)
         size = gradient.abs().flatten(1).mean(1).clamp_min(1e-20)
         step = (l1.to(size) / num_steps / size).view(-1, 1, 1, 1) * gradient
         images = (images + step).clamp(0, 1)
@@ -87,9 +91,10 @@ def ascend_log_probability(
     """
     changed = latents.clone()
     for _ in range(num_steps):
-        gradient = mask * _gradient(changed, log_probability)
+        gradient = mask * _ascent(changed, log_probability)
         length = gradient.flatten(1).norm(dim=1).clamp_min(1e-20)
-        changed = changed + (size.to(length) / num_steps / length).view(-1, 1, 1, 1) * gradient
+        step = (size.to(length) / num_steps / length).view(-1, 1, 1, 1) * gradient
+        changed = (changed + step).to(latents.dtype)
     return changed
 
 
@@ -137,11 +142,19 @@ def high_frequency_share(difference: np.ndarray) -> np.ndarray:
         return np.where(is_change, energy[:, radius > HIGH_FREQUENCY].sum(1) / total, np.nan)
 
 
-def _gradient(images: torch.Tensor, log_probability: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Gradient of the summed log-probability; works under `torch.inference_mode`."""
-    with torch.inference_mode(False), torch.enable_grad():
+def _ascent(images: torch.Tensor, log_probability: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Direction of the gradient of each log-probability, in float32 or better; works under `torch.inference_mode`.
+
+    Each is weighted by a power of two, since of a probability near 1 the gradient would vanish in half precision.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), hold_saved_tensors():
         leaf = images.detach().clone().requires_grad_(True)
-        return torch.autograd.grad(log_probability(leaf).sum(), leaf)[0]
+        log_prob = log_probability(leaf)
+        rest = -torch.expm1(log_prob.detach().float())  # 1 - g, which the gradient is in proportion to
+        exponent = torch.where(rest > 0, torch.frexp(rest).exponent, 0).clamp_min(_SMALLEST_EXPONENT)
+        weight = torch.ldexp(torch.ones_like(rest), _BACKWARD_EXPONENT - exponent)
+        (gradient,) = torch.autograd.grad((weight * log_prob).sum(), leaf)
+        return gradient.to(torch.promote_types(gradient.dtype, torch.float32))
 
 
 def _changed(originals: torch.Tensor, unit: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -11,58 +11,35 @@ from typing import Any
 import torch
 
 from ..guidance import build_target
-from ..pipelines.counterfactual_inputs import MASK_WORDS
+from ..options import check_options
+from ..pipelines.counterfactual import given_options
 from ..version import __version__
 
 
 ROW_RULES = ("all", "labelled", "predicted")
-# Arguments of the pipeline that are passed on where they are given; the checkpoint's own hold elsewhere.
-PIPELINE_ARGUMENTS = (
-    *("strength", "guidance_scale", "num_inference_steps", "start", "guidance_mode", "follow_inversion", "hold"),
-    *("target_probability", "max_guidance_scale", "max_strength", "mask", "controls"),
-)
+
+# The pipeline's options as one value holds for a whole dataset; what is not given is the checkpoint's.
+PipelineOptions: Any = given_options()
 
 
 @dataclass(frozen=True)
-class ExplanationRequest:
-    """One question to all images of a dataset.
+class ExplanationRequest(PipelineOptions):
+    """One question to all images of a dataset, with any of the pipeline's options (see `CounterfactualSettings`).
 
     Args:
         away: labels to remove, by name.
         towards: labels to add.
-        strength: as for the pipeline; `None`, here and below, leaves it to the checkpoint.
-        guidance_scale: likewise.
-        num_inference_steps: likewise.
-        start: likewise.
-        guidance_mode: likewise.
-        follow_inversion: likewise.
-        hold: likewise.
-        target_probability: likewise; it searches, for each image, the smallest scale that reaches it.
-        max_guidance_scale: likewise.
-        max_strength: likewise.
-        mask: `"auto"` edits only where a first pass changes most; `"everywhere"`; `None` leaves it to the checkpoint.
         controls: whether to make the pipeline's control images.
         rows: `"all"`; `"labelled"`: rows whose labels say that something of `away` is present or something of
             `towards` absent; `"predicted"`: likewise by the model's own decision.
         seed: of the noise, where some is used; each row has a generator of its own.
 
     Raises:
-        ValueError: for no label, or an unknown rule.
+        ValueError: for no label, an unknown rule, or an option outside its range.
     """
 
     away: tuple[str, ...] = ()
     towards: tuple[str, ...] = ()
-    strength: float | None = None
-    guidance_scale: float | None = None
-    num_inference_steps: int | None = None
-    start: str | None = None
-    guidance_mode: str | None = None
-    follow_inversion: bool | None = None
-    hold: float | None = None
-    target_probability: float | None = None
-    max_guidance_scale: float | None = None
-    max_strength: float | None = None
-    mask: str | None = None
     controls: bool = True
     rows: str = "all"
     seed: int = 0
@@ -70,16 +47,15 @@ class ExplanationRequest:
     def __post_init__(self) -> None:
         if not self.away and not self.towards:
             raise ValueError("Name at least one label in `away` (to remove) or `towards` (to add).")
-        if self.mask not in (None, *MASK_WORDS):
-            raise ValueError(f"`mask` must be one of {MASK_WORDS} for a whole dataset, but got {self.mask!r}.")
         if self.rows not in ROW_RULES:
             raise ValueError(f"`rows` must be one of {ROW_RULES}, but got {self.rows!r}.")
+        check_options(self)
 
     def pipeline_arguments(self) -> dict[str, Any]:
         """The pipeline's keyword arguments but the images and generators."""
-        given = {name: getattr(self, name) for name in PIPELINE_ARGUMENTS if getattr(self, name) is not None}
         labels = {"away": list(self.away), "towards": list(self.towards)}
-        return {**given, **{name: names for name, names in labels.items() if names}}
+        named = {name: names for name, names in labels.items() if names}
+        return {**self.given(), "controls": self.controls, **named}
 
     def check_labels(self, pipe: Any) -> None:
         """Refuse labels that the model does not know.

@@ -3,7 +3,7 @@
 from .external import ExternalClassifier
 from .fading import fade
 from .formulas import guide_model_output, predict_epsilon, predict_original_sample
-from .freezing import sampling_mode
+from .freezing import hold_saved_tensors, sampling_mode
 from .prediction import GUIDANCE_MODES, OWN_GUIDANCE_MODES, GuidedPrediction, LatentClassifier, hold_at, predict_guided
 from .scales import GuidanceScale, plain_scale, scale_for, scales_of_rows, values_of_scale
 from .targets import GuidanceTarget, Labels, build_target, count_label_rows
@@ -23,6 +23,7 @@ __all__ = [
     "fade",
     "guide_model_output",
     "hold_at",
+    "hold_saved_tensors",
     "plain_scale",
     "predict_epsilon",
     "predict_guided",

@@ -29,6 +29,9 @@ class ExternalClassifier(nn.Module):
         ValueError: if the model is no image classifier.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -87,15 +90,17 @@ class ExternalClassifier(nn.Module):
         Returns:
             Logits of shape `(batch, num_labels)`.
         """
-        images = (pixels + 1) / 2
-        channels = int(self.mean.numel())  # type: ignore[operator, union-attr]
+        weight = next((each for each in self.model.parameters() if each.is_floating_point()), pixels)
+        images = (pixels.to(weight) + 1) / 2  # the model may lie elsewhere, or compute in another precision
+        channels = self.mean.numel()
         if images.shape[1] != channels:
             # Grey images are repeated, colour images of a grey classifier averaged.
             images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
         if self.image_size is not None and images.shape[-2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-        return self.model((images - self.mean) / self.std).logits  # type: ignore[operator]
+        mean, std = (buffer.to(images) for buffer in (self.mean, self.std))
+        return self.model((images - mean) / std).logits.to(pixels.device)
 
 
 def _side(size: Any) -> int | None:

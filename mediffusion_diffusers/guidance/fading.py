@@ -7,13 +7,14 @@ then `grad log g = (1 - g) grad l`, and over a step (u from 0 to 1)
     dl/du = K (1 - g(l)),   K = (first-order gain of log g over the step) / (1 - g_0)^2
 
 has the solution `m - exp(-m)` falling by K, for `m = -l`. The push that the step takes is the mean over the step.
+Where other labels are held, the gain is that of `log g` alone, and only its part of the push fades.
 """
 
 from __future__ import annotations
 
 import torch
 
-from .formulas import predict_epsilon
+from .formulas import guide_model_output, predict_epsilon
 from .prediction import GuidedPrediction
 from .targets import GuidanceTarget
 
@@ -69,13 +70,23 @@ def fade(
     Returns:
         The prediction, shape of the latents.
     """
+    if alpha_prod_t == 0:  # nothing is pushed: z_t holds nothing of an image
+        return predicted.model_output
     place = (sample, alpha_prod_t, prediction_type)
     shift = predict_epsilon(predicted.model_output, *place) - predict_epsilon(predicted.unguided, *place)
     # shift = -s sqrt(1 - abar) grad log g, and the step moves z by noise_weight * shift.
     scale = torch.as_tensor(guidance_scale, dtype=torch.float64, device=shift.device)
     per_gradient = -scale * (1 - alpha_prod_t.double().to(shift.device)).sqrt()
-    size = shift.double().flatten(1).square().sum(1)
+    push, held = predicted.model_output - predicted.unguided, None
+    if predicted.log_prob_grad is None:
+        size = shift.double().flatten(1).square().sum(1)
+    else:
+        own_shift = per_gradient.reshape(-1, 1, 1, 1) * predicted.log_prob_grad.double()
+        size = (own_shift * shift.double()).flatten(1).sum(1)
+        own = (predicted.log_prob_grad, alpha_prod_t, guidance_scale, prediction_type)
+        own_push = guide_model_output(torch.zeros_like(push), *own)
+        push, held = own_push, push - own_push
     gain = torch.where(per_gradient < 0, noise_weight.double().to(shift.device) / per_gradient, 0.0) * size
     factor = fading_factor(target.log_prob(predicted.logits.float()), gain)
-    push = predicted.model_output - predicted.unguided
-    return predicted.unguided + factor.to(push).reshape(-1, 1, 1, 1) * push
+    faded = predicted.unguided + factor.to(push).reshape(-1, 1, 1, 1) * push
+    return faded if held is None else faded + held

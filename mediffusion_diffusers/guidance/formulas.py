@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -21,7 +23,8 @@ def guide_model_output(
 
     Args:
         model_output: prediction of the U-Net, shape `(batch, channels, height, width)`.
-        log_prob_grad: gradient of the *summed* log-probability with respect to z_t, same shape.
+        log_prob_grad: gradient of the *summed* log-probability with respect to z_t, same shape; in float32 where the
+            prediction has half precision.
         alpha_prod_t: abar_t in [0, 1], a scalar. At 0 (zero terminal SNR) z_t holds nothing of an image, and the
             prediction of `z_0` or v stays unguided.
         guidance_scale: s >= 0, no unit, a number or one per image; 0 is unguided (unlike classifier-free guidance,
@@ -39,23 +42,25 @@ def guide_model_output(
             f"`log_prob_grad` must have the shape of `model_output`, {tuple(model_output.shape)}, but got "
             f"{tuple(log_prob_grad.shape)}."
         )
-    scale = torch.as_tensor(guidance_scale, dtype=model_output.dtype, device=model_output.device)
-    if (scale < 0).any():
+    is_tensor = isinstance(guidance_scale, torch.Tensor)
+    scale: Any = guidance_scale if is_tensor else torch.tensor(guidance_scale, dtype=torch.float64)
+    if not (scale >= 0).all():
         raise ValueError(
             f"`guidance_scale` must be at least 0, but got {guidance_scale}. To lower a label's probability name it "
             "in `away`."
         )
     is_pure_noise = bool(alpha_prod_t == 0)
     alpha_prod_t = alpha_prod_t.to(model_output.device)  # not to its dtype: half precision rounds 1 - abar_t away
+    scale = scale.to(log_prob_grad)
     shift = -scale.reshape(-1, 1, 1, 1) * (1 - alpha_prod_t).sqrt() * log_prob_grad
     if prediction_type == "epsilon":
-        return model_output + shift
+        return (model_output + shift).to(model_output.dtype)
     if is_pure_noise:
         return model_output.clone()
     if prediction_type == "v_prediction":
-        return model_output + shift / alpha_prod_t.sqrt()
+        return (model_output + shift / alpha_prod_t.sqrt()).to(model_output.dtype)
     if prediction_type == "sample":
-        return model_output - shift * ((1 - alpha_prod_t) / alpha_prod_t).sqrt()
+        return (model_output - shift * ((1 - alpha_prod_t) / alpha_prod_t).sqrt()).to(model_output.dtype)
     raise ValueError(f"`prediction_type` must be 'epsilon', 'sample' or 'v_prediction', but got {prediction_type!r}.")
 
 

@@ -17,6 +17,10 @@ from .targets import GuidanceTarget
 OWN_GUIDANCE_MODES = ("zt", "x0_detached", "x0")
 GUIDANCE_MODES = (*OWN_GUIDANCE_MODES, "external")
 
+# Size at which gradients are passed backwards, as a power of two: far below what float16 holds (2^16), and far above
+# what pooling divides by.
+_BACKWARD_EXPONENT = 6
+
 # Clean latents to logits, differentiable: the decoder followed by a classifier of pixels.
 LatentClassifier = Callable[[torch.Tensor], torch.Tensor]
 
@@ -29,11 +33,13 @@ class GuidedPrediction:
         model_output: the guided prediction in the scheduler's `prediction_type`, shape of the latents.
         logits: class scores that the gradient was taken of, shape `(batch, num_labels)`.
         unguided: the prediction before it was shifted, shape of the latents.
+        log_prob_grad: gradient of `log g` alone, where what guides holds other labels too; else None.
     """
 
     model_output: torch.Tensor
     logits: torch.Tensor
     unguided: torch.Tensor
+    log_prob_grad: torch.Tensor | None = None
 
 
 def predict_guided(
@@ -97,13 +103,48 @@ def predict_guided(
                 model_output = unet(z_t, t, return_logits=False).sample
             leaf = predict_original_sample(model_output, z_t, alpha, prediction_type).requires_grad_()
             logits = unet(leaf, 0, return_sample=False).logits if classifier is None else classifier(leaf)
-        # The sum, not the mean: images of a batch must not dilute one another.
-        (gradient,) = torch.autograd.grad(target.objective(logits.float()).sum(), leaf)
+        is_held = target.hold > 0
+        gradient = gradient_of(target.objective, logits, leaf, retain_graph=is_held)
+        log_prob_grad = gradient_of(target.log_prob, logits, leaf) if is_held else None
         if mode in ("x0_detached", "external"):
-            gradient = gradient / alpha.to(gradient).sqrt()
+            root = alpha.to(gradient).sqrt()  # d z_0 / d z_t = 1 / sqrt(abar_t)
+            gradient = gradient / root
+            log_prob_grad = None if log_prob_grad is None else log_prob_grad / root
     unguided = model_output.detach()
     guided = guide_model_output(unguided, gradient, alpha_prod_t, guidance_scale, prediction_type)
-    return GuidedPrediction(guided, logits.detach(), unguided)
+    return GuidedPrediction(guided, logits.detach(), unguided, log_prob_grad)
+
+
+def gradient_of(
+    objective: Callable[[torch.Tensor], torch.Tensor],
+    logits: torch.Tensor,
+    leaf: torch.Tensor,
+    retain_graph: bool = False,
+) -> torch.Tensor:
+    """Gradient of a sum of objectives that half precision cannot round to 0.
+
+    Where a target is almost certain its gradient is tiny. So the gradient with respect to the logits is taken in
+    float32, brought to about 2^`_BACKWARD_EXPONENT` by a power of two for each image, passed backwards, and brought
+    back: in float32 the same bit for bit.
+
+    Args:
+        objective: of logits in float32, shape `(batch,)`. They add up: images must not dilute one another.
+        logits: shape `(batch, num_labels)`, with a graph to `leaf`.
+        leaf: shape `(batch, channels, height, width)`.
+        retain_graph: whether the graph will be used again.
+
+    Returns:
+        Shape of `leaf`, float32 or better.
+    """
+    scores = logits.detach().float().requires_grad_()
+    (slope,) = torch.autograd.grad(objective(scores).sum(), scores)
+    size = slope.abs().amax(dim=1, keepdim=True)
+    exponent = torch.where(size > 0, torch.frexp(size).exponent - _BACKWARD_EXPONENT, 0).clamp_min(-100)
+    (gradient,) = torch.autograd.grad(
+        logits, leaf, torch.ldexp(slope, -exponent).to(logits), retain_graph=retain_graph
+    )
+    gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    return torch.ldexp(gradient, exponent.view(-1, 1, 1, 1))
 
 
 @torch.no_grad()

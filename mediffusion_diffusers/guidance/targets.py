@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,10 @@ class GuidanceTarget:
     def select(self, rows: torch.Tensor) -> GuidanceTarget:
         """The target of some of the images, without references."""
         return GuidanceTarget(self.direction[rows], self.problem_type, self.hold)
+
+    def to(self, device: torch.device | str) -> GuidanceTarget:
+        """The target on a device."""
+        return replace(self, direction=self.direction.to(device))
 
     def clone(self) -> GuidanceTarget:
         """Tensors of its own, outside of any inference mode."""
@@ -150,26 +155,33 @@ def build_target(
 
 def count_label_rows(labels: Labels | Sequence[Labels] | None) -> int | None:
     """Number of lists in a list of lists of labels; None where the labels hold for every image."""
-    if labels is None or isinstance(labels, (str, int, Integral)):
+    if not isinstance(labels, (list, tuple)):
         return None
     return len(labels) if any(isinstance(item, (list, tuple)) for item in labels) else None
 
 
-def _labels_per_image(name: str, labels: Labels | Sequence[Labels] | None, batch_size: int) -> list[list[str | int]]:
+def _labels_per_image(name: str, labels: Any, batch_size: int) -> list[list[str | int]]:
     """Spread `towards` or `away` over the batch."""
     if labels is None:
         return [[] for _ in range(batch_size)]
     if isinstance(labels, (str, int, Integral)):
-        return [[labels]] * batch_size
+        return [[labels]] * batch_size  # type: ignore[list-item]
+    if hasattr(labels, "tolist"):  # of numpy or torch
+        labels = labels.tolist()
+    if not isinstance(labels, (list, tuple, set, frozenset)):
+        raise ValueError(
+            f"`{name}` must be a label, a list of labels or a list of such lists, but got {labels!r}. Name labels to "
+            "add in `towards` and labels to remove in `away`."
+        )
     nested = [isinstance(item, (list, tuple)) for item in labels]
     if not any(nested):
-        return [list(labels)] * batch_size  # type: ignore[arg-type]
+        return [list(labels)] * batch_size
     if not all(nested) or len(labels) != batch_size:
         raise ValueError(
             f"`{name}` as a list of lists must hold one list of labels for each of the {batch_size} images, but it "
             f"holds {len(labels)} items: {labels!r}."
         )
-    return [list(item) for item in labels]  # type: ignore[arg-type]
+    return [list(item) for item in labels]
 
 
 def _label_index(name: str, label: str | int, label_names: Sequence[str]) -> int:

@@ -1,30 +1,31 @@
 """What the three pipelines share: components, images to latents and back, and the classifier."""
 
-from __future__ import annotations
-
 import inspect
 import os
-from collections.abc import Sequence
-from numbers import Integral, Real
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Union
 
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
 )
 from diffusers.utils import logging
 
 from ..device import memory_format_for
+from ..guidance import sampling_mode
 from ..hub import hub_access
 from ..image_processor import ImageInput, MediffusionImageProcessor
 from ..latents import decode_latents, encode_pixels, vae_scale_factor
 from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
 from ..models.config_rules import MAX_SIDE
 from ..models.model_folder import CONVERT, check_finite, check_pipeline_folder, safetensors_alone
+from .call_state import CallState, ThreadCalls
 
 
 logger = logging.get_logger(__name__)
@@ -32,48 +33,66 @@ logger = logging.get_logger(__name__)
 # Schedulers with `alphas_cumprod`, whole timesteps and a free choice of them, on latents of unit variance.
 SCHEDULERS = (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler)
 
+# As diffusers reads them off `__init__` when it loads a pipeline: its older versions know neither `X | Y` nor
+# annotations that are strings.
+Autoencoder = Union[AutoencoderKL, SpaceToDepthAutoencoder]  # noqa: UP007
+Scheduler = Union[DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler]  # noqa: UP007
+
 Generators = torch.Generator | list[torch.Generator] | None
 
 
-class MediffusionPipelineMixin:
-    """Shared parts of the Mediffusion pipelines; mixed into `DiffusionPipeline`."""
+class MediffusionPipeline(DiffusionPipeline):
+    """What the Mediffusion pipelines share.
+
+    Args:
+        vae: autoencoder of the checkpoint.
+        unet: joint model.
+        scheduler: one of `SCHEDULERS`.
+    """
 
     model_cpu_offload_seq = "vae->unet->vae"
+    _callback_tensor_inputs: list[str] = []
 
-    vae: AutoencoderKL | SpaceToDepthAutoencoder
-    unet: JointUNet2DModel
-    scheduler: DDIMScheduler | DDPMScheduler
-    _guidance_scale: Any = 0.0
-    _num_timesteps: int = 0
-    _interrupt: bool = False
-
-    def _register(self: Any, vae: Any, unet: Any, scheduler: Any) -> None:
-        """Check that the components fit one another and register them."""
-        if unet is not None and not isinstance(getattr(unet, "_orig_mod", unet), JointUNet2DModel):
-            raise ValueError(
-                f"`unet` must be a JointUNet2DModel, but got {type(unet).__name__}, which has no classifier head. "
-                "Extend it with `JointUNet2DModel.from_unet(unet, num_labels=...)` and train the head."
-            )
-        if vae is not None and "latent_channels" not in vae.config:
-            raise ValueError(
-                f"`vae` must be an AutoencoderKL or a SpaceToDepthAutoencoder, but got {type(vae).__name__}. Use the "
-                "autoencoder that the U-Net was trained with."
-            )
-        if vae is not None and unet is not None and vae.config.latent_channels != unet.config.in_channels:
-            raise ValueError(
-                f"`unet` takes {unet.config.in_channels} latent channels, but `vae` makes "
-                f"{vae.config.latent_channels}. Use the autoencoder that the U-Net was trained with."
-            )
-        if vae is not None and vae.config.in_channels not in (1, 3):
-            raise ValueError(f"`vae` must take 1 (grey) or 3 (RGB) channels, but takes {vae.config.in_channels}.")
-        if scheduler is not None and not isinstance(scheduler, SCHEDULERS):
-            raise ValueError(
-                f"`scheduler` must be one of {', '.join(kind.__name__ for kind in SCHEDULERS)}, which can start at "
-                f"any timestep, but got {type(scheduler).__name__}. Make one with "
-                "`DDIMScheduler.from_config(scheduler.config)`."
-            )
+    def __init__(self, vae: Autoencoder, unet: JointUNet2DModel, scheduler: Scheduler):
+        super().__init__()
+        check_components(vae, unet, scheduler)
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
         self.image_processor = MediffusionImageProcessor(channels=vae.config.in_channels if vae is not None else 1)
+        self._calls = ThreadCalls()
+
+    def check_components(self) -> None:
+        """Refuse components that were replaced by others since the pipeline was made, and do not fit.
+
+        Raises:
+            ValueError: naming the component.
+        """
+        for name in ("vae", "unet", "scheduler"):
+            if getattr(self, name) is None:
+                raise ValueError(f"`{name}` is missing: the pipeline was made without it.")
+        check_components(self.vae, self.unet, self.scheduler)
+        if self.vae.config.in_channels != self.image_processor.config.channels:
+            raise ValueError(
+                f"`vae` takes {self.vae.config.in_channels} channels, but the pipeline was made for "
+                f"{self.image_processor.config.channels}. Make a new one with this autoencoder."
+            )
+
+    @contextmanager
+    def _running(self, *modules: torch.nn.Module) -> Iterator[CallState]:
+        """A call: its own state, and the models in evaluation mode without gradients of their weights.
+
+        Args:
+            modules: others that take part.
+        """
+        outer, state = self._calls.current, CallState(is_running=True)
+        self._calls.current = state
+        try:
+            with sampling_mode(self.vae, self.unet, *modules):
+                yield state
+        finally:
+            state.is_running = False
+            if outer.is_running:  # this call came out of a callback of another one
+                self._calls.current = outer
+        self.maybe_free_model_hooks()
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -121,14 +140,14 @@ class MediffusionPipelineMixin:
         check_pipeline_folder(folder)
         return folder
 
-    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def to(self, *args: Any, **kwargs: Any) -> Any:
         """As [`~diffusers.DiffusionPipeline.to`]; on an accelerator the weights are laid out as it reads them best."""
         pipe = super().to(*args, **kwargs)  # type: ignore[misc]
         if pipe.device.type != "cpu":
             pipe._lay_out()
         return pipe
 
-    def _lay_out(self: Any) -> None:
+    def _lay_out(self) -> None:
         for module in (self.vae, self.unet):
             if isinstance(module, torch.nn.Module):
                 module.to(memory_format=memory_format_for(module.device))  # type: ignore[call-overload, arg-type]
@@ -159,7 +178,7 @@ class MediffusionPipelineMixin:
 
     @property
     def guidance_scale(self) -> float | torch.Tensor:
-        """Scale of the running or last call, or one per image.
+        """Scale of this thread's running or last call, or one per image.
 
         A callback may set `pipe._guidance_scale` for later steps.
         """
@@ -167,15 +186,31 @@ class MediffusionPipelineMixin:
 
     @property
     def num_timesteps(self) -> int:
-        """Number of denoising steps of the running or last call."""
-        return self._num_timesteps
+        """Number of denoising steps of this thread's running or last call."""
+        return self._calls.current.num_timesteps
 
     @property
     def interrupt(self) -> bool:
         """Set `pipe._interrupt = True` in a callback to skip the remaining steps."""
         return self._interrupt
 
-    def encode_images(self: Any, images: ImageInput) -> torch.Tensor:
+    @property
+    def _guidance_scale(self) -> Any:
+        return self._calls.current.guidance_scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, guidance_scale: Any) -> None:
+        self._calls.current.guidance_scale = guidance_scale
+
+    @property
+    def _interrupt(self) -> bool:
+        return self._calls.current.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, interrupt: bool) -> None:
+        self._calls.current.interrupt = interrupt
+
+    def encode_images(self, images: ImageInput) -> torch.Tensor:
         """Encode images deterministically (the posterior's mode) into the U-Net's scaled latents.
 
         Args:
@@ -186,11 +221,11 @@ class MediffusionPipelineMixin:
         """
         return self.encode_pixels(self.image_processor.preprocess(images, *self.image_size))
 
-    def encode_pixels(self: Any, pixels: torch.Tensor) -> torch.Tensor:
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """As `encode_images`, from a tensor `(batch, channels, *image_size)` in [-1, 1]."""
         return encode_pixels(self.vae, pixels.to(self._execution_device)).to(self.unet.dtype)
 
-    def decode_latents(self: Any, latents: torch.Tensor) -> torch.Tensor:
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode the U-Net's latents into pixels, shape `(batch, channels, *image_size)`, clamped to [-1, 1]."""
         return decode_latents(self.vae, latents).clamp(-1.0, 1.0)
 
@@ -222,26 +257,95 @@ class MediffusionPipelineMixin:
                 f"`generator` as a list must hold one generator per image, {batch_size}, but holds {len(generator)}."
             )
 
-    def check_callback_inputs(self: Any, names: Sequence[str]) -> None:
-        """Refuse callback inputs that the pipeline does not offer."""
-        unknown = [name for name in names if name not in self._callback_tensor_inputs]
-        if unknown:
+    def check_callback(self, callback: Any, names: Any) -> None:
+        """Refuse what cannot be called, and callback inputs that the pipeline does not offer."""
+        if callback is not None and not callable(callback):
+            raise ValueError(f"`callback_on_step_end` must be a function, but got {callback!r}.")
+        is_list = isinstance(names, (list, tuple, set))
+        unknown = [name for name in names if name not in self._callback_tensor_inputs] if is_list else names
+        if unknown or not is_list:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, but got "
                 f"{unknown}."
             )
 
 
-def check_number(name: str, value: Any, whole: bool = False) -> None:
-    """Refuse what is not a number, or not a whole one, before it is compared with bounds."""
-    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
-        raise ValueError(f"`{name}` must be a {'whole ' if whole else ''}number, but got {value!r}.")
+def check_components(vae: Any, unet: Any, scheduler: Any) -> None:
+    """Refuse components that do not fit one another; None stands for one that is not there.
+
+    Raises:
+        ValueError: naming the component.
+    """
+    if unet is not None and not isinstance(getattr(unet, "_orig_mod", unet), JointUNet2DModel):
+        raise ValueError(
+            f"`unet` must be a JointUNet2DModel, but got {type(unet).__name__}, which has no classifier head. "
+            "Extend it with `JointUNet2DModel.from_unet(unet, num_labels=...)` and train the head."
+        )
+    if vae is not None and "latent_channels" not in vae.config:
+        raise ValueError(
+            f"`vae` must be an AutoencoderKL or a SpaceToDepthAutoencoder, but got {type(vae).__name__}. Use the "
+            "autoencoder that the U-Net was trained with."
+        )
+    if vae is not None and unet is not None and vae.config.latent_channels != unet.config.in_channels:
+        raise ValueError(
+            f"`unet` takes {unet.config.in_channels} latent channels, but `vae` makes "
+            f"{vae.config.latent_channels}. Use the autoencoder that the U-Net was trained with."
+        )
+    if vae is not None and vae.config.in_channels not in (1, 3):
+        raise ValueError(f"`vae` must take 1 (grey) or 3 (RGB) channels, but takes {vae.config.in_channels}.")
+    if scheduler is not None and not isinstance(scheduler, SCHEDULERS):
+        raise ValueError(
+            f"`scheduler` must be one of {', '.join(kind.__name__ for kind in SCHEDULERS)}, which can start at "
+            f"any timestep, but got {type(scheduler).__name__}. Make one with "
+            "`DDIMScheduler.from_config(scheduler.config)`."
+        )
 
 
-def check_output_type(output_type: str, known: Sequence[str] = ("pil", "np", "pt", "latent")) -> None:
+def check_output_type(output_type: Any, known: Sequence[str] = ("pil", "np", "pt", "latent")) -> None:
     """Refuse an unknown `output_type`."""
-    if output_type not in known:
+    if not isinstance(output_type, str) or output_type not in known:
         raise ValueError(f"`output_type` must be one of {tuple(known)}, but got {output_type!r}.")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Refuse what is neither true nor false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be True or False, but got {value!r}.")
+
+
+def check_latents(name: str, latents: Any, shape: Sequence[int]) -> None:
+    """Refuse given latents or noise of another shape, or with NaN or infinite values.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+        raise ValueError(f"`{name}` must be a tensor of floating-point numbers, but got {type(latents).__name__}.")
+    if tuple(latents.shape) != tuple(shape):
+        raise ValueError(f"`{name}` must have the latents' shape {tuple(shape)}, but got {tuple(latents.shape)}.")
+    if not torch.isfinite(latents).all():
+        raise ValueError(f"`{name}` must be finite, but holds NaN or infinite values.")
+
+
+def check_results(results: Iterable[torch.Tensor], guidance_scale: Any) -> None:
+    """Refuse to show what is beyond all numbers.
+
+    Args:
+        results: latents and what was decoded of them.
+        guidance_scale: that they were made with, a number or one per image.
+
+    Raises:
+        ValueError: naming `guidance_scale` if there was guidance.
+    """
+    if all(bool(torch.isfinite(tensor).all()) for tensor in results):
+        return
+    scales = torch.as_tensor(guidance_scale)
+    if not scales.any():
+        raise ValueError("The model returned NaN or infinite values unguided: check its weights and precision.")
+    raise ValueError(
+        f"The model returned NaN or infinite values under guidance, at a `guidance_scale` of up to "
+        f"{float(scales.max()):g}. Choose a smaller one."
+    )
 
 
 def scheduler_step_kwargs(scheduler: Any, **kwargs: Any) -> dict[str, Any]:

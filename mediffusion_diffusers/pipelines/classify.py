@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiffusionPipeline
 from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..guidance import sampling_mode
+from ..guidance import plain_scale
 from ..image_processor import ImageInput
-from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
-from .base import Generators, MediffusionPipelineMixin, check_output_type, scores_to_output
+from ..options import Range, check_number
+from .base import Generators, MediffusionPipeline, check_output_type, check_switch, scores_to_output
+from .call_state import changed_by_callback
 from .outputs import MediffusionClassifyPipelineOutput
 
 
@@ -31,7 +30,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class MediffusionClassifyPipeline(MediffusionPipelineMixin, DiffusionPipeline):
+class MediffusionClassifyPipeline(MediffusionPipeline):
     r"""Probabilities for images, from the encoder half of the joint model.
 
     The image is encoded to the posterior's mode and classified without noise at t = 0: deterministic, one encoder
@@ -45,15 +44,6 @@ class MediffusionClassifyPipeline(MediffusionPipelineMixin, DiffusionPipeline):
 
     _callback_tensor_inputs = ["latents", "logits"]
 
-    def __init__(
-        self,
-        vae: AutoencoderKL | SpaceToDepthAutoencoder,
-        unet: JointUNet2DModel,
-        scheduler: DDIMScheduler | DDPMScheduler,
-    ):
-        super().__init__()
-        self._register(vae, unet, scheduler)
-
     def check_inputs(
         self,
         timesteps: Sequence[int],
@@ -61,26 +51,25 @@ class MediffusionClassifyPipeline(MediffusionPipelineMixin, DiffusionPipeline):
         thresholds: float | Sequence[float] | None,
         batch_size: int,
         output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
         """Refuse arguments that cannot work, before any work is done."""
         last = self.scheduler.config.num_train_timesteps - 1
-        if not timesteps or any(not 0 <= timestep <= last for timestep in timesteps):
-            raise ValueError(f"`timesteps` must lie in [0, {last}], but got {list(timesteps)}.")
-        if num_noise_samples < 0:
-            raise ValueError(f"`num_noise_samples` must be at least 0 (no noise), but got {num_noise_samples}.")
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, but got {batch_size}.")
+        if not timesteps:
+            raise ValueError("`timesteps` must name at least one timestep, but is empty.")
+        for timestep in timesteps:
+            check_number("timesteps", timestep, Range(at_least=0, at_most=last), whole=True)
+        check_number("num_noise_samples", num_noise_samples, Range(at_least=0), whole=True)
+        check_number("batch_size", batch_size, Range(at_least=1), whole=True)
         num_labels = self.unet.config.num_labels
-        if thresholds is not None:
-            values = [thresholds] * num_labels if isinstance(thresholds, (int, float)) else list(thresholds)
-            if len(values) != num_labels or not all(0 < value < 1 for value in values):
-                raise ValueError(
-                    f"`thresholds` must be one number in (0, 1) or {num_labels} of them, one per label, but got "
-                    f"{thresholds}."
-                )
+        if isinstance(thresholds, (list, tuple)) and len(thresholds) != num_labels:
+            raise ValueError(
+                f"`thresholds` must be one number in (0, 1) or {num_labels} of them, one per label, but got "
+                f"{thresholds}."
+            )
+        each = thresholds if isinstance(thresholds, (list, tuple)) else [] if thresholds is None else [thresholds]
+        for threshold in each:
+            check_number("thresholds", threshold, Range(above=0, below=1))
         check_output_type(output_type, ("np", "pt"))
-        self.check_callback_inputs(callback_on_step_end_tensor_inputs)
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -109,7 +98,8 @@ class MediffusionClassifyPipeline(MediffusionPipelineMixin, DiffusionPipeline):
             generator: source of the noises, one or one per image.
             output_type: `"np"` or `"pt"`, for probabilities and logits.
             return_dict: return an output object rather than a tuple of its fields.
-            callback_on_step_end: called after each batch as `callback(pipe, step, timestep, kwargs)`.
+            callback_on_step_end: called after each batch as `callback(pipe, step, timestep, kwargs)`; it returns what
+                it changed of `kwargs`, or nothing.
             callback_on_step_end_tensor_inputs: what it gets in `kwargs`: `"latents"`, `"logits"`.
 
         Examples:
@@ -121,29 +111,29 @@ class MediffusionClassifyPipeline(MediffusionPipelineMixin, DiffusionPipeline):
             ValueError: for images or arguments that cannot be used.
         """
         # 1. Check arguments
-        timesteps = [int(timesteps)] if isinstance(timesteps, Integral) else list(timesteps)  # type: ignore[arg-type]
-        self.check_inputs(
-            timesteps, num_noise_samples, thresholds, batch_size, output_type, callback_on_step_end_tensor_inputs
-        )
+        self.check_components()
+        thresholds, given = plain_scale(thresholds), plain_scale(timesteps)
+        chosen: list[int] = list(given) if isinstance(given, (list, tuple, range)) else [given]
+        self.check_inputs(chosen, num_noise_samples, thresholds, batch_size, output_type)
+        self.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        check_switch("return_dict", return_dict)
         pixels = self.image_processor.preprocess(images, *self.image_size)
         self.check_generator(generator, len(pixels))
 
         # 2. Classify batch by batch
         logits = []
         starts = range(0, len(pixels), batch_size)
-        self._num_timesteps = len(starts)
-        with sampling_mode(self.vae, self.unet), self.progress_bar(total=len(starts)) as progress_bar:
+        with self._running() as state, self.progress_bar(total=len(starts)) as progress_bar:
+            state.num_timesteps = len(starts)
             for step, start in enumerate(starts):
                 latents = self.encode_pixels(pixels[start : start + batch_size])
                 batch_generator = generator[start : start + batch_size] if isinstance(generator, list) else generator
-                batch_logits = self._average_logits(latents, timesteps, num_noise_samples, batch_generator)
-                if callback_on_step_end is not None:
-                    offered = {"latents": latents, "logits": batch_logits}
-                    kwargs = {name: offered[name] for name in callback_on_step_end_tensor_inputs}
-                    batch_logits = callback_on_step_end(self, step, timesteps[-1], kwargs).pop("logits", batch_logits)
-                logits.append(batch_logits)
+                batch_logits = self._average_logits(latents, chosen, num_noise_samples, batch_generator)
+                tensors = {"latents": latents, "logits": batch_logits}
+                names = callback_on_step_end_tensor_inputs
+                changed = changed_by_callback(callback_on_step_end, self, step, chosen[-1], tensors, names)
+                logits.append(changed["logits"])
                 progress_bar.update()
-        self.maybe_free_model_hooks()
 
         # 3. Probabilities and labels
         all_logits = torch.cat(logits)

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiffusionPipeline
 from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..guidance import GUIDANCE_MODES, Labels, build_target, predict_guided, sampling_mode, scale_for
-from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
+from ..guidance import (
+    OWN_GUIDANCE_MODES,
+    Labels,
+    build_target,
+    plain_scale,
+    predict_guided,
+    scale_for,
+)
+from ..options import Range, check_number
 from .base import (
     Generators,
-    MediffusionPipelineMixin,
-    check_number,
+    MediffusionPipeline,
+    check_results,
+    check_latents,
     check_output_type,
+    check_switch,
     clone_generator,
     own_generator,
     scheduler_step_kwargs,
     scores_to_output,
 )
+from .call_state import changed_by_callback
 from .outputs import MediffusionGuidedPipelineOutput
 
 
@@ -40,7 +48,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
+class MediffusionGuidedPipeline(MediffusionPipeline):
     r"""Images from noise, steered towards or away from labels by the model's own classifier.
 
     Args:
@@ -50,15 +58,6 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
     """
 
     _callback_tensor_inputs = ["latents"]
-
-    def __init__(
-        self,
-        vae: AutoencoderKL | SpaceToDepthAutoencoder,
-        unet: JointUNet2DModel,
-        scheduler: DDIMScheduler | DDPMScheduler,
-    ):
-        super().__init__()
-        self._register(vae, unet, scheduler)
 
     def check_inputs(
         self,
@@ -71,38 +70,28 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
         latents: torch.Tensor | None,
         guidance_mode: str,
         output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
         """Refuse arguments that cannot work, before any work is done."""
-        check_number("num_images", num_images, whole=True)
-        check_number("num_inference_steps", num_inference_steps, whole=True)
-        check_number("eta", eta)
+        check_number("num_images", num_images, Range(at_least=1), whole=True)
+        num_train_timesteps = self.scheduler.config.num_train_timesteps
+        steps = Range(at_least=1, at_most=num_train_timesteps)
+        check_number("num_inference_steps", num_inference_steps, steps, whole=True)
+        check_number("eta", eta, Range(at_least=0, at_most=1))
+        if not guidance_scales:
+            raise ValueError("`guidance_scale` as a list must hold at least one scale, but is empty.")
         for scale in guidance_scales:
-            check_number("guidance_scale", scale)
-        if num_images < 1:
-            raise ValueError(f"`num_images` must be at least 1, but got {num_images}.")
-        if not guidance_scales or any(not 0 <= scale < math.inf for scale in guidance_scales):
-            raise ValueError(f"`guidance_scale` must be at least 0 and finite, but got {list(guidance_scales)}.")
+            check_number("guidance_scale", scale, Range(at_least=0))
         if not has_target and any(scale > 0 for scale in guidance_scales):
             raise ValueError(
                 "`guidance_scale` above 0 needs a label in `towards` or `away`. Known labels: "
                 f"{', '.join(self.label_names)}."
             )
-        num_train_timesteps = self.scheduler.config.num_train_timesteps
-        if not 1 <= num_inference_steps <= num_train_timesteps:
-            raise ValueError(
-                f"`num_inference_steps` must lie in [1, {num_train_timesteps}], but got {num_inference_steps}."
-            )
-        if not 0 <= eta <= 1:
-            raise ValueError(f"`eta` must lie in [0, 1], but got {eta}.")
-        if guidance_mode not in GUIDANCE_MODES:
-            raise ValueError(f"`guidance_mode` must be one of {GUIDANCE_MODES}, but got {guidance_mode!r}.")
-        expected = (num_images, self.unet.config.in_channels, *self.latent_size)
-        if latents is not None and tuple(latents.shape) != expected:
-            raise ValueError(f"`latents` must have shape {expected}, but got {tuple(latents.shape)}.")
+        if guidance_mode not in OWN_GUIDANCE_MODES:
+            raise ValueError(f"`guidance_mode` must be one of {OWN_GUIDANCE_MODES}, but got {guidance_mode!r}.")
+        if latents is not None:
+            check_latents("latents", latents, (num_images, self.unet.config.in_channels, *self.latent_size))
         self.check_generator(generator, num_images)
         check_output_type(output_type)
-        self.check_callback_inputs(callback_on_step_end_tensor_inputs)
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -140,7 +129,8 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
             latents: starting noise of shape `(num_images, latent_channels, *latent_size)`.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict: return an output object rather than a tuple of its fields.
-            callback_on_step_end: called after each step as `callback(pipe, step, timestep, kwargs)`.
+            callback_on_step_end: called after each step as `callback(pipe, step, timestep, kwargs)`; it returns
+                what it changed of `kwargs`, or nothing.
             callback_on_step_end_tensor_inputs: what it gets in `kwargs`: `"latents"`.
 
         Examples:
@@ -152,7 +142,9 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
             ValueError: for arguments that cannot be used.
         """
         # 1. Check arguments
-        is_sweep = isinstance(guidance_scale, Sequence)
+        self.check_components()
+        guidance_scale = plain_scale(guidance_scale)  # numbers of Python
+        is_sweep = isinstance(guidance_scale, (list, tuple))
         defaults = self.unet.config.guidance_defaults or {}
         names = [name for name, labels in (("towards", towards), ("away", away)) if labels is not None]
         has_target = bool(names)
@@ -160,7 +152,7 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
             guidance_mode = str(defaults.get("guidance_mode", "zt"))
         if guidance_scale is None:
             guidance_scale = scale_for(defaults.get("guidance_scale", 10.0), names) if has_target else 0.0
-        scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale]
+        scales: list[float] = list(guidance_scale) if is_sweep else [guidance_scale]  # type: ignore
         self.check_inputs(
             has_target,
             scales,
@@ -171,13 +163,14 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
             latents,
             guidance_mode,
             output_type,
-            callback_on_step_end_tensor_inputs,
         )
+        self.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        check_switch("return_dict", return_dict)
         target = None
         device = self._execution_device
         if has_target:
             target = build_target(towards, away, num_images, self.label_names, self.unet.config.problem_type)
-        self._interrupt = False
+            target = target.to(device)
 
         # 2. Prepare the starting noise, the same for every scale
         shape = (num_images, self.unet.config.in_channels, *self.latent_size)
@@ -188,49 +181,44 @@ class MediffusionGuidedPipeline(MediffusionPipelineMixin, DiffusionPipeline):
             generator = own_generator(generator)
 
         images, probabilities = [], []
-        for index, scale in enumerate(scales):
-            scheduler = self.clone_scheduler()
-            scheduler.set_timesteps(num_inference_steps, device=device)
-            self._num_timesteps = len(scheduler.timesteps)
-            # Every scale gets the same step noise; the last one advances the caller's generator.
-            step_generator = generator if index == len(scales) - 1 else clone_generator(generator)
-            step_kwargs = scheduler_step_kwargs(scheduler, eta=eta, generator=step_generator)
-            latents = noise * scheduler.init_noise_sigma
-            self._guidance_scale = scale
+        with self._running() as state:
+            for index, scale in enumerate(scales):
+                scheduler = self.clone_scheduler()
+                scheduler.set_timesteps(num_inference_steps)  # on the CPU: no step waits for a device
+                # Every scale gets the same step noise; the last one advances the caller's generator.
+                step_generator = generator if index == len(scales) - 1 else clone_generator(generator)
+                step_kwargs = scheduler_step_kwargs(scheduler, eta=eta, generator=step_generator)
+                latents = noise * scheduler.init_noise_sigma
+                state.guidance_scale = scale
 
-            # 3. Denoise
-            with sampling_mode(self.vae, self.unet):
-                for step, t in enumerate(self.progress_bar(scheduler.timesteps)):
-                    if self.interrupt:
-                        continue
+                # 3. Denoise
+                for step, t in state.steps(scheduler.timesteps, self.progress_bar):
                     model_input = scheduler.scale_model_input(latents, t)
-                    if target is None or self.guidance_scale == 0:
+                    if target is None or state.guidance_scale == 0:
                         model_output = self.unet(model_input, t, return_logits=False).sample
                     else:
-                        model_output = predict_guided(
-                            self.unet,
-                            model_input,
-                            t,
-                            target,
-                            self.guidance_scale,
-                            scheduler.alphas_cumprod[t],
-                            scheduler.config.prediction_type,
-                            guidance_mode,
-                        ).model_output
+                        place = (scheduler.alphas_cumprod[t], scheduler.config.prediction_type, guidance_mode)
+                        guided = predict_guided(self.unet, model_input, t, target, state.guidance_scale, *place)
+                        model_output = guided.model_output
                     latents = scheduler.step(model_output, t, latents, **step_kwargs).prev_sample
-                    if callback_on_step_end is not None:
-                        kwargs = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-                        latents = callback_on_step_end(self, step, int(t), kwargs).pop("latents", latents)
+                    latents = changed_by_callback(
+                        callback_on_step_end,
+                        self,
+                        step,
+                        int(t),
+                        {"latents": latents},
+                        callback_on_step_end_tensor_inputs,
+                    )["latents"]
 
                 # 4. Decode, and classify what the user gets
+                pixels = latents if output_type == "latent" else self.decode_latents(latents)
+                check_results((latents, pixels), state.guidance_scale if has_target else 0.0)
                 if output_type == "latent":
                     images.append(latents)
                 else:
-                    pixels = self.decode_latents(latents)
                     images.append(self.image_processor.postprocess(pixels, output_type))
                     latents = self.encode_pixels(pixels)
                 probabilities.append(self.logits_to_probabilities(self.classify_latents(latents)))
-        self.maybe_free_model_hooks()
 
         scores = scores_to_output(torch.stack(probabilities), output_type)
         if is_sweep:

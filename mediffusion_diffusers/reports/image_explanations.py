@@ -63,7 +63,7 @@ def explain_images(
                 arguments["mask"] = found.region
         else:
             resolved = pipe.resolve_settings(guidance_scale=arguments.get("guidance_scale"))
-            scale = scale_for(resolved["guidance_scale"], list(target))
+            scale = scale_for(resolved.guidance_scale, list(target))  # type: ignore[arg-type]
         arguments["guidance_scale"] = [share * scale for share in SWEEP]
         output = pipe(image, **target, **arguments, output_type="np")
         of_image = () if boxes is None else boxes[index]

@@ -60,6 +60,10 @@ class MultistepDDIMScheduler(DDIMScheduler):
         self.step_index = 0
         self.last_epsilon: torch.Tensor | None = None
 
+    def skip_step(self) -> None:
+        """Go on to the next grid point with the sample as it is."""
+        self.step_index += 1
+
     def noise_weight(self) -> torch.Tensor:
         """What the noise adds to the next sample, dz / d eps, at the current step taken in first order; a scalar."""
         alpha_prod_t, alpha_prod_next = (

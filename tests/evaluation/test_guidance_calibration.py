@@ -134,7 +134,7 @@ def test_defaults_are_stored_and_used(folders, tmp_path):
     stored = {"strength": 0.17, "guidance_scale": {"away": 9.0, "towards": 4.0}, "mask": "auto"}
     write_guidance_defaults(tmp_path / "pipeline", stored)
     pipe = MediffusionCounterfactualPipeline.from_pretrained(tmp_path / "pipeline")
-    settings = pipe.resolve_settings()
+    settings = pipe.resolve_settings().to_dict()
     assert {name: settings[name] for name in stored} == stored and settings["start"] == "inversion"
 
 

@@ -44,7 +44,7 @@ def test_found_by_the_model(pipe, arguments):
 
 
 def test_an_unknown_word(pipe):
-    with pytest.raises(ValueError, match=r"one of \('auto', 'everywhere'\), but got 'lungs'"):
+    with pytest.raises(ValueError, match=r"`mask` must be one of 'auto', 'everywhere', but got 'lungs'"):
         pipe(random_pil(1), away="Mass", mask="lungs", **FAST)
 
 

@@ -9,7 +9,6 @@ from support.components import generators, random_pil, tiny_pipeline
 from support.edits import FAST, close
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
-from mediffusion_diffusers.pipelines import guidance_search
 
 
 SCALES = {"away": 30.0, "towards": 10.0}
@@ -26,19 +25,21 @@ def test_each_counterfactual_gets_its_own(pipe, arguments):
         close(together.images[row], pipe(random_pil(1), **wanted, **arguments).images[0])
 
 
-def test_a_search_begins_there(pipe, monkeypatch):
-    begun = []
+def test_a_search_begins_there(pipe):
+    tried = []
 
-    class Recorder(guidance_search.ScaleSearch):
-        def __init__(self, num_rows, initial_scale, max_scale):
-            begun.append((initial_scale, max_scale))
-            super().__init__(num_rows, initial_scale, max_scale)
+    def note(module, inputs):
+        tried.append(pipe.guidance_scale)
 
-    monkeypatch.setattr(guidance_search, "ScaleSearch", Recorder)
     arguments = {**FAST, "target_probability": 1e-6, "guidance_scale": SCALES, "max_guidance_scale": 40.0}
-    pipe(random_pil(1), away="Mass", **arguments)
-    pipe(random_pil(1), towards="Mass", **arguments)
-    assert begun == [(30.0, 40.0), (10.0, 40.0)]
+    for labels in ({"away": "Mass"}, {"towards": "Mass"}):
+        handle = pipe.unet.register_forward_pre_hook(note)
+        try:
+            pipe(random_pil(1), **labels, **arguments)
+        finally:
+            handle.remove()
+    guided = [scale for scale in dict.fromkeys(tried) if scale]
+    assert guided == [30.0, 40.0, 10.0, 20.0]  # 10 is doubled twice, up to the same 40
     with pytest.raises(ValueError, match=r"must be at least 30\.0, where the search begins"):
         pipe(random_pil(1), away="Mass", **{**arguments, "max_guidance_scale": 20.0})
     pipe(random_pil(1), away="Mass", **{**arguments, "guidance_scale": {"away": 30.0, "towards": 0.0}})
@@ -64,9 +65,9 @@ def test_the_checkpoint_may_have_them(arguments):
         ({}, "must hold a scale for 'towards', for 'away' or for both"),
         ({"remove": 3.0}, r"but holds \['remove'\]"),
         ({"towards": 3.0}, "holds no scale for 'away'. Add it, or give one number"),
-        ({"away": "3"}, "must be a number, but got '3'"),
-        ({"away": -3.0}, "must be at least 0"),
-        ({10.0, 20.0}, "must be a number, but got {"),
+        ({"away": "3"}, "must be a number at least 0, but got '3'"),
+        ({"away": -3.0}, "must be a number at least 0, but got -3.0"),
+        ({10.0, 20.0}, "must be a number at least 0, but got {"),
     ],
 )
 def test_mistakes(pipe, scale, message):

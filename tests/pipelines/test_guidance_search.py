@@ -1,21 +1,26 @@
 """The smallest guidance scale that reaches a goal."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.components import PROBLEM_TYPES, generators, random_images, tiny_pipeline
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
-from mediffusion_diffusers.guidance import build_target
-from mediffusion_diffusers.pipelines.counterfactual_sampling import EditRows, Route, Start
-from mediffusion_diffusers.pipelines.guidance_search import ScaleSearch, has_reached, strength_ladder
+from mediffusion_diffusers.pipelines.call_state import CallState
+from mediffusion_diffusers.pipelines.counterfactual.editor import Sample, Watch
+from mediffusion_diffusers.pipelines.counterfactual.question import Question
+from mediffusion_diffusers.pipelines.counterfactual.search import ScaleSearch, has_reached, strength_ladder
+from mediffusion_diffusers.pipelines.counterfactual.start import AddedNoise
 
 
 FAST = {"num_inference_steps": 4, "strength": 0.2, "output_type": "pt"}
 
 
-def run_search(thresholds, **arguments):
+def run_search(thresholds, initial_scale, max_scale, **arguments):
     """Search where row i reaches its goal from the scale `thresholds[i]` on."""
-    search = ScaleSearch(len(thresholds), **arguments)
+    initial, largest = (torch.as_tensor(bound) * torch.ones(len(thresholds)) for bound in (initial_scale, max_scale))
+    search = ScaleSearch(initial, largest, **arguments)
     tried = [[] for _ in thresholds]
     while len(search.active):
         rows, scales = search.active, search.scales
@@ -45,10 +50,11 @@ class TestScaleSearch:
 
     def test_rows_are_independent(self):
         thresholds = torch.tensor([0.7, 33.0, torch.inf])
-        together, _ = run_search(thresholds, initial_scale=10.0, max_scale=320.0)
+        initial, largest = torch.tensor([10.0, 2.0, 64.0]), torch.tensor([320.0, 64.0, 2048.0])
+        together, tried = run_search(thresholds, initial, largest)
         for row in range(3):
-            alone, _ = run_search(thresholds[row : row + 1], initial_scale=10.0, max_scale=320.0)
-            assert alone.high[0] == together.high[row]
+            alone, (scales,) = run_search(thresholds[row : row + 1], initial[row], largest[row])
+            assert alone.high[0] == together.high[row] and scales == tried[row]
 
     def test_a_tiny_threshold_ends_at_the_smallest_scale(self):
         search, _ = run_search(torch.zeros(1), initial_scale=10.0, max_scale=320.0)
@@ -112,17 +118,36 @@ class TestPipeline:
     def test_rows_left_in_the_search_keep_their_images_noise(self):
         """Two rows of the second of two images: as many rows as images, and yet not one for each."""
         ddpm = tiny_pipeline(MediffusionCounterfactualPipeline, scheduler="ddpm")
-        route = Route(200, 4, 0, False, 2, 0.0, "zt")
-        latents = ddpm.encode_images(random_images(2))
-        starts = ddpm._add_noise(latents, torch.ones_like(latents), route)
-        target = build_target(None, [["Mass"], ["Effusion"]], 2, ddpm.label_names, ddpm.unet.config.problem_type)
-        ddpm._guidance_scale = 20.0
-        both, _ = ddpm._edit(starts, EditRows(torch.tensor([1, 1]), target), route, generators(0, 1), None)
+        settings = ddpm.resolve_settings(start="noise", strength=0.2, num_inference_steps=4, guidance_scale=20.0)
+        latents, watch = ddpm.encode_images(random_images(2)), Watch(CallState(), iter)
+        start = AddedNoise(ddpm.scheduler, latents, torch.ones_like(latents)).begin(torch.arange(2), 0.2, iter)
+        labels = (ddpm.label_names, ddpm.unet.config.problem_type)
+        question = Question.of(2, None, [["Mass"], ["Effusion"]], settings, *labels)
+        editor = Sample(ddpm.unet, ddpm.scheduler, settings)
+        both = editor.edit(start, replace(question, image_index=torch.tensor([1, 1])), generators(0, 1), watch)
+        second = replace(start, latents=start.latents[1:])
         for row in range(2):
-            alone = EditRows(torch.tensor([0]), target.select(torch.tensor([row])))
-            start = Start(starts.latents[1:])
-            edited, _ = ddpm._edit(start, alone, route, generators(1), None)
-            torch.testing.assert_close(edited[0], both[row], atol=1e-5, rtol=0)
+            alone = replace(question.select(torch.tensor([row])), image_index=torch.tensor([0]))
+            edited = editor.edit(second, alone, generators(1), watch)
+            torch.testing.assert_close(edited.latents[0], both.latents[row], atol=1e-5, rtol=0)
+
+    def test_directions_have_bounds_of_their_own(self):
+        """A removal beside an addition ends where it ends alone, though the addition's scale is far smaller."""
+        pipe = tiny_pipeline(MediffusionCounterfactualPipeline)
+        arguments = {**FAST, "guidance_scale": {"away": 64.0, "towards": 1.0}, "target_probability": 1e-6}
+        both = pipe(random_images(1), away=[["Mass"], []], towards=[[], ["Mass"]], **arguments)
+        alone = [pipe(random_images(1), **{name: "Mass"}, **arguments) for name in ("away", "towards")]
+        assert both.guidance_scales.tolist() == [2048.0, 32.0]
+        assert [float(output.guidance_scales[0]) for output in alone] == [2048.0, 32.0]
+        for row, output in enumerate(alone):
+            torch.testing.assert_close(both.images[row], output.images[0], atol=1e-5, rtol=0)
+
+    def test_a_scale_that_overflows_is_no_answer(self):
+        pipe = tiny_pipeline(MediffusionCounterfactualPipeline)
+        search = {"target_probability": 1e-9, "guidance_scale": 1e30, "max_guidance_scale": 1e38}
+        output = pipe(random_images(1), away="Mass", **FAST, **search)
+        assert not output.reached[0] and torch.isfinite(output.images).all()
+        assert torch.isfinite(output.probabilities_after).all()
 
     def test_no_guidance_where_none_is_needed(self, pipe):
         output = pipe(random_images(2), away="Mass", target_probability=0.5, guidance_scale=5.0, **FAST)
@@ -148,12 +173,12 @@ class TestPipeline:
     @pytest.mark.parametrize(
         "arguments, message",
         [
-            ({"target_probability": 1.0}, r"must lie in \(0, 1\), but got 1.0"),
+            ({"target_probability": 1.0}, r"must be a number in \(0, 1\), but got 1.0"),
             ({"target_probability": 0.1, "guidance_scale": 0}, "above 0, and no list"),
             ({"target_probability": 0.1, "guidance_scale": [1.0, 2.0]}, "above 0, and no list"),
             ({"target_probability": 0.1, "max_guidance_scale": 1.0, "guidance_scale": 2.0}, "where the search begins"),
             ({"target_probability": 0.1, "max_strength": 0.1}, "where the search begins"),
-            ({"target_probability": 0.1, "max_strength": 1.5}, "at most 1"),
+            ({"target_probability": 0.1, "max_strength": 1.5}, r"`max_strength` must be a number in \(0, 1\]"),
             ({"max_strength": 0.5}, "give `target_probability`"),
         ],
     )

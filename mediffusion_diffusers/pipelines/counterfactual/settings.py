@@ -175,6 +175,11 @@ class CounterfactualSettings:
                 f"{self.max_strength}."
             )
 
+    @property
+    def finds_region(self) -> bool:
+        """Whether a first edit finds where the second may change the image."""
+        return isinstance(self.mask, str) and self.mask == "auto"
+
     def to_dict(self) -> dict[str, Any]:
         """The options that are set, as plain values for JSON; `mask` is `"given"` where it is no word."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
@@ -301,14 +306,14 @@ def given_options(exclude: Collection[str] = (), only_stored: bool = False, pref
 
 
 def describe_options(indent: str) -> str:
-    """Name and help of every option, as the lines of a docstring's `Args:`."""
+    """Name and help of every option, as the lines of a docstring's `Args:`, the first without its indent."""
     lines = []
     for entry in fields(CounterfactualSettings):
         text = entry.metadata["help"]
         allowed = range_of(CounterfactualSettings, entry.name)
         text = f"{entry.name}: {text}" if allowed is None else f"{entry.name}: {text} A number {allowed}."
         lines.append(textwrap.fill(text, 119, initial_indent=indent, subsequent_indent=indent + "    "))
-    return "\n".join(lines)
+    return "\n".join(lines).lstrip()
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def explain_output(
     for argument, values in each.items():
         if len(values) != num:
             raise ValueError(f"`{argument}` must be as many as the counterfactuals, {num}, but got {len(values)}.")
-    is_external = output.settings["guidance_mode"] == "external"
+    is_external = output.settings.get("guidance_mode") == "external"
     label_names = output.external_label_names if is_external else output.label_names
     assert label_names is not None
     unknown = sorted(set(each["labels"]) - set(label_names))
