@@ -22,9 +22,9 @@ from ..options import Range, check_number
 from .base import (
     Generators,
     MediffusionPipeline,
-    check_results,
     check_latents,
     check_output_type,
+    check_results,
     check_switch,
     clone_generator,
     own_generator,

@@ -170,7 +170,11 @@ class TestNoiseLevel:
 
     @pytest.mark.parametrize(
         "wrong, message",
-        [({"start_snr": 0.0}, "`start_snr` must be a number above 0"), ({"start_snr": 1e9}, "must lie in"), ({"start_snr": 1.0, "strength": 0.2}, "give one of them")],
+        [
+            ({"start_snr": 0.0}, "`start_snr` must be a number above 0"),
+            ({"start_snr": 1e9}, "must lie in"),
+            ({"start_snr": 1.0, "strength": 0.2}, "give one of them"),
+        ],
     )
     def test_mistakes(self, pipe, wrong, message):
         with pytest.raises(ValueError, match=message):
