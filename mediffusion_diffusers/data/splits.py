@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..atomic_files import write_json
+from ..options import Range, check_number
 from .schema import DatasetInfo, label_matrix
 from .summary import count_positives, no_finding_rows
 
@@ -188,6 +189,21 @@ def draw_labelled_split(
         num_patients=len(np.unique(patient_ids[drawn])),
         positives=positives,
     )
+
+
+def check_draws(seed: int, **shares: float) -> None:
+    """Check the options of a draw.
+
+    Args:
+        seed: a whole number from 0.
+        shares: percentages in [0, 100), by the name of the option.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    check_number("seed", seed, Range(at_least=0), whole=True)
+    for name, share in shares.items():
+        check_number(name, share, Range(at_least=0, below=100))
 
 
 def patient_validation_split(

@@ -83,6 +83,8 @@ class ConversionReport:
             counts.append(f"Listed images that were not found: {len(self.missing):,}.")
         if self.skipped:
             counts.append(f"Files that could not be converted and were skipped: {len(self.skipped):,}.")
+        if self.converted and self.unlabelled == self.converted:
+            counts.append("No image has a known label.")
         return [*self.notes, *counts]
 
     def account(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from ..conversion import SourceImage, write_sources
 from ..listing import Listing, list_files
 from ..schema import MULTI_LABEL, DatasetInfo
-from ..splits import NO_FINDING, patient_validation_split
+from ..splits import NO_FINDING, check_draws, patient_validation_split
 from ..tables import find_column, read_list, read_rows
 from ..writer import ConversionReport, check_output_folder
 
@@ -78,6 +78,7 @@ def convert_chestxray14(
         ValueError: for missing or malformed files, an unknown finding, or a patient in both official lists.
     """
     source = Path(source_dir)
+    check_draws(seed, validation_share=validation_share)
     check_output_folder(output_dir, overwrite)
     report = ConversionReport()
     entries = _read_entries(_label_file(source), report)

@@ -24,7 +24,7 @@ from ..dicom import GreyScale, describing_metadata, read_dicom, read_header, tag
 from ..label_table import LabelTable, read_label_table
 from ..listing import Listing, list_files
 from ..schema import MULTI_LABEL, DatasetInfo
-from ..splits import patient_validation_split
+from ..splits import check_draws, patient_validation_split
 from ..writer import ConversionReport, check_output_folder
 
 
@@ -110,6 +110,7 @@ def convert_dicom(
         ImportError: if pydicom is not installed.
     """
     source, output = Path(source_dir), Path(output_dir)
+    check_draws(seed, validation_share=validation_share, test_share=test_share)
     check_output_folder(output, overwrite)
     if key_file is not None and output.resolve() in Path(key_file).resolve().parents:
         raise ValueError(f"`key_file` must not lie in `output_dir`, which may be shared, but got {str(key_file)!r}.")

@@ -15,7 +15,7 @@ from ..cells import is_missing, reads_as_missing
 from ..conversion import SourceImage, write_sources
 from ..listing import Listing, list_files
 from ..schema import SINGLE_LABEL, UNKNOWN_LABEL, DatasetInfo
-from ..splits import patient_validation_split
+from ..splits import check_draws, patient_validation_split
 from ..tables import find_column, read_rows
 from ..writer import ConversionReport, check_output_folder
 
@@ -59,6 +59,7 @@ def convert_isic2019(
         ValueError: for missing or malformed files, or an image with several diagnoses.
     """
     source = Path(source_dir)
+    check_draws(seed, validation_share=validation_share, test_share=test_share)
     check_output_folder(output_dir, overwrite)
     report = ConversionReport()
     labels = _read_labels(source / f"{_PREFIX}_GroundTruth.csv", report)

@@ -13,8 +13,8 @@ from ..cells import identifier, is_missing, reads_as_missing, typed_column
 from ..conversion import SourceImage, write_sources
 from ..labels import LabelKind, Labels, read_column, read_columns
 from ..pictures import open_picture
-from ..schema import DatasetInfo
-from ..splits import patient_validation_split
+from ..schema import SPLIT_OF_NAME, DatasetInfo
+from ..splits import check_draws, patient_validation_split
 from ..writer import ConversionReport
 
 
@@ -131,6 +131,7 @@ def convert_table(
     Raises:
         ValueError: for unknown columns, labels that cannot be understood, or a patient in two given splits.
     """
+    check_draws(seed, validation_share=validation_share, test_share=test_share)
     columns = columns or ColumnNames()
     rows = [row for members in table.rows.values() for row in members]
     if not rows:
@@ -139,6 +140,7 @@ def convert_table(
     table.report.notes += labels.notes
     patient, image = _identifier_columns(table, columns)
     used |= {patient, image}
+    _note_split_columns(table.report, rows, [name for name in table.columns if name not in used])
     metadata = _metadata(table, rows, used)
     converted = iter(
         [
@@ -284,6 +286,16 @@ def _note_odd_patients(report: ConversionReport, rows: Sequence[TableRow], patie
             f"{named:,} images have a text such as 'NA' as {patient!r}, which is taken as the name of one patient. "
             "Leave the cell empty where the patient is unknown."
         )
+
+
+def _note_split_columns(report: ConversionReport, rows: Sequence[TableRow], names: Sequence[str]) -> None:
+    """Say it where a table names splits by itself: only folders and files make splits."""
+    for name in names:
+        values = {str(row.cells.get(name)).strip().lower() for row in rows}
+        if len(values) > 1 and values <= SPLIT_OF_NAME.keys():
+            report.notes.append(
+                f"The column {name!r} names splits, but is not used: put the pictures into split folders to keep them."
+            )
 
 
 def _hold_out(

@@ -158,6 +158,29 @@ def test_tables_that_are_refused(tmp_path, table, message):
         convert_image_folder(source, tmp_path / "set", **NO_DRAWS)
 
 
+def test_what_is_said_of_a_table(tmp_path):
+    source = write_pictures(tmp_path / "photos", ["0.png", "1.png"])
+    (source / "metadata.csv").write_text("file_name,mass,split,PatientID\n0.png,,train,7\n1.png,,test,8\n")
+    info, report = convert(source, tmp_path / "set", columns=ColumnNames(label_columns=["mass"]))
+    assert report["unlabelled"] == 2
+    for said in ("No image has a known label", "The column 'split' names splits, but is not used", "'PatientID'"):
+        assert any(said in note for note in info.notes)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("validation_share", float("nan")), ("validation_share", 100), ("test_share", -1), ("seed", -1)),
+        *(("num_workers", 0), ("image_size", 0)),
+    ],
+)
+def test_options_out_of_range(tmp_path, option, value):
+    source = write_pictures(tmp_path / "photos", CLASSES)
+    with pytest.raises(ValueError, match=f"`{option}` must be"):
+        convert_image_folder(source, tmp_path / "set", **{option: value})
+    assert not (tmp_path / "set").exists()
+
+
 def test_identifiers_are_kept_as_written(tmp_path):
     source = write_pictures(tmp_path / "photos", [f"{index}.png" for index in range(5)])
     written = [("007", "000100"), ("7", "100"), (" 7 ", "101"), ("", "102"), ("1.0", "")]
