@@ -35,7 +35,7 @@ _TURNS = {
 }
 _ORIENTATION_KEPT_IN = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # entries of `Image.info`
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-_PIXELS_AT_ONCE = 2**22
+_PIXELS_AT_ONCE = 2**20
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:

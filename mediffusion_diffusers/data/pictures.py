@@ -104,6 +104,11 @@ def encode_png(image: Image.Image) -> bytes:
 
 def _unchanged_bytes(picture: str | os.PathLike[str] | bytes | Image.Image, image: Image.Image) -> bytes | None:
     """The file's own bytes, if they may be stored as they are."""
-    if isinstance(picture, Image.Image) or image.format not in ("PNG", "JPEG") or set(image.info) - _HARMLESS_INFO:
+    if isinstance(picture, Image.Image) or image.format not in ("PNG", "JPEG"):
+        return None
+    if set(image.info) - _HARMLESS_INFO or getattr(image, "private_chunks", None):
+        return None
+    segments = getattr(image, "applist", [])  # of a JPEG; those that Pillow does not know are in no `info`
+    if any(name != "APP0" and not content.startswith((b"ICC_PROFILE\0", b"Adobe")) for name, content in segments):
         return None
     return picture if isinstance(picture, bytes) else Path(picture).read_bytes()

@@ -159,8 +159,8 @@ def _macro(header: Dataset, sequence: str) -> Dataset:
 
 def _stored_span(header: Dataset) -> tuple[float, float]:
     """The smallest and largest value that a pixel can hold."""
-    bits, signed = tag_number(header, "BitsAllocated"), tag_number(header, "PixelRepresentation")
-    if bits is None or signed is None or not 1 <= bits <= 64:  # floating-point pixels have no representation
+    bits, signed = tag_number(header, "BitsStored"), tag_number(header, "PixelRepresentation")
+    if bits is None or signed is None or not 1 <= bits <= 64:  # floating-point pixels have neither
         return -math.inf, math.inf
     return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed == 1 else (0.0, 2.0**bits - 1)
 
@@ -168,7 +168,7 @@ def _stored_span(header: Dataset) -> tuple[float, float]:
 def _modality(header: Dataset, low: float, high: float) -> Rescale | LookupTable:
     """The modality transform; ValueError if there is one that cannot be used."""
     for item in tag_items(header, "ModalityLUTSequence")[:1]:
-        return LookupTable.of(item, low, is_little_endian(header))
+        return LookupTable.of(item, low, high, is_little_endian(header))
     macro = _macro(header, "PixelValueTransformationSequence")
     slope, intercept = tag_number(macro, "RescaleSlope"), tag_number(macro, "RescaleIntercept")
     rescale = Rescale(1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
@@ -181,7 +181,7 @@ def _view(header: Dataset, low: float, high: float, faults: list[str]) -> Window
     macro = _macro(header, "FrameVOILUTSequence")
     for item in tag_items(macro, "VOILUTSequence"):
         try:
-            return LookupTable.of(item, low, is_little_endian(header))
+            return LookupTable.of(item, low, high, is_little_endian(header))
         except ValueError as error:
             faults.append(f"VOI lookup table: {error}")
     function = tag_text(macro, "VOILUTFunction").upper() or "LINEAR"

@@ -27,17 +27,18 @@ class LookupTable:
     entries: np.ndarray
 
     @classmethod
-    def of(cls, item: Dataset, lowest: float, little_endian: bool) -> LookupTable:
+    def of(cls, item: Dataset, low: float, high: float, little_endian: bool) -> LookupTable:
         """Read an item of a Modality or VOI LUT Sequence, believing its data more than its descriptor.
 
         Args:
             item: with LUTDescriptor (number of entries, first value, bits) and LUTData.
-            lowest: the lowest value that the table may be asked for; the first value is signed if this is negative,
+            low: the lowest value that the table may be asked for; the first value is signed if this is negative,
                 whatever representation the descriptor was written in.
+            high: the highest one.
             little_endian: byte order of LUTData where it is bytes.
 
         Raises:
-            ValueError: if the table is missing, is too short to be one, or gives every value the same grey.
+            ValueError: if the table is missing, or gives every value the same grey.
         """
         descriptor = tag_numbers(item, "LUTDescriptor")
         if len(descriptor) < 2 or not np.isfinite(descriptor[:2]).all():
@@ -45,11 +46,13 @@ class LookupTable:
         # Both are 16-bit words that may have been read as signed; 0 entries stand for 2^16.
         num_entries = int(descriptor[0]) % 2**16 or 2**16
         first = int(descriptor[1]) % 2**16
-        if lowest < 0 and first >= 2**15:
+        if low < 0 and first >= 2**15:
             first -= 2**16
         entries = _entries(_data_words(item, little_endian), num_entries)
         if len(entries) == 0 or entries.min() == entries.max():
             raise ValueError("its LUTData is empty or a single grey")
+        if not (first < high and first + len(entries) - 1 > low):
+            raise ValueError("its entries belong to values outside of what the pixels can hold")
         return cls(first, entries)
 
     def look_up(self, values: np.ndarray) -> np.ndarray:

@@ -117,11 +117,13 @@ class TestLookupTables:
             [item(LUTDescriptor=("US", [4096, 0, 12]))],
             table([4096, 0, 12], [7] * 4096),
             table([0, 0, 16], b"", "OW"),
+            table([4096, 30000, 12], list(range(4096))),
         ],
-        ids=["no descriptor", "no data", "one grey", "empty"],
+        ids=["no descriptor", "no data", "one grey", "empty", "elsewhere"],
     )
     def test_what_is_no_table_gives_way_to_the_window(self, tmp_path, sequence):
-        path = write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=sequence, WindowCenter=1000.5, WindowWidth=2001)
+        tags = {"BitsStored": 12, "HighBit": 11, "WindowCenter": 1000.5, "WindowWidth": 2001}
+        path = write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=sequence, **tags)
         np.testing.assert_allclose(read(path), (RAMP / 2000).clip(0, 1), atol=1e-5)
 
 
