@@ -57,7 +57,9 @@ def test_script_writes_page_panels_and_animations(pipe, tmp_path):
     assert Image.open(tmp_path / "out/sweep-1.gif").n_frames == 6  # four scales, there and back
     wrong = [*command, *arguments[:2], "--away", "Hernia", *options]
     done = subprocess.run(wrong, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("explain_images.py: `away` names")
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith(
+        "explain_images.py: `away` or `towards` must be"
+    )
 
 
 def test_page_names_no_file(pipe, tmp_path):
