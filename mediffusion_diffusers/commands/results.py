@@ -27,7 +27,7 @@ def write_results(write: Callable[[Path], Written], folder: Path, figures: Mappi
         return write(folder)
     except Exception as error:
         raise OSError(
-            f"The results could not be written into {str(folder)!r}: {error} {_keep(write, figures)}"
+            f"The results could not be written into {str(folder)!r}: {str(error).rstrip('.')}. {_keep(write, figures)}"
         ) from error
 
 
