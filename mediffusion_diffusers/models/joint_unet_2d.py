@@ -224,10 +224,10 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             sample = 2 * sample - 1.0
 
         if not torch.is_tensor(timestep):
-            timesteps = torch.tensor([timestep], dtype=torch.long, device=sample.device)
-        else:
-            timesteps = timestep.reshape(-1).to(sample.device)
-        timesteps = timesteps * torch.ones(sample.shape[0], dtype=timesteps.dtype, device=timesteps.device)
+            timestep = torch.tensor(timestep, dtype=torch.long)
+        # A single number stays where it is: to copy it would make the host wait for an accelerator.
+        timesteps = timestep.reshape(()) if timestep.numel() == 1 else timestep.reshape(-1).to(sample.device)
+        timesteps = timesteps * torch.ones(sample.shape[0], dtype=timesteps.dtype, device=sample.device)
         emb = self.time_embedding(self.time_proj(timesteps).to(dtype=self.dtype))
 
         if self.class_embedding is None and class_labels is not None:
