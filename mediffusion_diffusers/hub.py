@@ -86,7 +86,7 @@ def hub_failure(error: BaseException | None, source: str | None = None) -> str |
             sentence = _answered(error, int(response.status_code), name)
             return sentence[0].upper() + sentence[1:]
         if isinstance(error, _TRANSPORT_ERROR) and getattr(error, "response", None) is None:
-            return _unanswered(error)
+            return _unanswered(error, source)
         error = error.__cause__ or error.__context__
     return None
 
@@ -125,13 +125,14 @@ def _answered(error: HfHubHTTPError, status: int, name: str) -> str:
     return f"The Hub refused the request ({status}): {_url_path(error)}."
 
 
-def _unanswered(error: BaseException) -> str:
+def _unanswered(error: BaseException, source: str | None) -> str:
     """What it means that there was no answer."""
-    endpoint = huggingface_hub.constants.ENDPOINT
+    the_hub = "The Hub" if source is None else f"{source!r} is no folder here, and the Hub"
+    the_hub = f"{the_hub} at {huggingface_hub.constants.ENDPOINT}"
     if "timeout" in type(error).__name__.lower() or "timed out" in str(error).lower():
-        return f"The Hub at {endpoint} did not answer in time. Try again, or set HF_HUB_DOWNLOAD_TIMEOUT higher."
+        return f"{the_hub} did not answer in time. Try again, or set HF_HUB_DOWNLOAD_TIMEOUT higher."
     reason = " ".join(str(error).split()) or type(error).__name__
-    return f"The Hub at {endpoint} cannot be reached ({reason}). Check the network and its proxy, or name a folder."
+    return f"{the_hub} cannot be reached ({reason}). Check the network and its proxy, or name a folder."
 
 
 def _ask(source: str, revision: str | None, token: Any) -> str | None:

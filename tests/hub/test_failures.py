@@ -80,8 +80,8 @@ def test_no_network(hub, environment):
         closed.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
     variables, part = {
-        "closed": ({"HF_ENDPOINT": endpoint}, f"The Hub at {endpoint} cannot be reached"),
-        "unknown": ({"HF_ENDPOINT": "http://hub.invalid"}, "The Hub at http://hub.invalid cannot be reached"),
+        "closed": ({"HF_ENDPOINT": endpoint}, f"Hub at {endpoint} cannot be reached"),
+        "unknown": ({"HF_ENDPOINT": "http://hub.invalid"}, "Hub at http://hub.invalid cannot be reached"),
         "offline": ({"HF_HUB_OFFLINE": "1"}, "Offline mode is on"),
     }[environment]
     (sentences,) = explained(hub, [("org/model", None, "")], **variables)
