@@ -154,6 +154,24 @@ def test_damaged_pipelines(name, world, line_of, refused, tmp_path):
         refused(name, line_of(name, pretrained_model_name_or_path=folder))
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *("data/dataset_info.json", "data/data/test-00000-of-00001.parquet", "pipeline/training_config.json"),
+        *("oracle/config.json", "oracle/model.safetensors", "oracle/training_patients.json"),
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"[1, [", b"[[1]]", b"7", b"\xff\xfe\x00"])
+def test_damaged_files_are_named_before_the_work(damaged, content, world, line_of, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(CounterfactualStudyRunner, "run", lambda *_: pytest.fail("The work began."))
+    shutil.copytree(world, tmp_path / "world")
+    (tmp_path / "world" / damaged).write_bytes(content)
+    places = {"pretrained_model_name_or_path": "pipeline", "dataset_dir": "data", "oracle_path": "oracle"}
+    places = {name: tmp_path / "world" / folder for name, folder in places.items()}
+    said = refused("evaluate_counterfactuals", line_of("evaluate_counterfactuals", **places))
+    assert damaged.split("/")[0] in said or damaged.rsplit("/")[-1] in said
+
+
 def test_oracles_that_do_not_fit(line_of, refused, tmp_path):
     info = DatasetInfo("other", "", "", "", "multi_label_classification", ["a", "b"], channels=1, image_size=16)
     save_oracle(tmp_path / "labels", info)
