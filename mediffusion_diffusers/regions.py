@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,10 @@ def prepare_region(region: Any, num_rows: int, image_size: tuple[int, int], late
     Raises:
         ValueError: for shapes, values or boxes that cannot be used.
     """
+    if region is None or isinstance(region, (str, bytes, Mapping)):
+        raise ValueError(
+            f"`mask` must be a mask, boxes, or a list with one of them per counterfactual, not {region!r}."
+        )
     if isinstance(region, (list, tuple)) and not (region and isinstance(region[0], Mapping)):
         if len(region) != num_rows:
             raise ValueError(f"`mask` as a list must hold one mask per counterfactual, {num_rows}, not {len(region)}.")
@@ -37,11 +42,15 @@ def prepare_region(region: Any, num_rows: int, image_size: tuple[int, int], late
     elif isinstance(region, Image.Image):
         mask = torch.from_numpy(np.asarray(region.convert("L"), dtype=np.float32) / 255)
     else:
-        mask = torch.as_tensor(region)
-        mask = mask.float() / 255 if mask.dtype == torch.uint8 and mask.max() > 1 else mask.float()
+        try:
+            mask = torch.as_tensor(region)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"`mask` must be a picture, array, tensor or boxes, not {region!r}: {error}.") from None
+        is_byte = mask.dtype == torch.uint8 and mask.numel() > 0
+        mask = mask.float() / 255 if is_byte and mask.max() > 1 else mask.float()
     mask = mask.reshape(1, 1, *mask.shape) if mask.ndim == 2 else mask
     mask = mask[:, None] if mask.ndim == 3 else mask
-    if mask.ndim != 4 or mask.shape[1] != 1 or len(mask) not in (1, num_rows):
+    if mask.ndim != 4 or not mask.numel() or mask.shape[1] != 1 or len(mask) not in (1, num_rows):
         raise ValueError(
             f"`mask` must have shape (height, width) or ({num_rows}, 1, height, width), but got {tuple(mask.shape)}."
         )
@@ -66,12 +75,17 @@ def boxes_to_mask(boxes: Sequence[Mapping[str, float]], height: int, width: int)
     mask = torch.zeros(height, width)
     for box in boxes:
         try:
-            left, top = float(box["x"]) * width, float(box["y"]) * height
-            right, bottom = left + float(box["width"]) * width, top + float(box["height"]) * height
+            sides = [float(box[name]) for name in ("x", "y", "width", "height")]
         except KeyError as error:
             raise ValueError(
-                f"A box needs x, y, width and height in relative units, but {dict(box)} lacks {error}."
+                f"A box of `mask` needs x, y, width and height in relative units, but {dict(box)} lacks {error}."
             ) from None
+        except (TypeError, ValueError):
+            sides = [math.nan]
+        if not all(map(math.isfinite, sides)):
+            raise ValueError(f"x, y, width and height of a box of `mask` must be finite numbers, but got {box!r}.")
+        left, top = sides[0] * width, sides[1] * height
+        right, bottom = left + sides[2] * width, top + sides[3] * height
         rows = slice(max(int(np.floor(top)), 0), int(np.ceil(bottom)))
         columns = slice(max(int(np.floor(left)), 0), int(np.ceil(right)))
         if not mask[rows, columns].numel():

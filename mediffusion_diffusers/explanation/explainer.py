@@ -14,6 +14,7 @@ from ..data.pictures import encode_png
 from ..image_processor import numpy_to_pil
 from ..item_boundary import reason
 from ..pipelines import MediffusionClassifyPipeline
+from ..pipelines.base import NotFiniteError
 from .difference_image import encode_difference
 from .input_rows import InputRow, read_picture
 from .request import ExplanationRequest
@@ -135,12 +136,17 @@ class RowExplainer:
                     done.num_passed_over += 1
 
     def _explain_batch(self, shard: str, batch: Sequence[_Picture]) -> list[dict[str, Any]]:
-        output = self.pipe(
-            image=[picture.image for picture in batch],
-            **self.request.pipeline_arguments(),
-            generator=[self.request.generator(shard, picture.row.number) for picture in batch],
-            output_type="pt",
-        )
+        try:
+            output = self.pipe(
+                image=[picture.image for picture in batch],
+                **self.request.pipeline_arguments(),
+                generator=[self.request.generator(shard, picture.row.number) for picture in batch],
+                output_type="pt",
+            )
+        except NotFiniteError as error:
+            if len(batch) == 1:
+                return [self._row(shard, batch[0].row, error=reason(error))]
+            return [row for picture in batch for row in self._explain_batch(shard, [picture])]
         settings = json.dumps({**output.settings, **self.request.pipeline_arguments()}, sort_keys=True)
         rows = []
         for index, picture in enumerate(batch):

@@ -327,6 +327,10 @@ def check_latents(name: str, latents: Any, shape: Sequence[int]) -> None:
         raise ValueError(f"`{name}` must be finite, but holds NaN or infinite values.")
 
 
+class NotFiniteError(ValueError):
+    """A model returned NaN or infinite values."""
+
+
 def check_results(results: Iterable[torch.Tensor], guidance_scale: Any) -> None:
     """Refuse to show what is beyond all numbers.
 
@@ -335,14 +339,14 @@ def check_results(results: Iterable[torch.Tensor], guidance_scale: Any) -> None:
         guidance_scale: that they were made with, a number or one per image.
 
     Raises:
-        ValueError: naming `guidance_scale` if there was guidance.
+        NotFiniteError: naming `guidance_scale` if there was guidance.
     """
     if all(bool(torch.isfinite(tensor).all()) for tensor in results):
         return
     scales = torch.as_tensor(guidance_scale)
     if not scales.any():
-        raise ValueError("The model returned NaN or infinite values unguided: check its weights and precision.")
-    raise ValueError(
+        raise NotFiniteError("The model returned NaN or infinite values unguided: check its weights and precision.")
+    raise NotFiniteError(
         f"The model returned NaN or infinite values under guidance, at a `guidance_scale` of up to "
         f"{float(scales.max()):g}. Choose a smaller one."
     )

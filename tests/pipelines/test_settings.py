@@ -110,7 +110,7 @@ def test_pure_noise_and_a_predicted_noise():
         CounterfactualSettings.resolve({"strength": 1.0}, None, scheduler)
 
 
-SCRIPTS: tuple[str, ...] = ()
+SCRIPTS = ("evaluate_counterfactuals", "calibrate_guidance", "explain_images", "explain_dataset")
 
 NEW_OPTION = """\
     dummy_option: Annotated[float, Range(at_least=0), Stored] = option(0.5, "An option that was added.")
@@ -119,8 +119,11 @@ SAY = """
 import contextlib, dataclasses, inspect, io, runpy, sys
 from mediffusion_diffusers import MediffusionCounterfactualPipeline as Pipeline
 from mediffusion_diffusers.explanation.request import ExplanationRequest
+from mediffusion_diffusers.publishing.defaults_section import defaults_context
 call = Pipeline.__call__
 assert "dummy_option" in inspect.signature(call).parameters and "dummy_option: An option" in call.__doc__
+card = defaults_context({"dummy_option": 0.25}, 1.0)
+assert "dummy_option" in str(card) and "0.25" in str(card) and "dummy_option" in str(defaults_context(None, 1.0))
 assert "dummy_option" in {entry.name for entry in dataclasses.fields(ExplanationRequest)}
 for script in sys.argv[1:]:
     said, sys.argv = io.StringIO(), [script, "--help"]
