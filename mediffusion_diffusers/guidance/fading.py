@@ -75,8 +75,8 @@ def fade(
     place = (sample, alpha_prod_t, prediction_type)
     shift = predict_epsilon(predicted.model_output, *place) - predict_epsilon(predicted.unguided, *place)
     # shift = -s sqrt(1 - abar) grad log g, and the step moves z by noise_weight * shift.
-    scale = torch.as_tensor(guidance_scale, dtype=torch.float64, device=shift.device)
-    per_gradient = -scale * (1 - alpha_prod_t.double().to(shift.device)).sqrt()
+    scale = torch.as_tensor(guidance_scale, dtype=torch.float64).to(shift.device, non_blocking=True)
+    per_gradient = -scale * (1 - alpha_prod_t.double()).sqrt()
     push, held = predicted.model_output - predicted.unguided, None
     if predicted.log_prob_grad is None:
         size = shift.double().flatten(1).square().sum(1)
@@ -86,7 +86,7 @@ def fade(
         own = (predicted.log_prob_grad, alpha_prod_t, guidance_scale, prediction_type)
         own_push = guide_model_output(torch.zeros_like(push), *own)
         push, held = own_push, push - own_push
-    gain = torch.where(per_gradient < 0, noise_weight.double().to(shift.device) / per_gradient, 0.0) * size
+    gain = torch.where(per_gradient < 0, noise_weight.double() / per_gradient, 0.0) * size
     factor = fading_factor(target.log_prob(predicted.logits.float()), gain)
     faded = predicted.unguided + factor.to(push).reshape(-1, 1, 1, 1) * push
     return faded if held is None else faded + held

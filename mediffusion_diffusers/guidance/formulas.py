@@ -50,8 +50,7 @@ def guide_model_output(
             "in `away`."
         )
     is_pure_noise = bool(alpha_prod_t == 0)
-    alpha_prod_t = alpha_prod_t.to(model_output.device)  # not to its dtype: half precision rounds 1 - abar_t away
-    scale = scale.to(log_prob_grad)
+    scale = scale.to(log_prob_grad, non_blocking=True)
     shift = -scale.reshape(-1, 1, 1, 1) * (1 - alpha_prod_t).sqrt() * log_prob_grad
     if prediction_type == "epsilon":
         return (model_output + shift).to(model_output.dtype)
@@ -68,7 +67,6 @@ def predict_original_sample(
     model_output: torch.Tensor, sample: torch.Tensor, alpha_prod_t: torch.Tensor, prediction_type: str = "epsilon"
 ) -> torch.Tensor:
     """The clean latents z_0 that a prediction implies (Eq. 12 of DDIM, "predicted x_0"); same shape."""
-    alpha_prod_t = alpha_prod_t.to(sample.device)
     if prediction_type == "epsilon":
         return (sample - (1 - alpha_prod_t).sqrt() * model_output) / alpha_prod_t.sqrt()
     if prediction_type == "v_prediction":
@@ -82,6 +80,5 @@ def predict_epsilon(
     """The noise eps that a prediction implies: `(z_t - sqrt(abar_t) z_0) / sqrt(1 - abar_t)`; same shape."""
     if prediction_type == "epsilon":
         return model_output
-    alpha_prod_t = alpha_prod_t.to(sample.device)
     z_0 = predict_original_sample(model_output, sample, alpha_prod_t, prediction_type)
     return (sample - alpha_prod_t.sqrt() * z_0) / (1 - alpha_prod_t).sqrt()

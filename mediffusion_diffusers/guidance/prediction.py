@@ -107,7 +107,7 @@ def predict_guided(
         gradient = gradient_of(target.objective, logits, leaf, retain_graph=is_held)
         log_prob_grad = gradient_of(target.log_prob, logits, leaf) if is_held else None
         if mode in ("x0_detached", "external"):
-            root = alpha.to(gradient).sqrt()  # d z_0 / d z_t = 1 / sqrt(abar_t)
+            root = alpha.to(gradient.dtype).sqrt()  # d z_0 / d z_t = 1 / sqrt(abar_t)
             gradient = gradient / root
             log_prob_grad = None if log_prob_grad is None else log_prob_grad / root
     unguided = model_output.detach()

@@ -110,8 +110,9 @@ class MultistepDDIMScheduler(DDIMScheduler):
         if eta > 0 and (self.solver_order != 1 or following > int(timestep)):
             raise ValueError("`eta` > 0 needs `solver_order=1` and a descending grid.")
         # In full precision whatever the latents' dtype: half precision rounds 1 - abar_t away near t = 0.
-        alpha_prod_t = self.alphas_cumprod[int(timestep)].to(sample.device)
-        alpha_prod_next = self.alphas_cumprod[following].to(sample.device)
+        # Where they are, since single numbers need no copy, for which the host would wait for an accelerator.
+        alpha_prod_t = self.alphas_cumprod[int(timestep)]
+        alpha_prod_next = self.alphas_cumprod[following]
 
         pred_original_sample = predict_original_sample(model_output, sample, alpha_prod_t, self.config.prediction_type)
         if self.config.prediction_type == "epsilon":

@@ -65,7 +65,7 @@ class Inversion:
         path_latents, path_epsilons = [latents], []
         for t in shown(scheduler.timesteps):
             model_output = self.unet(latents, t, return_logits=False).sample
-            alpha = scheduler.alphas_cumprod[t].to(latents.device)
+            alpha = scheduler.alphas_cumprod[t]
             path_epsilons.append(predict_epsilon(model_output, latents, alpha, scheduler.config.prediction_type))
             latents = scheduler.step(model_output, t, latents).prev_sample
             path_latents.append(latents)
