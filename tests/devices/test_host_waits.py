@@ -28,9 +28,10 @@ def explain(num_steps, **settings):
     pipe(random_pil(2), **{**arguments, **settings}, num_inference_steps=num_steps, generator=generators(0, 1))
 
 
-def generate(num_steps):
+def generate(num_steps, guidance_scale):
     pipe = tiny_pipeline(MediffusionGuidedPipeline).to("pretend")
-    pipe(towards="Mass", guidance_scale=5.0, num_images=2, num_inference_steps=num_steps, output_type="pt")
+    arguments = {"guidance_scale": guidance_scale, "num_images": 2, "output_type": "pt"}
+    pipe(towards="Mass", num_inference_steps=num_steps, **arguments)
 
 
 def waits_per_step(pretend, call, **settings):
@@ -49,5 +50,6 @@ def test_a_guided_step_waits_for_nothing(pretend, settings):
     assert waits_per_step(pretend, explain, **settings) == {}
 
 
-def test_a_step_of_generation_waits_for_nothing(pretend):
-    assert waits_per_step(pretend, generate) == {}
+@pytest.mark.parametrize("guidance_scale", [0.0, 5.0])
+def test_a_step_of_generation_waits_for_nothing(pretend, guidance_scale):
+    assert waits_per_step(pretend, generate, guidance_scale=guidance_scale) == {}
