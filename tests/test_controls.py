@@ -86,3 +86,19 @@ def test_the_ascent_stays_within_a_mask():
     outside = mask.expand_as(latents) == 0
     assert torch.equal(changed[outside], latents[outside])
     assert (changed[~outside] != latents[~outside]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_ascent_in_half_precision_goes_where_the_full_one_goes(dtype):
+    """Of a target that is already certain: 1 - g is far below what half precision holds."""
+    latents = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weights = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def log_probability(z):
+        return torch.nn.functional.logsigmoid((0.01 * weights.to(z) * z).sum((1, 2, 3)).float() + 25.0)
+
+    half, full = (ascend_log_probability(z, torch.ones(2), log_probability) for z in (latents, latents.float()))
+    assert half.dtype == dtype
+    moved, expected = (half.float() - latents.float()).flatten(), (full - latents.float()).flatten()
+    assert torch.cosine_similarity(moved, expected, dim=0) > 0.99
+    assert moved.norm() == pytest.approx(float(expected.norm()), rel=0.05)

@@ -11,6 +11,7 @@ from mediffusion_diffusers.guidance import (
     OWN_GUIDANCE_MODES,
     GuidanceTarget,
     build_target,
+    gradient_of,
     guide_model_output,
     predict_guided,
     predict_original_sample,
@@ -307,3 +308,34 @@ class TestSamplingMode:
             raise RuntimeError("inside")
         assert all(module.training for module in unet.modules())
         assert all(parameter.requires_grad for parameter in unet.parameters())
+
+
+class TestGradient:
+    def leaf(self, dtype=torch.float32):
+        return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+
+    @pytest.mark.parametrize("sign", [1.0, -1.0])
+    def test_is_autograds_own_bit_for_bit(self, sign):
+        unet, target = (
+            tiny_unet().requires_grad_(False),
+            GuidanceTarget(sign * torch.tensor([[1.0, 0, -1]] * 2), MULTI_LABEL),
+        )
+        leaf = self.leaf()
+        logits = unet(leaf, 100, return_sample=False).logits
+        (expected,) = torch.autograd.grad(target.log_prob(logits).sum(), leaf, retain_graph=True)
+        assert torch.equal(gradient_of(target.log_prob, logits, leaf), expected)
+
+    def test_does_not_vanish_in_half_precision(self):
+        """Of a target that is certain up to 1e-9, which float16 rounds to 0."""
+        unet = tiny_unet().requires_grad_(False)
+        target = GuidanceTarget(torch.tensor([[0.0, 0, 1]] * 2), MULTI_LABEL)
+        with torch.no_grad():
+            unet.classifier[-1].bias[2] = 20.0
+        gradients = []
+        for dtype in (torch.float32, torch.float16):
+            unet.to(dtype)
+            leaf = self.leaf(dtype)
+            gradients.append(gradient_of(target.log_prob, unet(leaf, 100, return_sample=False).logits, leaf).flatten())
+        full, half = gradients
+        assert half.dtype == torch.float32 and 0 < full.abs().max() < 6e-8
+        torch.testing.assert_close(half / full.norm(), full / full.norm(), atol=5e-3, rtol=0)

@@ -74,6 +74,21 @@ def test_a_step_goes_where_many_small_ones_go(prediction_type):
     assert (sample + held - end).abs().max() > 0.1  # without fading it goes far beyond
 
 
+def test_a_held_label_is_no_gain():
+    """The penalty's push neither counts as a gain of the target, however large it is, nor fades with it."""
+    generator = generators(0)[0]
+    sample, unguided, own, penalty = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(4))
+    penalty = penalty - (penalty * own).sum() / own.square().sum() * own  # it does not move the target
+    alpha, step, scale = torch.tensor(0.7), torch.tensor(-0.2), 5.0
+    target, logits = GuidanceTarget(torch.tensor([[0.0, -1.0]]), MULTI_LABEL), torch.zeros(1, 2)
+    pushed = {part: guide_model_output(unguided, part, alpha, scale) for part in (own, own + 100 * penalty)}
+    alone, held = pushed.values()
+    faded = fade(GuidedPrediction(alone, logits, unguided), sample, target, scale, alpha, step)
+    both = fade(GuidedPrediction(held, logits, unguided, own), sample, target, scale, alpha, step)
+    assert (faded - unguided).norm() < 0.9 * (alone - unguided).norm()
+    torch.testing.assert_close(both - faded, held - alone, atol=1e-3, rtol=1e-4)
+
+
 @pytest.mark.parametrize("follow_inversion", [True, False])
 def test_few_steps_come_closer_to_many(follow_inversion):
     pipe = tiny_pipeline(MediffusionCounterfactualPipeline)

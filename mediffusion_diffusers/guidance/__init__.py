@@ -4,7 +4,15 @@ from .external import ExternalClassifier
 from .fading import fade
 from .formulas import guide_model_output, predict_epsilon, predict_original_sample
 from .freezing import hold_saved_tensors, sampling_mode
-from .prediction import GUIDANCE_MODES, OWN_GUIDANCE_MODES, GuidedPrediction, LatentClassifier, hold_at, predict_guided
+from .prediction import (
+    GUIDANCE_MODES,
+    OWN_GUIDANCE_MODES,
+    GuidedPrediction,
+    LatentClassifier,
+    gradient_of,
+    hold_at,
+    predict_guided,
+)
 from .scales import GuidanceScale, plain_scale, scale_for, scales_of_rows, values_of_scale
 from .targets import GuidanceTarget, Labels, build_target, count_label_rows
 
@@ -21,6 +29,7 @@ __all__ = [
     "build_target",
     "count_label_rows",
     "fade",
+    "gradient_of",
     "guide_model_output",
     "hold_at",
     "hold_saved_tensors",
