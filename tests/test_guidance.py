@@ -310,7 +310,7 @@ class TestSamplingMode:
         assert all(parameter.requires_grad for parameter in unet.parameters())
 
 
-class TestGradient:
+class TestGradientOfLogits:
     def leaf(self, dtype=torch.float32):
         return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
 
