@@ -108,11 +108,11 @@ def test_output_types(pipe):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"timesteps": []}, r"`timesteps` must lie in \[0, 999\]"),
-        ({"timesteps": 1000}, r"`timesteps` must lie in \[0, 999\]"),
-        ({"timesteps": [0, -1]}, r"`timesteps` must lie in \[0, 999\]"),
-        ({"num_noise_samples": -1}, "`num_noise_samples` must be at least 0"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+        ({"timesteps": []}, "`timesteps` must name at least one timestep"),
+        ({"timesteps": 1000}, r"`timesteps` must be a whole number in \[0, 999\]"),
+        ({"timesteps": [0, -1]}, r"`timesteps` must be a whole number in \[0, 999\]"),
+        ({"num_noise_samples": -1}, "`num_noise_samples` must be a whole number at least 0"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number at least 1"),
         ({"thresholds": [0.5]}, "`thresholds` must be one number"),
         ({"thresholds": np.array([0.5, 0.5])}, "`thresholds` must be one number"),
         ({"thresholds": 1.5}, r"in \(0, 1\)"),
