@@ -104,7 +104,7 @@ class Bench:
 
 def run_tests(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """The tests marked `gpu`, in a process of their own."""
-    line = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/devices"]
+    line = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/devices"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=240)
     said = done.stdout.strip().splitlines()
     failed = [text for text in said if text.startswith(("FAILED", "ERROR"))]
