@@ -1,4 +1,8 @@
-"""SIGTERM and Ctrl-C as a request to stop at the next good moment, for long runs of any kind."""
+"""SIGTERM and Ctrl-C as a request to stop at the next good moment, for long runs of any kind.
+
+A signal that a program was started to ignore stays ignored. A shell does that with SIGINT for what a script starts in
+the background: Ctrl-C at the terminal ends the script and is not meant for such a program, which SIGTERM ends.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A launcher passes on the signal that its whole process group got already: repetitions at once are one request.
 _REPETITION_SECONDS = 5.0
 
@@ -42,7 +47,8 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._receive) for number in heard}
         try:
             yield
         finally:

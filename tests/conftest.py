@@ -1,9 +1,18 @@
+import signal
+import threading
+
 import pytest
 from hub_emulator import HubEmulator
 from support.pretend_device import register_pretend_device
 
 
 register_pretend_device()
+
+
+def pytest_configure():
+    """Let Ctrl-C be heard, by the tests and what they start, also where a shell has started them in the background."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

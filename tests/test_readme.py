@@ -20,8 +20,8 @@ from mediffusion_diffusers.commands import (
     explain_images,
     prepare_dataset,
 )
-from mediffusion_diffusers.training.autoencoder.arguments import autoencoder_parser
-from mediffusion_diffusers.training.joint.arguments import joint_parser
+from mediffusion_diffusers.training.autoencoder.config import AutoencoderConfig
+from mediffusion_diffusers.training.joint.config import JointConfig
 
 
 ROOT = Path(__file__).parents[1]
@@ -74,8 +74,8 @@ def test_command_is_understood_by_its_script(command, capsys, monkeypatch):
     script, *arguments = shlex.split(command.replace("\\\n", " "))
     parsers = {
         "prepare_dataset": lambda: prepare_dataset.parse_args,
-        "train_autoencoder": lambda: autoencoder_parser().parse_args,
-        "train_joint": lambda: joint_parser().parse_args,
+        "train_autoencoder": lambda: AutoencoderConfig.parser().parse_args,
+        "train_joint": lambda: JointConfig.parser().parse_args,
         **{name: lambda command=command: command.parser().parse for name, command in STUDIES.items()},
     }
     name = Path(script).stem

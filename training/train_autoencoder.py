@@ -10,21 +10,16 @@ See `python training/train_autoencoder.py --help`. To resume, run the same comma
 
 from __future__ import annotations
 
-import sys
-
-from mediffusion_diffusers.training.arguments import parse_arguments
-from mediffusion_diffusers.training.autoencoder.arguments import autoencoder_parser
-from mediffusion_diffusers.training.autoencoder.trainer import train_autoencoder
+from mediffusion_diffusers.commands.boundary import run_command
+from mediffusion_diffusers.training.autoencoder.config import AutoencoderConfig
+from mediffusion_diffusers.training.autoencoder.task import train_autoencoder
 from mediffusion_diffusers.training.presets import AUTOENCODER_PRESETS
 
 
 def main() -> None:
     """Parse the command line and train."""
-    try:
-        train_autoencoder(parse_arguments(autoencoder_parser, AUTOENCODER_PRESETS))
-    except (OSError, ValueError) as error:
-        sys.exit(f"train_autoencoder.py: {error}")
+    train_autoencoder(AutoencoderConfig.parse(None, AUTOENCODER_PRESETS, description="Paper App. C."))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "train_autoencoder.py")

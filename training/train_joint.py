@@ -9,21 +9,16 @@ See `python training/train_joint.py --help`. To resume, run the same command wit
 
 from __future__ import annotations
 
-import sys
-
-from mediffusion_diffusers.training.arguments import parse_arguments
-from mediffusion_diffusers.training.joint.arguments import joint_parser
-from mediffusion_diffusers.training.joint.trainer import train_joint
+from mediffusion_diffusers.commands.boundary import run_command
+from mediffusion_diffusers.training.joint.config import JointConfig
+from mediffusion_diffusers.training.joint.task import train_joint
 from mediffusion_diffusers.training.presets import JOINT_PRESETS
 
 
 def main() -> None:
     """Parse the command line and train."""
-    try:
-        train_joint(parse_arguments(joint_parser, JOINT_PRESETS))
-    except (OSError, ValueError) as error:
-        sys.exit(f"train_joint.py: {error}")
+    train_joint(JointConfig.parse(None, JOINT_PRESETS, description="L = L_diff + w * L_class (paper Sec. 3.3)."))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "train_joint.py")

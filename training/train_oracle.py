@@ -3,24 +3,23 @@
 
     python training/train_oracle.py --dataset_dir runs/oracle-phantoms --output_dir runs/oracle
 
-See `python training/train_oracle.py --help`. Give it other patients than the model that it will judge.
+See `python training/train_oracle.py --help`. Give it other patients than the model that it will judge. To resume, run
+the same command with `--resume_from_checkpoint latest`.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 
-from mediffusion_diffusers.training.oracle.trainer import oracle_parser, train_oracle
+from mediffusion_diffusers.commands.boundary import run_command
+from mediffusion_diffusers.training.oracle.config import OracleConfig
+from mediffusion_diffusers.training.oracle.task import train_oracle
 
 
 def main() -> None:
     """Parse the command line, train, and print the figures."""
-    try:
-        print(json.dumps(train_oracle(oracle_parser().parse_args()), indent=2))
-    except (OSError, ValueError) as error:
-        sys.exit(f"train_oracle.py: {error}")
+    print(json.dumps(train_oracle(OracleConfig.parse(None, {}, description=OracleConfig.__doc__)), indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "train_oracle.py")

@@ -14,7 +14,8 @@ from mediffusion_diffusers.evaluation.counterfactual_study import Counterfactual
 from mediffusion_diffusers.models.oracle_classifier import PATIENTS_FILE, OracleClassifier, patient_digest
 from mediffusion_diffusers.reports.pages.counterfactual_study import write_study
 from mediffusion_diffusers.reports.pictures.counterfactual_study import load_figures
-from mediffusion_diffusers.training.oracle.trainer import build_oracle
+from mediffusion_diffusers.training.oracle.config import NetworkOptions
+from mediffusion_diffusers.training.oracle.task import build_oracle
 
 
 SETTINGS = {"num_inference_steps": 3, "guidance_scale": 20.0, "strength": 0.3}
@@ -29,7 +30,7 @@ def folders(tmp_path_factory):
     unet = tiny_unet(id2label=dict(enumerate(PHANTOM_LABELS)), label_thresholds=[1e-6, 1e-6, 1e-6, 1 - 1e-6, 1 - 1e-6])
     MediffusionCounterfactualPipeline(tiny_vae(), unet, tiny_scheduler()).save_pretrained(root / "pipeline")
     torch.manual_seed(3)
-    oracle = OracleClassifier(build_oracle(load_info(root / "data"), 16, [8, 8], [1, 1]))
+    oracle = OracleClassifier(build_oracle(load_info(root / "data"), 16, NetworkOptions([8, 8], [1, 1])))
     oracle.save_pretrained(root / "oracle")
     return root
 
@@ -138,7 +139,7 @@ def test_a_study_without_a_suitable_image_says_so(folders):
 
 def test_labels_must_agree(folders, tmp_path):
     info = DatasetInfo("other", "", "", "", "multi_label_classification", ["a", "b"], channels=1, image_size=16)
-    OracleClassifier(build_oracle(info, 16, [8, 8], [1, 1])).save_pretrained(tmp_path)
+    OracleClassifier(build_oracle(info, 16, NetworkOptions([8, 8], [1, 1]))).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="oracle's labels must be the model's"):
         CounterfactualStudyRunner(folders / "pipeline", folders / "data", oracle_path=tmp_path)
 

@@ -13,7 +13,8 @@ from mediffusion_diffusers.data.splits import LabelledSplit
 from mediffusion_diffusers.evaluation.classification_study import study_classification
 from mediffusion_diffusers.evaluation.counterfactual_study import CounterfactualStudyRunner
 from mediffusion_diffusers.models.oracle_classifier import OracleClassifier
-from mediffusion_diffusers.training.oracle.trainer import build_oracle
+from mediffusion_diffusers.training.oracle.config import NetworkOptions
+from mediffusion_diffusers.training.oracle.task import build_oracle
 
 
 LABELS = ["Cardiomegaly", "Effusion", "Mass"]
@@ -86,7 +87,7 @@ def evaluated(tmp_path_factory):
     unet = tiny_unet(id2label=dict(enumerate(PHANTOM_LABELS)), label_thresholds=[1e-6, 1e-6, 1e-6, 1 - 1e-6, 1 - 1e-6])
     MediffusionCounterfactualPipeline(tiny_vae(), unet, tiny_scheduler()).save_pretrained(root / "pipeline")
     torch.manual_seed(3)
-    oracle = OracleClassifier(build_oracle(load_info(root / "data"), 16, [8, 8], [1, 1]))
+    oracle = OracleClassifier(build_oracle(load_info(root / "data"), 16, NetworkOptions([8, 8], [1, 1])))
     oracle.save_pretrained(root / "oracle")
     runner = CounterfactualStudyRunner(root / "pipeline", root / "data", "test", root / "oracle", SETTINGS)
     return {

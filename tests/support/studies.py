@@ -7,7 +7,8 @@ from mediffusion_diffusers.data.phantom import PHANTOM_LABELS, prepare_phantoms
 from mediffusion_diffusers.data.schema import DatasetInfo, load_info, make_row
 from mediffusion_diffusers.data.writer import write_prepared
 from mediffusion_diffusers.models.oracle_classifier import OracleClassifier
-from mediffusion_diffusers.training.oracle.trainer import build_oracle
+from mediffusion_diffusers.training.oracle.config import NetworkOptions
+from mediffusion_diffusers.training.oracle.task import build_oracle
 from support.components import tiny_scheduler, tiny_unet, tiny_vae
 
 
@@ -25,7 +26,7 @@ def save_pipeline(folder, **unet):
 def save_oracle(folder, info):
     """An untrained outside classifier for a dataset."""
     torch.manual_seed(3)
-    OracleClassifier(build_oracle(info, 16, [8, 8], [1, 1])).save_pretrained(folder)
+    OracleClassifier(build_oracle(info, 16, NetworkOptions([8, 8], [1, 1]))).save_pretrained(folder)
     return folder
 
 

@@ -1,8 +1,8 @@
 """The smallest real training: 16x16 phantoms, a U-Net of a few thousand parameters, a handful of steps."""
 
-from mediffusion_diffusers.training.arguments import parse_arguments
-from mediffusion_diffusers.training.autoencoder.arguments import autoencoder_parser
-from mediffusion_diffusers.training.joint.arguments import joint_parser
+from mediffusion_diffusers.training.autoencoder.config import AutoencoderConfig
+from mediffusion_diffusers.training.joint.config import JointConfig
+from mediffusion_diffusers.training.oracle.config import OracleConfig
 from mediffusion_diffusers.training.presets import AUTOENCODER_PRESETS, JOINT_PRESETS
 
 
@@ -22,11 +22,16 @@ TINY_AUTOENCODER = (
 )
 
 
-def joint_arguments(*arguments):
+def joint_config(*arguments):
     """Parse a command line of train_joint.py; numbers and paths need not be strings."""
-    return parse_arguments(joint_parser, JOINT_PRESETS, [str(each) for each in arguments])
+    return JointConfig.parse([str(each) for each in arguments], JOINT_PRESETS)
 
 
-def autoencoder_arguments(*arguments):
+def autoencoder_config(*arguments):
     """Parse a command line of train_autoencoder.py."""
-    return parse_arguments(autoencoder_parser, AUTOENCODER_PRESETS, [str(each) for each in arguments])
+    return AutoencoderConfig.parse([str(each) for each in arguments], AUTOENCODER_PRESETS)
+
+
+def oracle_config(*arguments):
+    """Parse a command line of train_oracle.py."""
+    return OracleConfig.parse([str(each) for each in arguments], {})

@@ -8,14 +8,14 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from support.components import tiny_vae
-from support.training import TINY_AUTOENCODER, autoencoder_arguments
+from support.training import TINY_AUTOENCODER, autoencoder_config
 from transformers import ResNetConfig, ResNetModel
 
 from mediffusion_diffusers.metrics_log import read_metrics
+from mediffusion_diffusers.training.autoencoder.dry_run import describe_autoencoder_run
 from mediffusion_diffusers.training.autoencoder.models import adapt_to_grey
 from mediffusion_diffusers.training.autoencoder.reconstruction import reconstruction_quality, structural_similarity
-from mediffusion_diffusers.training.autoencoder.trainer import AutoencoderTrainer, train_autoencoder
-from mediffusion_diffusers.training.dry_run import describe_autoencoder_run
+from mediffusion_diffusers.training.autoencoder.task import AutoencoderTask, train_autoencoder
 
 
 GROUPS = ("objective", "optimizer", "ema", "discriminator", "discriminator_optimizer")
@@ -36,7 +36,7 @@ def line(phantoms, tmp_path_factory):
 
 
 def run(line, output_dir, *arguments):
-    train_autoencoder(autoencoder_arguments(*line, "--output_dir", output_dir, *arguments))
+    train_autoencoder(autoencoder_config(*line, "--output_dir", output_dir, *arguments))
     return output_dir
 
 
@@ -54,8 +54,8 @@ def assert_equal(one, other):
 
 
 def test_the_discriminator_is_untouched_before_its_start(finished, line, tmp_path):
-    trainer = AutoencoderTrainer(autoencoder_arguments(*line, "--output_dir", tmp_path / "run"))
-    initial = trainer.discriminator.state_dict()
+    task = AutoencoderTask(autoencoder_config(*line, "--output_dir", tmp_path / "run"))
+    initial = task.discriminator.state_dict()
     assert_equal(tensors_of(finished, 2, "discriminator"), initial)
     assert tensors_of(finished, 2, "discriminator_optimizer") == {}
     after = tensors_of(finished, 4, "discriminator")
@@ -142,8 +142,8 @@ def test_training_starts_from_a_pretrained_autoencoder(line, tmp_path):
     source.register_to_config(scaling_factor=0.18215)
     source.save_pretrained(tmp_path / "pipe" / "vae")
     options = ("--pretrained_vae", tmp_path / "pipe", "--pretrained_vae_subfolder", "vae", "--output_dir")
-    trainer = AutoencoderTrainer(autoencoder_arguments(*line, *options, tmp_path / "unused"))
-    assert torch.equal(trainer.vae.decoder.conv_in.weight, source.decoder.conv_in.weight)
+    task = AutoencoderTask(autoencoder_config(*line, *options, tmp_path / "unused"))
+    assert torch.equal(task.vae.decoder.conv_in.weight, source.decoder.conv_in.weight)
     folder = run(line, tmp_path / "run", *options[:-1], "--max_train_steps", 1)
     vae = AutoencoderKL.from_pretrained(folder)
     latents = next(record for record in read_metrics(folder / "metrics.jsonl") if record["kind"] == "latents")
@@ -153,8 +153,8 @@ def test_training_starts_from_a_pretrained_autoencoder(line, tmp_path):
 def test_a_pretrained_autoencoder_of_other_channels_is_refused(tmp_path, line):
     tiny_vae("kl", channels=2).save_pretrained(tmp_path / "two")
     with pytest.raises(ValueError, match="`pretrained_vae` reads images of 2 channels, but the dataset has 1"):
-        AutoencoderTrainer(
-            autoencoder_arguments(*line, "--pretrained_vae", tmp_path / "two", "--output_dir", tmp_path / "run")
+        AutoencoderTask(
+            autoencoder_config(*line, "--pretrained_vae", tmp_path / "two", "--output_dir", tmp_path / "run")
         )
 
 
@@ -187,10 +187,10 @@ def test_a_perfect_reconstruction():
 
 
 def test_a_dry_run_describes_the_training(line, tmp_path):
-    facts = describe_autoencoder_run(autoencoder_arguments(*line, "--dry_run"))
-    trainer = AutoencoderTrainer(autoencoder_arguments(*line, "--output_dir", tmp_path))
+    facts = describe_autoencoder_run(autoencoder_config(*line, "--dry_run"))
+    task = AutoencoderTask(autoencoder_config(*line, "--output_dir", tmp_path))
     for name in ("num_vae_parameters", "num_discriminator_parameters", "latent_shape"):
-        assert facts[name] == trainer.facts()[name]
+        assert facts[name] == task.facts()[name]
     assert facts["num_adversarial_steps"] == 3 and facts["dataset"]["num_rows"]["train"] == 24
     assert facts["memory_with_one_process"]["activations_gib"] >= 0
     json.dumps(facts)
@@ -199,15 +199,15 @@ def test_a_dry_run_describes_the_training(line, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--disc_start", -1), "`disc_start` must not be negative"),
+        (("--disc_start", -1), "`disc_start` must be a whole number at least 0, but got -1"),
         (("--disc_num_layers", 3), "`resolution` must be at least 24 for a discriminator of 3 layers, but got 16"),
-        (("--disc_channels", 0), "`disc_channels` must be at least 1"),
-        (("--perceptual_weight", -1), "`perceptual_weight` must not be negative"),
+        (("--disc_channels", 0), "`disc_channels` must be a whole number at least 1"),
+        (("--perceptual_weight", -1), "`perceptual_weight` must be a number at least 0"),
         (("--perceptual", "nowhere"), "`perceptual` must be 'none', 'lpips', or the folder"),
         (("--push_to_hub",), "`push_to_hub` needs `hub_model_id`"),
     ],
 )
 def test_bad_arguments_are_refused(line, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
-        AutoencoderTrainer(autoencoder_arguments(*line, "--output_dir", tmp_path / "run", *arguments))
-    assert not (tmp_path / "run").exists()
+        train_autoencoder(autoencoder_config(*line, "--output_dir", tmp_path / "run", *arguments))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -5,22 +5,24 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from support.components import tiny_vae
-from support.training import TINY_AUTOENCODER, TINY_JOINT, autoencoder_arguments, joint_arguments
+from support.training import TINY_AUTOENCODER, TINY_JOINT, autoencoder_config, joint_config
 
 from mediffusion_diffusers import MediffusionClassifyPipeline
 from mediffusion_diffusers.data.schema import load_prepared
 from mediffusion_diffusers.data.transforms import ImageTransform
 from mediffusion_diffusers.metrics_log import read_metrics
 from mediffusion_diffusers.training.autoencoder.objective import AutoencoderObjective
-from mediffusion_diffusers.training.autoencoder.trainer import AutoencoderTrainer, train_autoencoder
+from mediffusion_diffusers.training.autoencoder.task import AutoencoderTask, train_autoencoder
 from mediffusion_diffusers.training.data.image_rows import ImageRows
 from mediffusion_diffusers.training.data.latent_statistics import measure_latent_std
-from mediffusion_diffusers.training.joint.trainer import train_joint
+from mediffusion_diffusers.training.joint.task import train_joint
+from mediffusion_diffusers.training.loop import TrainingLoop
+from mediffusion_diffusers.training.run.run import training_run
 
 
 def run(phantoms, output_dir, *arguments):
     train_autoencoder(
-        autoencoder_arguments(*TINY_AUTOENCODER, "--dataset_dir", phantoms, "--output_dir", output_dir, *arguments)
+        autoencoder_config(*TINY_AUTOENCODER, "--dataset_dir", phantoms, "--output_dir", output_dir, *arguments)
     )
     return output_dir
 
@@ -65,12 +67,13 @@ def test_slices_add_up():
 
 
 def test_every_parameter_moves(phantoms, tmp_path):
-    args = autoencoder_arguments(*TINY_AUTOENCODER, "--dataset_dir", phantoms, "--output_dir", tmp_path / "run")
-    trainer = AutoencoderTrainer(args)
-    before = {f"vae.{name}": tensor.clone() for name, tensor in trainer.vae.state_dict().items()}
+    config = autoencoder_config(*TINY_AUTOENCODER, "--dataset_dir", phantoms, "--output_dir", tmp_path / "run")
+    task = AutoencoderTask(config)
+    before = {f"vae.{name}": tensor.clone() for name, tensor in task.vae.state_dict().items()}
     before["log_variance"] = torch.zeros(())
-    trainer.train()
-    after = trainer.objective.state_dict()
+    with training_run(config) as run:
+        TrainingLoop(run, task, config.optimizer).train()
+    after = task.objective.state_dict()
     assert before.keys() == after.keys() and not [name for name in before if torch.equal(before[name], after[name])]
 
 
@@ -107,6 +110,6 @@ def test_resuming_is_as_if_nothing_had_happened(finished, phantoms, tmp_path):
 def test_joint_training_takes_it(finished, phantoms, tmp_path):
     line = [each for each in TINY_JOINT if each not in ("--vae", "space_to_depth")]
     common = ("--vae_path", finished, "--dataset_dir", phantoms, "--max_train_steps", 1)
-    train_joint(joint_arguments(*line, *common, "--output_dir", tmp_path / "run"))
+    train_joint(joint_config(*line, *common, "--output_dir", tmp_path / "run"))
     pipe = MediffusionClassifyPipeline.from_pretrained(tmp_path / "run")
     assert pipe.vae.config.scaling_factor == AutoencoderKL.load_config(finished)["scaling_factor"]

@@ -14,18 +14,18 @@ import pytest
 import torch
 from diffusers.utils import logging
 from safetensors import SafetensorError
-from support.training import TINY_JOINT, joint_arguments
+from support.training import TINY_JOINT, joint_config
 
 from mediffusion_diffusers.stop_request import StoppedBySignal, StopRequest
-from mediffusion_diffusers.training.joint import trainer as joint_trainer
-from mediffusion_diffusers.training.joint.trainer import train_joint
+from mediffusion_diffusers.training.joint import task as joint_task
+from mediffusion_diffusers.training.joint.task import train_joint
 from mediffusion_diffusers.training.run.checkpoints import find_checkpoint, save_checkpoint
 from mediffusion_diffusers.training.run.interruption import explained_full_disk
 
 
 def run(phantoms, output_dir, *arguments):
     line = (*TINY_JOINT, "--dataset_dir", phantoms, "--checkpointing_steps", 100)
-    train_joint(joint_arguments(*line, "--output_dir", output_dir, *arguments))
+    train_joint(joint_config(*line, "--output_dir", output_dir, *arguments))
 
 
 def test_killed_twice_a_run_ends_as_if_left_alone(phantoms, tmp_path):
@@ -33,7 +33,7 @@ def test_killed_twice_a_run_ends_as_if_left_alone(phantoms, tmp_path):
 
     def run_here(line, log):
         torch.set_num_threads(1)
-        train_joint(joint_arguments(*line[2:]))
+        train_joint(joint_config(*line[2:]))
 
     result = kill_matrix.kill_chain(tmp_path, phantoms, 2, 1, num_steps=16, seed=0, run_to_the_end=run_here)
     assert result["num_kills"] == 2 and result["bit_identical"], result["runs"]
@@ -76,8 +76,8 @@ def test_a_signal_saves_at_the_next_step_boundary_and_the_run_goes_on(phantoms, 
             signal.raise_signal(number)
         return seed_step(*keys)
 
-    seed_step = joint_trainer.seed_step
-    monkeypatch.setattr(joint_trainer, "seed_step", interrupt)
+    seed_step = joint_task.seed_step
+    monkeypatch.setattr(joint_task, "seed_step", interrupt)
     before = signal.getsignal(number)
     with pytest.raises(StoppedBySignal) as stop:
         run(phantoms, tmp_path / "run", "--classifier_dropout", 0.3)
@@ -92,13 +92,13 @@ def test_a_signal_saves_at_the_next_step_boundary_and_the_run_goes_on(phantoms, 
 
 
 def test_a_signal_at_the_last_step_lets_the_run_finish(phantoms, tmp_path, monkeypatch):
-    seed_step = joint_trainer.seed_step
+    seed_step = joint_task.seed_step
 
     def interrupt(*keys):
         signal.raise_signal(signal.SIGTERM)
         return seed_step(*keys)
 
-    monkeypatch.setattr(joint_trainer, "seed_step", interrupt)
+    monkeypatch.setattr(joint_task, "seed_step", interrupt)
     run(phantoms, tmp_path / "run", "--max_train_steps", 1)
     assert (tmp_path / "run" / "model_index.json").is_file()
 
@@ -114,6 +114,35 @@ def test_a_repeated_signal_is_one_request_and_a_later_one_ends_the_process(monke
             signal.raise_signal(signal.SIGINT)
 
 
+LISTENER = """
+import signal
+from mediffusion_diffusers.stop_request import StopRequest
+stop = StopRequest()
+with stop.listening():
+    signal.raise_signal(signal.SIGINT)
+    print(repr(stop.signal_number), flush=True)
+    signal.raise_signal(signal.SIGTERM)
+    print(repr(stop.signal_number), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [(signal.SIG_IGN, [None, 15]), (signal.default_int_handler, [2, 2])],
+    ids=["in the background", "in the foreground"],
+)
+def test_a_program_that_was_started_to_ignore_ctrl_c_ignores_it(before, expected):
+    """As a shell starts what stands in the background of a script; SIGTERM still stops it."""
+    result = subprocess.run(
+        [sys.executable, "-c", LISTENER],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, before),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.splitlines() == [repr(each) for each in expected]
+
+
 def test_outside_the_main_thread_signals_are_left_alone():
     stop = StopRequest()
     before = signal.getsignal(signal.SIGTERM)
@@ -126,6 +155,45 @@ def test_outside_the_main_thread_signals_are_left_alone():
     thread.start()
     assert signal.getsignal(signal.SIGTERM) is before
     thread.join()
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(phantoms, tmp_path, monkeypatch):
+    refusals = []
+
+    def start_another(*keys):
+        if not refusals:
+            with pytest.raises(ValueError, match=r"`output_dir` .* is in use by another run") as refusal:
+                run(phantoms, tmp_path / "run", "--overwrite_output_dir")
+            refusals.append(refusal)
+        return seed_step(*keys)
+
+    seed_step = joint_task.seed_step
+    monkeypatch.setattr(joint_task, "seed_step", start_another)
+    run(phantoms, tmp_path / "run")
+    assert refusals and (tmp_path / "run" / "model_index.json").is_file()
+    run(phantoms, tmp_path / "run", "--resume_from_checkpoint", "latest")  # it has let go
+
+
+def test_a_killed_run_lets_its_folder_go(phantoms, tmp_path):
+    line = (*TINY_JOINT, "--dataset_dir", phantoms, "--output_dir", tmp_path / "run", "--max_train_steps", 100_000)
+    command = [sys.executable, kill_matrix.SCRIPT, *map(str, line)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        again = subprocess.run(command, capture_output=True, text=True)
+        process.kill()
+    assert again.returncode == 1 and "Traceback" not in again.stderr
+    assert "is in use by another run" in again.stderr.splitlines()[-1]
+    run(phantoms, tmp_path / "run", "--resume_from_checkpoint", "latest")
+    assert (tmp_path / "run" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["a file", "a folder inside a file"])
+def test_an_output_folder_that_is_none_is_refused_before_the_work(phantoms, tmp_path, kind):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="`output_dir` must be a folder that can be written to"):
+        run(phantoms, tmp_path / "file" / ("" if kind == "a file" else "run"))
 
 
 @pytest.fixture

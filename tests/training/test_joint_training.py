@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.sources import random_picture
-from support.training import TINY_JOINT, joint_arguments
+from support.training import TINY_JOINT, joint_config
 
 from mediffusion_diffusers import (
     JointUNet2DModel,
@@ -19,7 +19,8 @@ from mediffusion_diffusers.data.schema import DatasetInfo, load_info, load_prepa
 from mediffusion_diffusers.data.writer import write_prepared
 from mediffusion_diffusers.evaluation.classification import per_label_auroc
 from mediffusion_diffusers.metrics_log import read_metrics
-from mediffusion_diffusers.training.joint.trainer import JointTrainer, train_joint
+from mediffusion_diffusers.output_folder import LOCK_FILE
+from mediffusion_diffusers.training.joint.task import JointTask, train_joint
 
 
 TIMINGS = ("seconds", "images_per_second", "data_wait_share")
@@ -32,7 +33,7 @@ RECIPE = (
 
 def run(phantoms, output_dir, *arguments):
     line = (*TINY_JOINT, "--dataset_dir", phantoms, "--labelled_split", phantoms / "labelled-50.json")
-    train_joint(joint_arguments(*line, "--output_dir", output_dir, *arguments))
+    train_joint(joint_config(*line, "--output_dir", output_dir, *arguments))
     return output_dir
 
 
@@ -51,7 +52,7 @@ def test_the_folder_holds_everything(finished):
     entries = {path.name for path in finished.iterdir()}
     assert {"model_index.json", "unet", "vae", "scheduler", "README.md", "metrics.jsonl", "samples"} <= entries
     assert {"checkpoint-3", "checkpoint-6", "training_config.json"} <= entries
-    assert not [name for name in entries if name.startswith(".")]
+    assert [name for name in entries if name.startswith(".")] == [LOCK_FILE]
     assert [path.name for path in sorted((finished / "samples").iterdir())] == ["step-0000003.png", "step-0000006.png"]
     assert all(path.suffix in (".json", ".safetensors") for path in (finished / "checkpoint-6").iterdir())
 
@@ -154,9 +155,9 @@ def test_accumulation_changes_nothing_but_rounding(phantoms, tmp_path):
 def test_the_head_rests_until_its_start(phantoms, tmp_path):
     line = (*TINY_JOINT, "--dataset_dir", phantoms, "--classifier_start_step", 3, "--adam_weight_decay", 0.5)
     folder = tmp_path / "run"
-    train_joint(joint_arguments(*line, "--output_dir", folder))
-    arguments = joint_arguments(*line, "--output_dir", tmp_path / "other")
-    initial = JointTrainer(arguments).unet.state_dict()
+    train_joint(joint_config(*line, "--output_dir", folder))
+    arguments = joint_config(*line, "--output_dir", tmp_path / "other")
+    initial = JointTask(arguments).unet.state_dict()
     first, last = (load_file(folder / f"checkpoint-{step}" / "unet.safetensors") for step in (3, 6))
     early_state = load_file(folder / "checkpoint-3" / "optimizer.safetensors")
     assert not [name for name in early_state if name.startswith("classifier.")]
@@ -179,7 +180,7 @@ def test_training_goes_on_from_a_checkpoint_of_the_same_kind(finished, phantoms,
     rest = line[line.index("--classifier_hidden_size") :]
     common = ("--dataset_dir", phantoms, "--max_train_steps", 1, "--learning_rate", 1e-9, "--no-use_ema")
     arguments = (*line[:cut], *rest, *common, "--unet_path", finished, "--output_dir", tmp_path / "run")
-    train_joint(joint_arguments(*arguments))
+    train_joint(joint_config(*arguments))
     before = JointUNet2DModel.from_pretrained(finished, subfolder="unet").state_dict()
     after = JointUNet2DModel.from_pretrained(tmp_path / "run", subfolder="unet").state_dict()
     assert all(torch.allclose(tensor, after[name], atol=1e-6) for name, tensor in before.items())
@@ -224,7 +225,7 @@ def skin_dataset(folder, known=12):
 def test_single_label_colour_images_with_an_unlabelled_pool(tmp_path):
     data = skin_dataset(tmp_path / "data", known=7)
     line = (*TINY_JOINT, "--dataset_dir", data, "--horizontal_flip", "--random_crop_scale", 0.5, 1.0)
-    train_joint(joint_arguments(*line, "--output_dir", tmp_path / "run"))
+    train_joint(joint_config(*line, "--output_dir", tmp_path / "run"))
     config = json.loads((tmp_path / "run" / "training_config.json").read_text())
     assert config["num_labelled_images"] == 7 and config["num_train_images"] == 12
     pipe = MediffusionClassifyPipeline.from_pretrained(tmp_path / "run")
@@ -239,8 +240,8 @@ def test_a_dataset_without_labels_is_refused_unless_it_only_denoises(tmp_path):
     data = skin_dataset(tmp_path / "data", known=0)
     line = (*TINY_JOINT, "--dataset_dir", data, "--max_train_steps", 1)
     with pytest.raises(ValueError, match="The labelled split is empty: no training image"):
-        train_joint(joint_arguments(*line, "--output_dir", tmp_path / "run"))
-    train_joint(joint_arguments(*line, "--output_dir", tmp_path / "run", "--classifier_loss_weight", 0))
+        train_joint(joint_config(*line, "--output_dir", tmp_path / "run"))
+    train_joint(joint_config(*line, "--output_dir", tmp_path / "run", "--classifier_loss_weight", 0))
 
 
 def test_foreign_and_empty_splits_are_refused(phantoms, tmp_path):
@@ -252,7 +253,7 @@ def test_foreign_and_empty_splits_are_refused(phantoms, tmp_path):
     (tmp_path / "changed.json").write_text(json.dumps(changed))
     with pytest.raises(ValueError, match="was changed after it was written"):
         run(phantoms, tmp_path / "run", "--labelled_split", tmp_path / "changed.json")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_data_and_models_that_do_not_fit_are_refused(phantoms, tmp_path):
@@ -263,12 +264,10 @@ def test_data_and_models_that_do_not_fit_are_refused(phantoms, tmp_path):
     SpaceToDepthAutoencoder().save_pretrained(grey)
     with pytest.raises(ValueError, match="reads images of 1 channels, but dataset 'phantom' has 3"):
         line = [each for each in TINY_JOINT if each not in ("--vae", "space_to_depth")]
-        train_joint(
-            joint_arguments(*line, "--vae_path", grey, "--dataset_dir", colour, "--output_dir", tmp_path / "run")
-        )
+        train_joint(joint_config(*line, "--vae_path", grey, "--dataset_dir", colour, "--output_dir", tmp_path / "run"))
     with pytest.raises(ValueError, match="`folder` must be a prepared dataset"):
         run(phantoms / "data", tmp_path / "run", "--labelled_split", phantoms / "labelled-50.json")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_another_run_is_not_mixed_in(finished, phantoms, tmp_path):

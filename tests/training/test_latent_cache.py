@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.components import tiny_vae
-from support.training import TINY_JOINT, joint_arguments
+from support.training import TINY_JOINT, joint_config
 
 from mediffusion_diffusers import staging
 from mediffusion_diffusers.data.schema import load_prepared, parquet_files
@@ -20,7 +20,7 @@ from mediffusion_diffusers.training.data import latent_cache
 from mediffusion_diffusers.training.data.image_rows import ImageRows
 from mediffusion_diffusers.training.data.latent_cache import CachePlan, open_latent_cache, stream_latents
 from mediffusion_diffusers.training.data.streams import IndexStream
-from mediffusion_diffusers.training.joint.trainer import train_joint
+from mediffusion_diffusers.training.joint.task import train_joint
 
 
 PLAIN = ImageTransform(16, 1)
@@ -186,9 +186,9 @@ def test_training_from_the_cache_never_touches_the_encoder(phantoms, tmp_path):
     place = line.index("--vae")
     line[place : place + 2] = ["--vae_path", tmp_path / "vae"]
     line += ["--dataset_dir", phantoms, "--random_shift", 0, "--classifier_dropout", 0, "--labelled_batch_size", 1]
-    train_joint(joint_arguments(*line, "--output_dir", tmp_path / "runs" / "plain"))
+    train_joint(joint_config(*line, "--output_dir", tmp_path / "runs" / "plain"))
     cached = (*line, "--cache_latents", "--gradient_accumulation_steps", 2)
-    train_joint(joint_arguments(*cached, "--output_dir", tmp_path / "runs" / "cached"))
+    train_joint(joint_config(*cached, "--output_dir", tmp_path / "runs" / "cached"))
     weights, others = (
         load_file(tmp_path / "runs" / name / "checkpoint-6" / "unet.safetensors") for name in ("plain", "cached")
     )
@@ -209,7 +209,7 @@ def test_training_from_the_cache_never_touches_the_encoder(phantoms, tmp_path):
     shutil.rmtree(tmp_path / "runs" / "cached")
     AutoencoderKL.from_pretrained = load_untouchable
     try:
-        train_joint(joint_arguments(*cached, "--output_dir", tmp_path / "runs" / "cached"))
+        train_joint(joint_config(*cached, "--output_dir", tmp_path / "runs" / "cached"))
     finally:
         AutoencoderKL.from_pretrained = load
     again = load_file(tmp_path / "runs" / "cached" / "checkpoint-6" / "unet.safetensors")

@@ -8,9 +8,7 @@ from mediffusion_diffusers.training.joint.objectives import (
     DiffusionBatch,
     JointObjective,
     LabelledBatch,
-    classification_is_due,
     classification_loss,
-    classification_steps_before,
     count_known,
     diffusion_loss,
     diffusion_target,
@@ -153,11 +151,3 @@ def test_a_classification_step_leaves_the_decoder_alone():
     assert without == {
         name for name, _ in unet.named_parameters() if name.startswith(("up_blocks", "conv_norm_out", "conv_out"))
     }
-
-
-def test_steps_with_a_classification_loss():
-    due = [step for step in range(20) if classification_is_due(step, 5, 4, 1.0)]
-    assert due == [5, 9, 13, 17]
-    assert not any(classification_is_due(step, 0, 1, 0.0) for step in range(5))
-    for step in range(21):
-        assert classification_steps_before(step, 5, 4) == len([other for other in due if other < step])

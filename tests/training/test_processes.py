@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from support.processes import children, kill_tree
-from support.training import TINY_JOINT, joint_arguments
+from support.training import TINY_JOINT, joint_config
 
 from mediffusion_diffusers.metrics_log import read_metrics
-from mediffusion_diffusers.training.joint.trainer import train_joint
+from mediffusion_diffusers.training.joint.task import train_joint
 from mediffusion_diffusers.training.run.checkpoints import find_checkpoint
 
 
@@ -62,7 +62,7 @@ def test_two_processes_train_as_one(phantoms, tmp_path):
     """Three labelled images are shared by two processes of two parts each, so that one slice is empty."""
     line = (*TINY_JOINT, "--dataset_dir", phantoms, "--classifier_dropout", "0", "--max_train_steps", "3")
     line = (*line, "--classifier_start_step", "1", "--classifier_every", "2", "--logging_steps", "1")
-    train_joint(joint_arguments(*line, "--output_dir", tmp_path / "one"))
+    train_joint(joint_config(*line, "--output_dir", tmp_path / "one"))
     two = ("--output_dir", tmp_path / "two", "--gradient_accumulation_steps", "2")
     finish(start(*line, *two))
     assert_same_run(tmp_path / "two", tmp_path / "one", 3)
@@ -72,7 +72,7 @@ def test_two_machines_train_as_one(phantoms, tmp_path):
     """One process each, on loopback, with a labelled batch that only one of them gets; latents come from a cache."""
     line = (*TINY_JOINT, "--dataset_dir", phantoms, "--classifier_dropout", "0", "--max_train_steps", "2")
     line = (*line, "--labelled_batch_size", "1", "--logging_steps", "1", "--cache_latents")
-    train_joint(joint_arguments(*line, "--output_dir", tmp_path / "one" / "run"))
+    train_joint(joint_config(*line, "--output_dir", tmp_path / "one" / "run"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

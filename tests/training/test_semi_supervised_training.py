@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from diffusers.utils import logging
 from safetensors.torch import load_file
 from support.components import tiny_vae
-from support.training import TINY_JOINT, joint_arguments
+from support.training import TINY_JOINT, joint_config
 
 from mediffusion_diffusers import (
     MediffusionCounterfactualPipeline,
@@ -19,9 +19,9 @@ from mediffusion_diffusers.data.schema import load_info, load_prepared
 from mediffusion_diffusers.data.splits import draw_labelled_split
 from mediffusion_diffusers.guidance import OWN_GUIDANCE_MODES
 from mediffusion_diffusers.metrics_log import read_metrics
-from mediffusion_diffusers.training.joint.arguments import check_joint_arguments
 from mediffusion_diffusers.training.joint.components import build_noise_scheduler, sampling_scheduler
-from mediffusion_diffusers.training.joint.trainer import train_joint
+from mediffusion_diffusers.training.joint.config import DiffusionOptions
+from mediffusion_diffusers.training.joint.task import train_joint
 
 
 PSEUDO = (
@@ -32,7 +32,7 @@ PSEUDO = (
 
 def run(phantoms, output_dir, *arguments):
     line = (*TINY_JOINT, "--dataset_dir", phantoms, "--labelled_split", phantoms / "labelled-50.json")
-    train_joint(joint_arguments(*line, "--output_dir", output_dir, *arguments))
+    train_joint(joint_config(*line, "--output_dir", output_dir, *arguments))
     return output_dir
 
 
@@ -113,12 +113,12 @@ def test_zero_terminal_snr_samples_from_pure_noise(phantoms, tmp_path):
 
 
 def test_without_it_the_saved_scheduler_is_as_before():
-    scheduler = sampling_scheduler(build_noise_scheduler(joint_arguments()), SpaceToDepthAutoencoder())
+    scheduler = sampling_scheduler(build_noise_scheduler(DiffusionOptions()), SpaceToDepthAutoencoder())
     assert scheduler.config.timestep_spacing == "leading" and scheduler.alphas_cumprod[-1] > 0
 
 
 def test_generation_clips_latents_that_are_pixels_and_no_others():
-    noise_scheduler = build_noise_scheduler(joint_arguments())
+    noise_scheduler = build_noise_scheduler(DiffusionOptions())
     pixels = sampling_scheduler(noise_scheduler, SpaceToDepthAutoencoder(scaling_factor=2.5)).config
     assert (pixels.clip_sample, pixels.clip_sample_range) == (True, 2.5)
     assert not sampling_scheduler(noise_scheduler, tiny_vae("kl")).config.clip_sample
@@ -139,11 +139,17 @@ def test_a_split_without_a_class_warns_by_name(phantoms, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--snr_gamma", 0), "`snr_gamma` must be above 0"),
+        (("--snr_gamma", 0), "`snr_gamma` must be a number above 0"),
         (("--rescale_betas_zero_snr",), "set `prediction_type` to 'v_prediction' or 'sample'"),
         (("--pseudo_label_start_step", 1, "--classifier_start_step", 2), "must not be below `classifier_start_step`"),
-        (("--pseudo_label_start_step", 1, "--pseudo_label_threshold", 1), r"must be in \(0.5, 1\), but got 1"),
-        (("--pseudo_label_start_step", 1, "--pseudo_label_weight", 0), "`pseudo_label_weight` must be above 0"),
+        (
+            ("--pseudo_label_start_step", 1, "--pseudo_label_threshold", 1),
+            r"a number in \(0.5, 1\), but got 1",
+        ),
+        (
+            ("--pseudo_label_start_step", 1, "--pseudo_label_weight", 0),
+            "must be a number above 0, but got 0",
+        ),
         (("--pseudo_label_start_step", 1, "--no-use_ema"), "needs `use_ema`"),
         (("--pseudo_label_start_step", 1, "--diffusion_loss_weight", 0), "needs both losses"),
         (("--pos_weight", "balanced", "1"), None),
@@ -152,4 +158,4 @@ def test_a_split_without_a_class_warns_by_name(phantoms, tmp_path, caplog):
 def test_bad_arguments_are_refused(arguments, message, phantoms, tmp_path):
     line = (*TINY_JOINT, "--dataset_dir", phantoms, "--output_dir", tmp_path / "run", *arguments)
     with pytest.raises(ValueError, match=message or "`pos_weight` must be 'none', 'balanced' or 5 numbers"):
-        check_joint_arguments(joint_arguments(*line)) if message else train_joint(joint_arguments(*line))
+        joint_config(*line).check() if message else train_joint(joint_config(*line))

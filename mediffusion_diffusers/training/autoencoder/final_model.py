@@ -8,7 +8,8 @@ from diffusers import AutoencoderKL
 
 from ...data.schema import DatasetInfo
 from ...metrics_log import read_metrics
-from ..run.run import CONFIG_FILE, METRICS_FILE, TrainingRun, publish_folder
+from ..run.output import CONFIG_FILE, METRICS_FILE, publish_folder
+from ..run.run import TrainingRun
 
 
 def save_autoencoder(run: TrainingRun, vae: AutoencoderKL, info: DatasetInfo) -> None:
@@ -22,20 +23,20 @@ def save_autoencoder(run: TrainingRun, vae: AutoencoderKL, info: DatasetInfo) ->
     from ...publishing.autoencoder_card import render_autoencoder_card
     from ...publishing.upload import publish_autoencoder_folder
 
-    args = run.args
+    hub = run.hub
     metrics = read_metrics(run.output_dir / METRICS_FILE)
     partial = run.output_dir / ".autoencoder.partial"
     vae.save_pretrained(partial)
     try:
         config = json.loads((run.output_dir / CONFIG_FILE).read_text())
-        render_autoencoder_card(vae, info, config, metrics, args.hub_model_id).save(partial / "README.md")
+        render_autoencoder_card(vae, info, config, metrics, hub.hub_model_id).save(partial / "README.md")
     except ValueError as error:
         run.say(f"No model card was written: {error}")
     publish_folder(partial, run.output_dir)
     std = 1 / vae.config.scaling_factor
     run.say(f"Saved the autoencoder in {run.output_dir} (standard deviation of the latents {std:.4f}).")
-    if args.push_to_hub:
+    if hub.push_to_hub:
         url = publish_autoencoder_folder(
-            run.output_dir, args.hub_model_id, token=args.hub_token, private=args.hub_private_repo
+            run.output_dir, hub.repo_id, token=hub.hub_token, private=hub.hub_private_repo
         )
         run.say(f"Published it: {url}")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
 from ...latents import vae_scale_factor
 from ...models.model_folder import check_finite, local_model
+from .config import AutoencoderOptions
 
 
-def build_autoencoder(args: argparse.Namespace, channels: int) -> AutoencoderKL:
-    """Make the autoencoder that the arguments describe, or load `pretrained_vae`.
+def build_autoencoder(options: AutoencoderOptions, resolution: int, channels: int) -> AutoencoderKL:
+    """Make the autoencoder that the options describe, or load `pretrained_vae`.
 
     Args:
-        args: the parsed command line of `train_autoencoder.py`.
+        options: of the autoencoder.
+        resolution: height and width of the images in pixels.
         channels: of the images, 1 or 3.
 
     Returns:
@@ -25,21 +25,21 @@ def build_autoencoder(args: argparse.Namespace, channels: int) -> AutoencoderKL:
     Raises:
         ValueError: if the pretrained one has a shape that cannot be used.
     """
-    if args.pretrained_vae is None:
-        num_levels = len(args.block_out_channels)
+    if options.pretrained_vae is None:
+        num_levels = len(options.block_out_channels)
         return AutoencoderKL(
             in_channels=channels,
             out_channels=channels,
             down_block_types=("DownEncoderBlock2D",) * num_levels,
             up_block_types=("UpDecoderBlock2D",) * num_levels,
-            block_out_channels=tuple(args.block_out_channels),
-            layers_per_block=args.layers_per_block,
-            latent_channels=args.latent_channels,
-            norm_num_groups=args.norm_num_groups,
-            sample_size=args.resolution,
+            block_out_channels=tuple(options.block_out_channels),
+            layers_per_block=options.layers_per_block,
+            latent_channels=options.latent_channels,
+            norm_num_groups=options.norm_num_groups,
+            sample_size=resolution,
             scaling_factor=1.0,
         )
-    vae = _load_pretrained(args.pretrained_vae, args.pretrained_vae_subfolder)
+    vae = _load_pretrained(options.pretrained_vae, options.pretrained_vae_subfolder)
     if vae.config.in_channels == 3 and channels == 1:
         adapt_to_grey(vae)
     if vae.config.in_channels != channels:
@@ -48,11 +48,11 @@ def build_autoencoder(args: argparse.Namespace, channels: int) -> AutoencoderKL:
             "Only an autoencoder of colour images can be adapted, to grey ones."
         )
     factor = vae_scale_factor(vae)
-    if args.resolution % factor:
+    if resolution % factor:
         raise ValueError(
-            f"`resolution` must be a multiple of {factor}, the factor of `pretrained_vae`, but got {args.resolution}."
+            f"`resolution` must be a multiple of {factor}, the factor of `pretrained_vae`, but got {resolution}."
         )
-    vae.register_to_config(scaling_factor=1.0, shift_factor=None, sample_size=args.resolution)
+    vae.register_to_config(scaling_factor=1.0, shift_factor=None, sample_size=resolution)
     return vae
 
 

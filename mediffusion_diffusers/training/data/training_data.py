@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from diffusers.utils import logging
@@ -12,10 +12,14 @@ from diffusers.utils import logging
 from ...data.schema import DatasetInfo, label_matrix, load_info, load_prepared, parquet_files
 from ...data.splits import LabelledSplit, limit_by_patient, patient_validation_split
 from ...data.transforms import ImageTransform
+from ..config import DataOptions
 from .image_rows import ImageRows
 
 
 logger = logging.get_logger(__name__)
+
+# What a card must state about the data, and what only the dataset's converter knows.
+_CARD_FIELDS = ("source", "licence", "attribution")
 
 
 @dataclass
@@ -47,54 +51,54 @@ class TrainingData:
     split: LabelledSplit | None = None
 
 
-def dataset_folder(args: argparse.Namespace) -> Path:
+def dataset_folder(options: DataOptions) -> Path:
     """The prepared folder, downloaded from the Hub if it is named by `dataset_name`."""
-    if args.dataset_dir is not None:
-        return Path(args.dataset_dir)
+    if options.dataset_dir is not None:
+        return Path(options.dataset_dir)
     from huggingface_hub import snapshot_download
 
     patterns = ["data/*.parquet", "dataset_info.json"]
     return Path(
         snapshot_download(
-            args.dataset_name, repo_type="dataset", revision=args.dataset_revision, allow_patterns=patterns
+            str(options.dataset_name),
+            repo_type="dataset",
+            revision=options.dataset_revision,
+            allow_patterns=patterns,
         )
     )
 
 
-def train_transform(args: argparse.Namespace, channels: int) -> ImageTransform:
-    """The training images' transform, with the augmentation that the arguments ask for."""
+def train_transform(options: DataOptions, resolution: int, channels: int) -> ImageTransform:
+    """The training images' transform, with the augmentation that the options ask for."""
+    scale = options.random_crop_scale
     return ImageTransform(
-        args.resolution,
+        resolution,
         channels,
-        crop_scale=None if args.random_crop_scale is None else tuple(args.random_crop_scale),
-        horizontal_flip=args.horizontal_flip,
-        shift=args.random_shift,
-        intensity=args.intensity_jitter,
+        crop_scale=None if scale is None else (scale[0], scale[1]),
+        horizontal_flip=options.horizontal_flip,
+        shift=options.random_shift,
+        intensity=options.intensity_jitter,
     )
 
 
-def num_workers(args: argparse.Namespace, rows: ImageRows) -> int:
+def num_workers(options: DataOptions, rows: ImageRows) -> int:
     """Image-reading processes: none if the images are in memory."""
-    if args.dataloader_num_workers is not None:
-        return args.dataloader_num_workers
+    if options.dataloader_num_workers is not None:
+        return options.dataloader_num_workers
     return 0 if rows.is_cached else 2
 
 
-def latent_cache_folder(args: argparse.Namespace) -> Path:
-    """Where cached latents lie: by default beside `output_dir`, so that runs in one folder share them."""
-    return Path(args.latent_cache_dir or Path(args.output_dir).parent / "latents")
-
-
 def load_training_data(
-    args: argparse.Namespace, labelled_split: str | None = None, needs_labels: bool = True
+    options: DataOptions, seed: int, labelled_split: str | None = None, needs_labels: bool = True
 ) -> TrainingData:
-    """Load the training and validation images that the arguments name.
+    """Load the training and validation images that the options name.
 
     The validation images are the dataset's validation split, or else patients held out of the training split. With a
     labelled split they are never more than the labelled images: whoever has few labels has few to validate on too.
 
     Args:
-        args: the parsed command line.
+        options: which images.
+        seed: of what is drawn to be held out.
         labelled_split: path of the split file; `None` takes every training image with a known label.
         needs_labels: whether it is an error that nothing is labelled.
 
@@ -102,7 +106,7 @@ def load_training_data(
         ValueError: if the folder is no prepared dataset, holds no pictures, or the labelled split is empty or belongs
             to another dataset.
     """
-    folder = dataset_folder(args)
+    folder = dataset_folder(options)
     info = load_info(folder)
     split = None if labelled_split is None else LabelledSplit.load(labelled_split)
     if split is not None and split.dataset != info.name:
@@ -111,7 +115,7 @@ def load_training_data(
             "Draw a split of this dataset with prepare_dataset.py split."
         )
 
-    rows = ImageRows(load_prepared(folder, "train"), args.cache_images, "training images")
+    rows = ImageRows(load_prepared(folder, "train"), options.cache_images, "training images")
     if rows.num_missing:
         logger.warning(f"{rows.num_missing} training rows have no picture and are left out.")
     label_column = "labels" if info.is_multi_label else "label"
@@ -130,27 +134,27 @@ def load_training_data(
     data = TrainingData(info, folder, rows, labels, rows.indices, labelled, split=split)
     max_images = None if split is None else len(labelled)
     if parquet_files(folder, "validation"):
-        _use_validation_split(data, args, max_images)
-    elif args.validation_share > 0:
-        _hold_out_patients(data, patients, args, max_images)
+        _use_validation_split(data, options, seed, max_images)
+    elif options.validation_share > 0:
+        _hold_out_patients(data, patients, options.validation_share, seed, max_images)
     return data
 
 
-def _use_validation_split(data: TrainingData, args: argparse.Namespace, max_images: int | None) -> None:
+def _use_validation_split(data: TrainingData, options: DataOptions, seed: int, max_images: int | None) -> None:
     dataset = load_prepared(data.folder, "validation")
-    data.validation_rows = ImageRows(dataset, args.cache_images, "validation images")
+    data.validation_rows = ImageRows(dataset, options.cache_images, "validation images")
     label_column = "labels" if data.info.is_multi_label else "label"
     table = load_prepared(data.folder, "validation", columns=["patient_id", label_column])
     data.validation_labels = label_matrix(table, data.info)
     chosen = data.validation_rows.indices
     if max_images is not None and len(chosen) > max_images:
         patients = np.array(table["patient_id"][:], dtype=object)[chosen]
-        chosen = chosen[limit_by_patient(patients.tolist(), max_images, seed=args.seed)]
+        chosen = chosen[limit_by_patient(patients.tolist(), max_images, seed=seed)]
     data.validation_indices = chosen
 
 
 def _hold_out_patients(
-    data: TrainingData, patients: np.ndarray, args: argparse.Namespace, max_images: int | None
+    data: TrainingData, patients: np.ndarray, share: float, seed: int, max_images: int | None
 ) -> None:
     """Validate on training patients; with a labelled split on patients outside it. No stream shows them."""
     candidates = data.rows.indices
@@ -161,8 +165,33 @@ def _hold_out_patients(
         logger.warning("There is no validation split and no image left to hold out: nothing is validated.")
         return
     owners = patients[candidates].tolist()
-    _, held_out = patient_validation_split(owners, args.validation_share, args.seed, max_images=max_images)
+    _, held_out = patient_validation_split(owners, share, seed, max_images=max_images)
     data.validation_rows, data.validation_labels = data.rows, data.labels
     data.validation_indices = candidates[held_out]
     data.train_indices = np.setdiff1d(data.train_indices, data.validation_indices)
     data.labelled_indices = np.setdiff1d(data.labelled_indices, data.validation_indices)
+
+
+def dataset_facts(info: DatasetInfo, folder: Path) -> dict[str, Any]:
+    """What a dry run says about the data that would be used."""
+    return {
+        "name": info.name,
+        "folder": str(folder),
+        "licence": info.licence,
+        "labels": info.label_names,
+        "num_rows": info.num_rows,
+    }
+
+
+def check_publishable(info: DatasetInfo) -> None:
+    """Check before training that a card can be written at its end.
+
+    Raises:
+        ValueError: if the dataset does not say where it comes from and under which terms.
+    """
+    empty = [name for name in _CARD_FIELDS if not getattr(info, name)]
+    if empty:
+        raise ValueError(
+            f"`push_to_hub` needs a model card, which must state the data's {', '.join(empty)}. Fill that in in the "
+            "dataset's dataset_info.json."
+        )

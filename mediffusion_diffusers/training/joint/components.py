@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,28 @@ from ...models import JointUNet2DModel, SpaceToDepthAutoencoder
 from ...models.config_rules import read_config
 from ...models.model_folder import check_finite, local_model
 from ...models.presets import PAPER_UNET
+from .config import DiffusionOptions, ModelOptions
 
 
 # Shape of the U-Net that can be given on the command line, by name of the config.
-_SHAPE_ARGUMENTS = (
+_SHAPE_OPTIONS = (
     *("block_out_channels", "layers_per_block", "down_block_types", "up_block_types", "attention_head_dim"),
     *("norm_num_groups", "dropout", "classifier_pool_size", "classifier_hidden_size", "classifier_dropout"),
 )
-_GUIDANCE_ARGUMENTS = {
+_GUIDANCE_OPTIONS = {
     "strength": "counterfactual_strength",
     "guidance_scale": "counterfactual_guidance_scale",
     "num_inference_steps": "counterfactual_num_inference_steps",
 }
 
 
-def load_vae(args: argparse.Namespace, info: DatasetInfo) -> Any:
+def load_vae(options: ModelOptions, resolution: int, info: DatasetInfo) -> Any:
     """Load or make the autoencoder and check that it fits the images.
+
+    Args:
+        options: of the models.
+        resolution: height and width of the images in pixels.
+        info: of the dataset.
 
     Returns:
         The frozen autoencoder in evaluation mode.
@@ -37,62 +42,67 @@ def load_vae(args: argparse.Namespace, info: DatasetInfo) -> Any:
     Raises:
         ValueError: if its channels are not the dataset's, or the resolution is no multiple of its factor.
     """
-    if args.vae is not None:
+    if options.vae is not None:
         vae: Any = SpaceToDepthAutoencoder(
-            info.channels, info.channels, block_size=args.vae_block_size, sample_size=args.resolution
+            info.channels, info.channels, block_size=options.vae_block_size, sample_size=resolution
         )
     else:
-        folder = local_model(args.vae_path, _subfolder(args.vae_path, args.vae_subfolder, "vae"))
+        assert options.vae_path is not None
+        folder = local_model(options.vae_path, _subfolder(options.vae_path, options.vae_subfolder, "vae"))
         config = AutoencoderKL.load_config(folder)
         known = {"AutoencoderKL": AutoencoderKL, "SpaceToDepthAutoencoder": SpaceToDepthAutoencoder}
         if config.get("_class_name") not in known:
             raise ValueError(
-                f"`vae_path` must hold an AutoencoderKL or SpaceToDepthAutoencoder, but {args.vae_path!r} holds "
+                f"`vae_path` must hold an AutoencoderKL or SpaceToDepthAutoencoder, but {options.vae_path!r} holds "
                 f"{config.get('_class_name')!r}. If it is a pipeline folder, name the part with `vae_subfolder`."
             )
         vae = known[config["_class_name"]].from_pretrained(folder, use_safetensors=True)
-        check_finite(vae, args.vae_path)
+        check_finite(vae, options.vae_path)
     if vae.config.in_channels != info.channels:
         raise ValueError(
             f"The autoencoder reads images of {vae.config.in_channels} channels, but dataset {info.name!r} has "
             f"{info.channels}. Train an autoencoder on this dataset or choose another `vae_path`."
         )
     factor = vae_scale_factor(vae)
-    if args.resolution % factor:
+    if resolution % factor:
         raise ValueError(
-            f"`resolution` must be a multiple of the autoencoder's factor {factor}, but got {args.resolution}."
+            f"`resolution` must be a multiple of the autoencoder's factor {factor}, but got {resolution}."
         )
     return vae.requires_grad_(False).eval()
 
 
 def build_unet(
-    args: argparse.Namespace, info: DatasetInfo, latent_channels: int, scale_factor: int
+    options: ModelOptions,
+    diffusion: DiffusionOptions,
+    info: DatasetInfo,
+    latent_channels: int,
+    sample_size: int,
 ) -> JointUNet2DModel:
     """Build the joint U-Net from a checkpoint, a config or explicit arguments, for the dataset's labels.
 
     Args:
-        args: the parsed command line.
+        options: of the models.
+        diffusion: has the defaults of the counterfactual pipeline, which are stored with the U-Net.
         info: names the labels.
         latent_channels: channels of the autoencoder's latents.
-        scale_factor: pixels per latent position along a side.
+        sample_size: height and width of the latents.
 
     Raises:
         ValueError: if a checkpoint does not fit the latents, or the shape arguments contradict each other.
     """
     head: dict[str, Any] = {"id2label": info.id2label, "problem_type": info.problem_type}
-    defaults = {name: getattr(args, argument) for name, argument in _GUIDANCE_ARGUMENTS.items()}
+    defaults = {name: getattr(diffusion, option) for name, option in _GUIDANCE_OPTIONS.items()}
     given = {name: value for name, value in defaults.items() if value is not None}
     # The fastest way back that keeps quality, as benchmarks/results/counterfactual_speed.json measures it; calls that
     # cannot follow the inversion do without.
     head["guidance_defaults"] = {"follow_inversion": True, "num_inference_steps": 7, **given}
-    shape = {name: getattr(args, name) for name in _SHAPE_ARGUMENTS if getattr(args, name) is not None}
-    sample_size = args.resolution // scale_factor
+    shape = {name: getattr(options, name) for name in _SHAPE_OPTIONS if getattr(options, name) is not None}
 
-    if args.unet_path is not None:
+    if options.unet_path is not None:
         foreign = [name for name in shape if not name.startswith("classifier_")]
         if foreign:
             raise ValueError(f"`unet_path` fixes the U-Net's shape; leave out {foreign}.")
-        unet = JointUNet2DModel.from_unet(_load_unet(args), **head, **shape)
+        unet = JointUNet2DModel.from_unet(_load_unet(options), **head, **shape)
         if unet.config.in_channels != latent_channels:
             raise ValueError(
                 f"The U-Net of `unet_path` reads {unet.config.in_channels} latent channels, but the autoencoder gives "
@@ -102,14 +112,16 @@ def build_unet(
         return unet
 
     config: dict[str, Any] = {}
-    if args.unet_config == "paper":
+    if options.unet_config == "paper":
         config = dict(PAPER_UNET)
-    elif args.unet_config is not None:
-        if not Path(args.unet_config).is_file():
-            raise ValueError(f"`unet_config` must be a JSON file or 'paper', but {args.unet_config!r} does not exist.")
-        config = read_config(Path(args.unet_config), "JointUNet2DModel")
+    elif options.unet_config is not None:
+        if not Path(options.unet_config).is_file():
+            raise ValueError(
+                f"`unet_config` must be a JSON file or 'paper', but {options.unet_config!r} does not exist."
+            )
+        config = read_config(Path(options.unet_config), "JointUNet2DModel")
         config = {name: value for name, value in config.items() if not name.startswith("_")}
-    elif args.block_out_channels is None:
+    elif options.block_out_channels is None:
         raise ValueError("The U-Net has no shape: give `unet_path`, `unet_config` or `block_out_channels`.")
     if "down_block_types" in shape and "up_block_types" not in shape:
         shape["up_block_types"] = mirrored_blocks(shape["down_block_types"])
@@ -128,15 +140,15 @@ def mirrored_blocks(down_block_types: list[str]) -> list[str]:
     return [name.replace("Down", "Up") for name in reversed(down_block_types)]
 
 
-def build_noise_scheduler(args: argparse.Namespace) -> DDPMScheduler:
+def build_noise_scheduler(options: DiffusionOptions) -> DDPMScheduler:
     """The noise schedule of training: by default the paper's, 0.0015 to 0.0195 in square-root space."""
     return DDPMScheduler(
-        num_train_timesteps=args.num_train_timesteps,
-        beta_start=args.beta_start,
-        beta_end=args.beta_end,
-        beta_schedule=args.beta_schedule,
-        prediction_type=args.prediction_type,
-        rescale_betas_zero_snr=args.rescale_betas_zero_snr,
+        num_train_timesteps=options.num_train_timesteps,
+        beta_start=options.beta_start,
+        beta_end=options.beta_end,
+        beta_schedule=options.beta_schedule,
+        prediction_type=options.prediction_type,
+        rescale_betas_zero_snr=options.rescale_betas_zero_snr,
         clip_sample=False,
     )
 
@@ -164,17 +176,18 @@ def sampling_scheduler(noise_scheduler: Any, vae: Any) -> DDIMScheduler:
     )
 
 
-def _load_unet(args: argparse.Namespace) -> UNet2DModel:
-    folder = local_model(args.unet_path, _subfolder(args.unet_path, args.unet_subfolder, "unet"))
+def _load_unet(options: ModelOptions) -> UNet2DModel:
+    assert options.unet_path is not None
+    folder = local_model(options.unet_path, _subfolder(options.unet_path, options.unet_subfolder, "unet"))
     config = UNet2DModel.load_config(folder)
     known: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "JointUNet2DModel": JointUNet2DModel}
     if config.get("_class_name") not in known:
         raise ValueError(
-            f"`unet_path` must hold a UNet2DModel or JointUNet2DModel, but {args.unet_path!r} holds "
+            f"`unet_path` must hold a UNet2DModel or JointUNet2DModel, but {options.unet_path!r} holds "
             f"{config.get('_class_name')!r}. If it is a pipeline folder, name the part with `unet_subfolder`."
         )
     unet = known[config["_class_name"]].from_pretrained(folder, use_safetensors=True).float()
-    check_finite(unet, args.unet_path)
+    check_finite(unet, options.unet_path)
     return unet
 
 

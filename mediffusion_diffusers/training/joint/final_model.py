@@ -6,33 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...data.schema import DatasetInfo
 from ...metrics_log import read_metrics
 from ...models import JointUNet2DModel
 from ...privacy import without_tokens
 from ..data.training_data import TrainingData
 from ..run.hub_checkpoints import with_retries
-from ..run.run import CONFIG_FILE, METRICS_FILE, TrainingRun, publish_folder
+from ..run.output import CONFIG_FILE, METRICS_FILE, publish_folder
+from ..run.run import TrainingRun
 from .components import sampling_scheduler
 from .validation import ValidationResult, label_thresholds
-
-
-# What a card must state about the data, and what only the dataset's converter knows.
-_CARD_FIELDS = ("source", "licence", "attribution")
-
-
-def check_publishable(info: DatasetInfo) -> None:
-    """Check before training that a card can be written at its end.
-
-    Raises:
-        ValueError: if the dataset does not say where it comes from and under which terms.
-    """
-    empty = [name for name in _CARD_FIELDS if not getattr(info, name)]
-    if empty:
-        raise ValueError(
-            f"`push_to_hub` needs a model card, which must state the data's {', '.join(empty)}. Fill that in in the "
-            "dataset's dataset_info.json."
-        )
 
 
 def save_joint_pipeline(
@@ -56,7 +38,7 @@ def save_joint_pipeline(
     from ...publishing.model_card import refresh_model_card
     from ...publishing.upload import publish_pipeline_folder
 
-    args = run.args
+    hub = run.hub
     partial = run.output_dir / ".pipeline.partial"
     write_joint_pipeline(run, unet, vae, noise_scheduler, data, validation, partial)
     publish_folder(partial, run.output_dir)
@@ -65,14 +47,14 @@ def save_joint_pipeline(
     except ValueError as error:
         run.say(f"The model card does not show the results in {run.output_dir}: {error}")
     run.say(f"Saved the pipeline in {run.output_dir}.")
-    if not args.push_to_hub:
+    if not hub.push_to_hub:
         return
     if run.uploads is not None:
         run.uploads.wait()
-    token = args.hub_token
+    token = hub.hub_token
     try:
         url = with_retries(
-            lambda: publish_pipeline_folder(run.output_dir, args.hub_model_id, token, args.hub_private_repo),
+            lambda: publish_pipeline_folder(run.output_dir, hub.repo_id, token, hub.hub_private_repo),
             "Publishing the pipeline",
             token,
         )
@@ -97,7 +79,6 @@ def write_joint_pipeline(
     from ...pipelines import MediffusionCounterfactualPipeline
     from ...publishing.model_card import render_model_card
 
-    args = run.args
     if validation is not None and data.info.is_multi_label:
         unet.register_to_config(label_thresholds=label_thresholds(validation, data.info.problem_type))
     scheduler = sampling_scheduler(noise_scheduler, vae)
@@ -110,8 +91,8 @@ def write_joint_pipeline(
             json.loads((run.output_dir / CONFIG_FILE).read_text()),
             read_metrics(run.output_dir / METRICS_FILE),
             labelled_split=data.split,
-            repo_id=args.hub_model_id,
-            dataset_id=args.dataset_name,
+            repo_id=run.hub.hub_model_id,
+            dataset_id=run.config.data.dataset_name,
         )
         card.save(folder / "README.md")
     except ValueError as error:

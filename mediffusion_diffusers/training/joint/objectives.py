@@ -102,10 +102,18 @@ def diffusion_loss(
     return per_image.sum() / (len(per_image) if num_images is None else num_images)
 
 
-def count_known(labels: torch.Tensor, problem_type: str) -> int:
-    """Number of terms in the classification loss: known entries (multi-label) or known rows (single-label)."""
+def known_terms(labels: torch.Tensor, problem_type: str) -> torch.Tensor:
+    """Number of terms in the classification loss: known entries (multi-label) or known rows (single-label).
+
+    A scalar on the labels' device.
+    """
     known = ~torch.isnan(labels)
-    return int(known.sum() if problem_type == "multi_label_classification" else known.all(dim=1).sum())
+    return known.sum() if problem_type == "multi_label_classification" else known.all(dim=1).sum()
+
+
+def count_known(labels: torch.Tensor, problem_type: str) -> int:
+    """`known_terms` as a number; waits for the labels' device."""
+    return int(known_terms(labels, problem_type))
 
 
 def classification_loss(
@@ -237,8 +245,8 @@ class JointObjective(nn.Module):
             loss = classification_loss(pseudo_logits, labels, problem_type, pseudo_labelled.num_known)
             terms.append(self.pseudo_label_weight * loss)
             losses["pseudo_label_loss"] = loss.detach()
-            num_sure = count_known(labels, problem_type)
-            losses["pseudo_label_share"] = torch.full_like(loss.detach(), num_sure / (pseudo_labelled.num_known or 1))
+            num_sure = known_terms(labels, problem_type).to(loss)
+            losses["pseudo_label_share"] = num_sure / (pseudo_labelled.num_known or 1)
         losses["loss"] = torch.stack(terms).sum()
         return losses
 
@@ -257,13 +265,3 @@ class JointObjective(nn.Module):
         output, logits = self._predict(self.unet, denoised, classified, self.share_forward)
         num_labelled = 0 if labelled is None else len(labelled.latents)
         return output, (None, None) if logits is None else (logits[:num_labelled], logits[num_labelled:])
-
-
-def classification_is_due(step: int, start_step: int, every: int, weight: float) -> bool:
-    """Whether a step has a classification loss: from `start_step` on, every n-th step, if its weight is not zero."""
-    return weight > 0 and step >= start_step and (step - start_step) % every == 0
-
-
-def classification_steps_before(step: int, start_step: int, every: int) -> int:
-    """How many steps before `step` had a classification loss: where the labelled stream stands."""
-    return max(0, -(-(step - start_step) // every))

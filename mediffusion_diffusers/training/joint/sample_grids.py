@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from ...image_processor import denormalize, numpy_to_pil
 from ...latents import decode_latents
 from ...models import JointUNet2DModel
 from ..run.randomness import keyed_generator
@@ -55,26 +50,3 @@ def sample_images(
             latents = scheduler.step(noise_pred, timestep, latents).prev_sample
         images.append(decode_latents(vae, latents).float().cpu())
     return torch.cat(images).clamp(-1, 1)
-
-
-def save_image_grid(images: torch.Tensor, path: Path, num_columns: int | None = None, gap: int = 1) -> None:
-    """Write images side by side into one PNG.
-
-    Args:
-        images: shape `(batch, channels, height, width)` in [-1, 1].
-        path: the PNG file.
-        num_columns: images per row; by default a square.
-        gap: white pixels between images.
-    """
-    num_columns = num_columns or math.ceil(math.sqrt(len(images)))
-    tiles = numpy_to_pil(denormalize(images).permute(0, 2, 3, 1).numpy())
-    width, height = tiles[0].width + gap, tiles[0].height + gap
-    grid = Image.new(
-        tiles[0].mode, (width * num_columns - gap, height * math.ceil(len(tiles) / num_columns) - gap), "white"
-    )
-    for place, tile in enumerate(tiles):
-        grid.paste(tile, (place % num_columns * width, place // num_columns * height))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    grid.save(partial, format="PNG")
-    os.replace(partial, path)

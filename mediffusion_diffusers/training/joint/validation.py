@@ -81,7 +81,7 @@ def validate(
         The same on all processes.
     """
     assert data.validation_rows is not None
-    size = run.args.validation_batch_size
+    size = run.options.validation_batch_size
     starts = range(0, len(data.validation_indices), size)
     chunks = []
     for number, start in enumerate(starts):
@@ -89,18 +89,21 @@ def validate(
             continue
         indices = data.validation_indices[start : start + size]
         if latent_cache is None:
-            latents = encode_pixels(vae, data.validation_rows.batch(indices, transform).to(vae.device)).float()
+            with run.frozen_autocast(vae):
+                latents = encode_pixels(vae, run.to_device(data.validation_rows.batch(indices, transform))).float()
         else:
-            latents = latent_cache.batch(indices).to(vae.device)
-        timesteps, noise = validation_noise(run.args.seed, number, latents.shape, run.args.num_train_timesteps)
-        timesteps, noise = timesteps.to(latents.device), noise.to(latents.device)
+            latents = run.to_device(latent_cache.batch(indices))
+        timesteps, noise = validation_noise(
+            run.options.seed, number, latents.shape, noise_scheduler.config.num_train_timesteps
+        )
+        timesteps, noise = run.to_device(timesteps), run.to_device(noise)
         noisy_latents = noise_scheduler.add_noise(latents, noise, timesteps)
         with run.accelerator.autocast():
             logits = unet(latents, 0, return_sample=False).logits
             output = unet(noisy_latents, timesteps, return_logits=False).sample
         target = diffusion_target(latents, noise, timesteps, noise_scheduler)
         errors = (output.float() - target).square().flatten(1).mean(dim=1)
-        chunks.append((number, (logits.float().cpu().numpy(), errors.double().cpu().numpy())))
+        chunks.append((number, (logits.float().cpu().numpy(), errors.cpu().double().numpy())))
     gathered = run.gather_chunks(chunks)
     logits = np.concatenate([pair[0] for pair in gathered])
     errors = np.concatenate([pair[1] for pair in gathered])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 from torch.optim import Optimizer
 
+from ..config import LRScheduler
 
-LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine")
+
+LR_SCHEDULERS = get_args(LRScheduler)
 
 
 def lr_factor(

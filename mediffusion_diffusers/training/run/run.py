@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
-import math
-import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
+from accelerate.utils import gather_object
 from diffusers.utils import logging
 from tqdm.auto import tqdm
 
-from ...metrics_log import LossWindow, MetricsLog
+from ...atomic_files import write_json
+from ...metrics_log import MetricsLog
+from ...output_folder import claimed_folder
 from ...stop_request import StoppedBySignal, StopRequest
 from ...version import __version__
-from ..arguments import public_arguments
-from .checkpoints import Checkpoint, find_checkpoint, list_checkpoints, resume_checkpoint, save_checkpoint
+from ..config import HubOptions, TrainingConfig
+from .accelerator import start_accelerator
+from .checkpoints import Checkpoint, resume_checkpoint, save_checkpoint
+from .finite import require_finite, require_finite_tensors
 from .hub_checkpoints import HubUploads, download_for_resuming, hub_source, refuse_public_repository
+from .interruption import explained_full_disk
+from .output import CONFIG_FILE, METRICS_FILE, check_output_folder, prepare_output_folder
+from .step_losses import StepLosses
 
 
 logger = logging.get_logger(__name__)
 
-CONFIG_FILE = "training_config.json"
-METRICS_FILE = "metrics.jsonl"
 # Arguments that may differ between the first run and the one that resumes it without a word.
 _FREE_ARGUMENTS = frozenset(
     (
@@ -46,56 +45,56 @@ _FREE_ARGUMENTS = frozenset(
 _UPLOAD_GRACE_SECONDS = 15.0
 
 
+@contextmanager
+def training_run(config: TrainingConfig, hub: HubOptions | None = None) -> Iterator[TrainingRun]:
+    """Start a run, whose folder belongs to it while the block runs.
+
+    Args:
+        config: all options, checked.
+        hub: how it is published; `None` publishes nothing.
+
+    Raises:
+        ValueError: if another run is at work in `output_dir` or has left something there that is not to be resumed;
+            if the folder cannot be written to; if the device or the batch does not fit.
+        OSError: saying what is left, when the disk fills up.
+    """
+    run = TrainingRun(config, HubOptions() if hub is None else hub)
+    with explained_full_disk(run.output_dir), run.claimed():
+        check_output_folder(run.options, run.hub)
+        yield run
+
+
 class TrainingRun:
     """Everything around the training loop.
 
-    Creating it starts accelerate, prepares the folder and finds the checkpoint to resume from; once its state is
-    restored, `begin` opens the records, and `steps` walks through the steps that are left, with a progress bar.
+    Creating it starts accelerate; `open` prepares the folder and finds the checkpoint to resume from; once its state
+    is restored, `begin` opens the records, and `steps` walks through the steps that are left, with a progress bar.
 
     Args:
-        args: the parsed command line.
+        config: all options, checked.
+        hub: how it is published.
 
     Raises:
-        ValueError: if the batch is smaller than the number of its slices, or the checkpoint cannot be used.
+        ValueError: if the device is not there, or the batch is smaller than the number of its slices.
     """
 
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
-        self.output_dir = Path(args.output_dir)
-        self.accelerator = Accelerator(
-            mixed_precision=args.mixed_precision,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            log_with=args.report_to,
-            project_config=ProjectConfiguration(
-                project_dir=args.output_dir, logging_dir=str(self.output_dir / "logs")
-            ),
-            # A step without class loss leaves the head out, and Table 3's ablation the decoder.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
+    def __init__(self, config: TrainingConfig, hub: HubOptions):
+        self.config, self.options, self.hub = config, config.run, hub
+        assert config.run.output_dir is not None
+        self.output_dir = Path(config.run.output_dir)
+        self.accelerator = start_accelerator(config.run)
+        self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process
-        num_slices = self.num_processes * self.num_parts
-        if args.train_batch_size < num_slices:
+        num_slices, train_batch_size = self.num_processes * self.num_parts, config.data.train_batch_size
+        if train_batch_size < num_slices:
             raise ValueError(
                 f"`train_batch_size` is the batch over all processes and accumulation parts, so it must be at least "
-                f"{self.num_processes} * {self.num_parts} = {num_slices}, but got {args.train_batch_size}."
+                f"{self.num_processes} * {self.num_parts} = {num_slices}, but got {train_batch_size}."
             )
-        if self.is_main:
-            if args.push_to_hub and args.hub_private_repo:
-                refuse_public_repository(args.hub_model_id, args.hub_token)
-            self._prepare_folder()
-        self.accelerator.wait_for_everyone()
-        self.checkpoint = self._find_checkpoint()
-        self.first_step = 0 if self.checkpoint is None else self.checkpoint.step
-        self._check_same_start()
-        self.uploads: HubUploads | None = None
-        if self.is_main and args.push_to_hub and args.hub_strategy == "every_save":
-            self.uploads = HubUploads(args.hub_model_id, args.hub_token, args.hub_private_repo)
         self.stop = StopRequest()
         self.must_stop = False
-        self.window = LossWindow(None if self.checkpoint is None else self.checkpoint.state["loss_window"])
-        if self.checkpoint is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(self.checkpoint.state["grad_scaler"])
-        self._begin_window()
+        # Signals are agreed on by the hosts, beside whatever the devices are at.
+        self._hosts = torch.distributed.new_group(backend="gloo") if self.num_processes > 1 else None
 
     @property
     def num_processes(self) -> int:
@@ -105,7 +104,43 @@ class TrainingRun:
     @property
     def num_parts(self) -> int:
         """Accumulation parts per step."""
-        return int(self.args.gradient_accumulation_steps)
+        return self.options.gradient_accumulation_steps
+
+    def place(self, part: int) -> int:
+        """Which of the `num_processes * num_parts` slices of a global batch is this process's in a part."""
+        return part * self.num_processes + self.accelerator.process_index
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder against other runs; one process does it for all."""
+        if not self.is_main:
+            yield
+            return
+        with claimed_folder(self.output_dir):
+            yield
+
+    def open(self) -> None:
+        """Prepare the folder, and read the checkpoint to resume from.
+
+        Raises:
+            ValueError: if the checkpoint cannot be used, or the repository is public and shall not be.
+        """
+        hub = self.hub
+        if self.is_main:
+            if hub.push_to_hub and hub.hub_private_repo:
+                refuse_public_repository(hub.repo_id, hub.hub_token)
+            prepare_output_folder(self.output_dir, self.options.overwrite_output_dir)
+        self.accelerator.wait_for_everyone()
+        self.checkpoint = self._find_checkpoint()
+        self.first_step = 0 if self.checkpoint is None else self.checkpoint.step
+        self._check_same_start()
+        self.uploads: HubUploads | None = None
+        if self.is_main and hub.push_to_hub and hub.hub_strategy == "every_save":
+            self.uploads = HubUploads(hub.repo_id, hub.hub_token, hub.hub_private_repo)
+        window = None if self.checkpoint is None else self.checkpoint.state["loss_window"]
+        self.losses = StepLosses(self._sum_over_processes, window)
+        if self.checkpoint is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.checkpoint.state["grad_scaler"])
 
     def begin(self, facts: dict[str, Any]) -> None:
         """Write `training_config.json`, open `metrics.jsonl` and start the tracker.
@@ -117,9 +152,9 @@ class TrainingRun:
         if self.is_main:
             self._write_config(facts)
             self.metrics = MetricsLog(self.output_dir / METRICS_FILE, self.first_step)
-        if self.args.report_to is not None:
-            config = {key: str(value) for key, value in public_arguments(self.args).items()}
-            self.accelerator.init_trackers(self.args.tracker_project_name, config)
+        if self.options.report_to is not None:
+            config = {key: str(value) for key, value in self.config.public().items()}
+            self.accelerator.init_trackers(self.options.tracker_project_name, config)
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, from 0; the progress bar shows the mean losses.
@@ -127,7 +162,7 @@ class TrainingRun:
         Raises:
             StoppedBySignal: after a step whose end found SIGTERM or Ctrl-C waiting; its checkpoint is saved by then.
         """
-        total = self.args.max_train_steps
+        total = self.options.max_train_steps
         self.bar = tqdm(
             total=total, initial=min(self.first_step, total), desc="Training", disable=not self.is_main, unit="step"
         )
@@ -140,46 +175,72 @@ class TrainingRun:
                     self._end_early(step + 1)
         self.bar.close()
 
-    def record_losses(self, losses: dict[str, float], step: int, num_images: int, extra: dict[str, float]) -> None:
-        """Add a step's losses; every `logging_steps` a line goes to metrics.jsonl.
+    def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the host on the run's device; where it can, the copy runs beside the host's work."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def frozen_autocast(self, vae: Any) -> AbstractContextManager[Any]:
+        """The precision in which the frozen autoencoder encodes: the run's, or float32 if it says so of fp16."""
+        needs_float32 = self.accelerator.mixed_precision == "fp16" and getattr(vae.config, "force_upcast", True)
+        return nullcontext() if needs_float32 else self.accelerator.autocast()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Differentiate the loss of a slice, a sum over the global count.
+
+        accelerate and DDP average over accumulation parts and processes, which is undone here.
+        """
+        self.accelerator.backward(loss * (self.num_parts * self.num_processes))
+
+    def record_losses(self, step: int, losses: dict[str, torch.Tensor], num_images: int) -> None:
+        """Note a step's losses and images, and whether any process has been told to stop.
 
         Args:
-            losses: this step's losses, already over the global batch.
             step: the step, from 0.
+            losses: this process's shares of the losses over the global batch.
             num_images: images that the step used, over all processes.
-            extra: values of this step to record as they are, such as learning rates.
+        """
+        self.losses.add(step, losses)
+        self._num_images += num_images
+        self.must_stop = self._is_told_to_stop()
+        if self.losses.is_full:
+            self.losses.read()
+
+    def log_losses(self, done: int, extra: dict[str, float]) -> None:
+        """Write the mean losses since the last such line, with the speed, to metrics.jsonl.
+
+        Args:
+            done: optimizer steps done.
+            extra: values of the last step to record as they are, such as learning rates.
 
         Raises:
             FloatingPointError: if a loss is not finite.
         """
-        for name, value in losses.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"`{name}` became {value} at step {step + 1}. Lower the learning rate, or resume from an earlier "
-                    "checkpoint with another one."
-                )
-        self.window.add(losses)
-        self._num_images += num_images
-        done = step + 1
-        if done % self.args.logging_steps == 0 or done == self.args.max_train_steps:
-            means = self.window.means()
-            seconds = max(time.perf_counter() - self._window_started, 1e-9)
-            speed = {
-                "seconds": round(seconds, 4),
-                "images_per_second": round(self._num_images / seconds, 2),
-                "data_wait_share": round(min(1.0, self._data_seconds / seconds), 4),
-            }
-            self.log({"kind": "train", "step": done, **means, **extra, **speed})
-            self.bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
-            self.window.clear()
-            self._begin_window()
+        self.losses.read()
+        means = self.losses.window.means()
+        seconds = max(time.perf_counter() - self._window_started, 1e-9)
+        speed = {
+            "seconds": round(seconds, 4),
+            "images_per_second": round(self._num_images / seconds, 2),
+            "data_wait_share": round(min(1.0, self._data_seconds / seconds), 4),
+        }
+        self.log({"kind": "train", "step": done, **means, **extra, **speed})
+        self.bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
+        self.losses.window.clear()
+        self._begin_window()
 
     def log(self, record: dict[str, Any]) -> None:
-        """Write a record to metrics.jsonl and to the tracker, if there is one."""
+        """Write a record to metrics.jsonl and to the tracker, if there is one.
+
+        Raises:
+            FloatingPointError: if a number in it is not finite; on all processes, if they all have it.
+        """
+        require_finite(record)
         if not self.is_main:
             return
         self.metrics.append(record)
-        if self.args.report_to is not None:
+        if self.options.report_to is not None:
             numbers = {name: value for name, value in record.items() if isinstance(value, (int, float))}
             step = numbers.pop("step")
             self.accelerator.log({f"{record['kind']}/{name}": value for name, value in numbers.items()}, step=step)
@@ -200,19 +261,11 @@ class TrainingRun:
 
     def is_due(self, done: int, every: int | None) -> bool:
         """Whether something is due after `done` steps: every n-th and the last."""
-        return every is not None and (done % every == 0 or done == self.args.max_train_steps)
+        return every is not None and (done % every == 0 or done == self.options.max_train_steps)
 
     def checkpoint_is_due(self, done: int) -> bool:
         """Whether to save a checkpoint after `done` steps: when it is its turn, and before stopping early."""
-        return self.must_stop or self.is_due(done, self.args.checkpointing_steps)
-
-    def sum_over_processes(self, losses: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Sum a step's scalars over all processes; the same message tells whether any of them has to stop."""
-        stacked = torch.stack([value.detach().float() for value in losses.values()])
-        asked = stacked.new_full((1,), float(self.stop.signal_number is not None))
-        *summed, num_asked = self.accelerator.reduce(torch.cat([stacked, asked]), reduction="sum").tolist()
-        self.must_stop = num_asked > 0
-        return dict(zip(losses, summed, strict=True))
+        return self.must_stop or self.is_due(done, self.options.checkpointing_steps)
 
     def gather_chunks(self, chunks: list[Any]) -> list[Any]:
         """Collect lists of `(number, value)` from all processes, in order of their numbers."""
@@ -233,14 +286,19 @@ class TrainingRun:
             tensors: see `save_checkpoint`.
             state: see `save_checkpoint`.
             write_pipeline: writes the pipeline to upload with it into a folder; at the end that is done anyway.
+
+        Raises:
+            FloatingPointError: if a loss or a weight is not finite; nothing is written then.
         """
+        self.losses.read()
+        require_finite_tensors(tensors, done)
         if self.is_main:
-            state = {**state, "loss_window": self.window.state(), "num_processes": self.num_processes}
+            state = {**state, "loss_window": self.losses.window.state(), "num_processes": self.num_processes}
             if self.accelerator.scaler is not None:
                 state["grad_scaler"] = self.accelerator.scaler.state_dict()
-            path = save_checkpoint(self.output_dir, done, tensors, state, self.args.checkpoints_total_limit)
+            path = save_checkpoint(self.output_dir, done, tensors, state, self.options.checkpoints_total_limit)
             if self.uploads is not None:
-                is_last = self.must_stop or done >= self.args.max_train_steps
+                is_last = self.must_stop or done >= self.options.max_train_steps
                 self.uploads.submit(path, None if is_last else write_pipeline)
         self.accelerator.wait_for_everyone()
 
@@ -249,17 +307,29 @@ class TrainingRun:
         if self.is_main:
             tqdm.write(text)
 
-    def _begin_window(self) -> None:
-        self._window_started = time.perf_counter()
-        self._data_seconds = 0.0
-        self._num_images = 0
-
     def finish(self) -> None:
         """Close the trackers and wait for uploads; not for long, after a signal."""
         self.accelerator.wait_for_everyone()
         if self.uploads is not None and not self.uploads.wait(_UPLOAD_GRACE_SECONDS if self.must_stop else None):
             self.say("The newest checkpoint is not on the Hub: there was no time left to upload it.")
         self.accelerator.end_training()
+
+    def _begin_window(self) -> None:
+        self._window_started = time.perf_counter()
+        self._data_seconds = 0.0
+        self._num_images = 0
+
+    def _sum_over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(tensor, reduction="sum")
+
+    def _is_told_to_stop(self) -> bool:
+        """Whether a signal has come to any process; the same answer on all of them."""
+        asked = self.stop.signal_number is not None
+        if self._hosts is None:
+            return asked
+        flag = torch.tensor(int(asked))
+        torch.distributed.all_reduce(flag, group=self._hosts)
+        return bool(flag)
 
     def _end_early(self, done: int) -> None:
         self.bar.close()
@@ -282,7 +352,7 @@ class TrainingRun:
             )
 
     def _find_checkpoint(self) -> Checkpoint | None:
-        if self.args.resume_from_checkpoint is None:
+        if self.options.resume_from_checkpoint is None:
             return None
         checkpoint, passed_over = resume_checkpoint(self.output_dir, self._resume_from())
         if self.is_main:
@@ -294,32 +364,17 @@ class TrainingRun:
 
     def _resume_from(self) -> str:
         """`resume_from_checkpoint`, after one process of each machine has fetched what it names on the Hub."""
-        args = self.args
-        if hub_source(args.resume_from_checkpoint, args.hub_model_id) is None:
-            return args.resume_from_checkpoint
+        resume_from, hub = str(self.options.resume_from_checkpoint), self.hub
+        if hub_source(resume_from, hub.hub_model_id) is None:
+            return resume_from
         found = None
         if self.accelerator.is_local_main_process:
-            found = download_for_resuming(
-                self.output_dir, args.resume_from_checkpoint, args.hub_model_id, args.hub_token
-            )
+            found = download_for_resuming(self.output_dir, resume_from, hub.hub_model_id, hub.hub_token)
         return gather_object([found])[0]
-
-    def _prepare_folder(self) -> None:
-        """Delete another run's files if asked to, and what a killed run left half written."""
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        if holds_run(self.output_dir) and self.args.overwrite_output_dir:
-            for path in list_checkpoints(self.output_dir):
-                shutil.rmtree(path)
-            for name in (METRICS_FILE, CONFIG_FILE, "model_index.json", "README.md"):
-                (self.output_dir / name).unlink(missing_ok=True)
-            for name in ("samples", "logs"):
-                shutil.rmtree(self.output_dir / name, ignore_errors=True)
-        for partial in self.output_dir.glob(".*.partial"):
-            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
 
     def _write_config(self, facts: dict[str, Any]) -> None:
         path = self.output_dir / CONFIG_FILE
-        arguments = public_arguments(self.args)
+        arguments = self.config.public()
         if self.first_step > 0 and path.is_file():
             before = json.loads(path.read_text())["arguments"]
             now = json.loads(json.dumps(arguments))
@@ -330,51 +385,4 @@ class TrainingRun:
         versions = {name: importlib.metadata.version(name) for name in packages}
         versions["mediffusion_diffusers"] = __version__
         config = {"arguments": arguments, **facts, "num_processes": self.num_processes, "versions": versions}
-        write_text(path, json.dumps(config, indent=2) + "\n")
-
-
-def holds_run(output_dir: Path) -> bool:
-    """Whether a folder holds checkpoints or metrics of a run."""
-    return bool(list_checkpoints(output_dir)) or (output_dir / METRICS_FILE).exists()
-
-
-def check_output_folder(args: argparse.Namespace) -> None:
-    """Refuse to mix two runs, before any work.
-
-    Raises:
-        ValueError: if `output_dir` holds a run that is neither to be resumed nor overwritten, or `report_to` is not
-            installed.
-    """
-    if args.dry_run:
-        return
-    if holds_run(Path(args.output_dir)) and not args.overwrite_output_dir and args.resume_from_checkpoint is None:
-        raise ValueError(
-            f"`output_dir` {args.output_dir!r} holds another run. Continue it with `--resume_from_checkpoint latest`, "
-            "delete it with `--overwrite_output_dir`, or choose another folder."
-        )
-    is_local = hub_source(args.resume_from_checkpoint, args.hub_model_id) is None
-    if args.resume_from_checkpoint not in (None, "latest") and is_local and not args.overwrite_output_dir:
-        find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
-    available = [tracker.value for tracker in get_available_trackers()]
-    if args.report_to is not None and args.report_to not in available:
-        raise ValueError(
-            f"`report_to` must be an installed tracker, but {args.report_to!r} is not. Installed: "
-            f"{available or 'none'}; metrics.jsonl is always written."
-        )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file aside, then rename it into place."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def publish_folder(source: Path, destination: Path) -> None:
-    """Move the entries of a folder that was written aside into `destination`, replacing what is there."""
-    for entry in sorted(source.iterdir()):
-        target = destination / entry.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(entry, target)
-    source.rmdir()
+        write_json(path, config)
