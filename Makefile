@@ -5,13 +5,16 @@ PYTHON ?= python3
 PYTEST_WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+FLOOR_TESTS := tests/models tests/pipelines tests/test_guidance.py tests/training/test_checkpoints.py \
+	tests/hub/test_community_pipelines.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quality style docs-check kill-matrix clean
+.PHONY: help install demo test test-floors quality style docs-check kill-matrix clean
 
 help:
 	@echo "make demo        the whole road on generated images, in minutes: demo/report.html"
 	@echo "make test        quality and all tests"
+	@echo "make test-floors tests of models, pipelines and checkpoints with the oldest versions that setup.cfg allows"
 	@echo "make quality     ruff and mypy, changing nothing"
 	@echo "make style       let ruff format and mend"
 	@echo "make kill-matrix kill runs at random moments, start them again, compare bit for bit; some minutes"
@@ -31,6 +34,11 @@ demo: install
 
 test: quality
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+test-floors:
+	test -x .venv-floors/bin/python || $(PYTHON) -m venv .venv-floors
+	.venv-floors/bin/python -m pip install -c constraints-floors.txt -e ".[training,dicom]" pytest
+	OMP_NUM_THREADS=1 .venv-floors/bin/python -m pytest $(FLOOR_TESTS)
 
 quality: install
 	$(BIN)/ruff check .

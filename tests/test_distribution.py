@@ -1,5 +1,6 @@
 """What a user gets from `pip install`: the package, and nothing of the repository around it."""
 
+import configparser
 import shutil
 import subprocess
 import sys
@@ -53,3 +54,11 @@ def test_the_wheel_carries_the_licence_and_no_torchvision(wheel):
     assert any(line.startswith("diffusers") for line in requirements)
     assert any(line.startswith("pydicom") and 'extra == "dev"' in line for line in requirements)
     assert not any(line.startswith("torchvision") for line in requirements)
+
+
+def test_the_oldest_versions_that_are_allowed_are_those_that_are_tested():
+    metadata = configparser.ConfigParser()
+    metadata.read(ROOT / "setup.cfg")
+    allowed = {line for line in metadata["options"]["install_requires"].split() if ">=" in line}
+    tested = (ROOT / "constraints-floors.txt").read_text().splitlines()
+    assert allowed == {line.replace("==", ">=") for line in tested if not line.startswith("#")}
