@@ -110,7 +110,7 @@ def test_pure_noise_and_a_predicted_noise():
         CounterfactualSettings.resolve({"strength": 1.0}, None, scheduler)
 
 
-SCRIPTS = ("evaluate_counterfactuals", "calibrate_guidance", "explain_images", "explain_dataset")
+SCRIPTS = ("evaluate_counterfactuals", "calibrate_guidance", "explain_images", "explain_dataset", "train_joint")
 
 NEW_OPTION = """\
     dummy_option: Annotated[float, Range(at_least=0), Stored] = option(0.5, "An option that was added.")

@@ -15,6 +15,7 @@ from support.training import TINY_AUTOENCODER, TINY_JOINT, autoencoder_config, j
 from mediffusion_diffusers.data.schema import load_prepared
 from mediffusion_diffusers.data.splits import LabelledSplit
 from mediffusion_diffusers.options import range_of
+from mediffusion_diffusers.pipelines.counterfactual import stored_options
 from mediffusion_diffusers.training.autoencoder.config import AutoencoderConfig
 from mediffusion_diffusers.training.autoencoder.dry_run import describe_autoencoder_run
 from mediffusion_diffusers.training.joint.config import JointConfig, LabelOptions
@@ -231,6 +232,14 @@ EARLIER_LINES = [
     ("--compile aot_eager --no-share_forward", {"compile": "aot_eager", "share_forward": False}),
     ("--cache_latents --no-cache_latents", {"cache_latents": False}),
     ("--mixed_precision bf16 --report_to tensorboard", {"mixed_precision": "bf16", "report_to": "tensorboard"}),
+    (
+        "--counterfactual_strength 0.2 --counterfactual_guidance_scale 3 --counterfactual_num_inference_steps 5",
+        {
+            "counterfactual_strength": 0.2,
+            "counterfactual_guidance_scale": 3.0,
+            "counterfactual_num_inference_steps": 5,
+        },
+    ),
     ("--lr_restart_at_classifier_start --classifier_learning_rate 1e-5", {"classifier_learning_rate": 1e-5}),
 ]
 
@@ -239,6 +248,21 @@ EARLIER_LINES = [
 def test_earlier_command_lines_are_understood(line, expected):
     found = joint_config(*line.split()).to_dict()
     assert {name: found[name] for name in expected} == expected
+
+
+def test_every_stored_option_of_counterfactuals_is_an_option():
+    line = "--counterfactual_mask auto --no-counterfactual_follow_inversion --counterfactual_start noise"
+    config = joint_config(*line.split(), "--counterfactual_strength", 0.2)
+    assert config.counterfactuals.given() == {
+        "mask": "auto",
+        "follow_inversion": False,
+        "start": "noise",
+        "strength": 0.2,
+    }
+    assert JointConfig().counterfactuals.given() == {}
+    assert {f"counterfactual_{name}" for name in stored_options()} <= config.public().keys()
+    with pytest.raises(ValueError, match="`counterfactual_mask` must be one of 'auto', 'everywhere'"):
+        JointConfig().with_options(counterfactual_mask="lungs")
 
 
 def documented_commands():

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 
 from ...data.schema import DatasetInfo
 from ...metrics_log import read_metrics
-from ..run.output import CONFIG_FILE, METRICS_FILE, publish_folder
+from ..run.output import CONFIG_FILE, METRICS_FILE, new_model
 from ..run.run import TrainingRun
 
 
@@ -25,14 +25,13 @@ def save_autoencoder(run: TrainingRun, vae: AutoencoderKL, info: DatasetInfo) ->
 
     hub = run.hub
     metrics = read_metrics(run.output_dir / METRICS_FILE)
-    partial = run.output_dir / ".autoencoder.partial"
-    vae.save_pretrained(partial)
-    try:
-        config = json.loads((run.output_dir / CONFIG_FILE).read_text())
-        render_autoencoder_card(vae, info, config, metrics, hub.hub_model_id).save(partial / "README.md")
-    except ValueError as error:
-        run.say(f"No model card was written: {error}")
-    publish_folder(partial, run.output_dir)
+    with new_model(run.output_dir) as aside:
+        vae.save_pretrained(aside)
+        try:
+            config = json.loads((run.output_dir / CONFIG_FILE).read_text())
+            render_autoencoder_card(vae, info, config, metrics, hub.hub_model_id).save(aside / "README.md")
+        except ValueError as error:
+            run.say(f"No model card was written: {error}")
     std = 1 / vae.config.scaling_factor
     run.say(f"Saved the autoencoder in {run.output_dir} (standard deviation of the latents {std:.4f}).")
     if hub.push_to_hub:

@@ -13,7 +13,7 @@ from ...models import JointUNet2DModel, SpaceToDepthAutoencoder
 from ...models.config_rules import read_config
 from ...models.model_folder import check_finite, local_model
 from ...models.presets import PAPER_UNET
-from .config import DiffusionOptions, ModelOptions
+from .config import CounterfactualDefaults, DiffusionOptions, ModelOptions
 
 
 # Shape of the U-Net that can be given on the command line, by name of the config.
@@ -21,11 +21,6 @@ _SHAPE_OPTIONS = (
     *("block_out_channels", "layers_per_block", "down_block_types", "up_block_types", "attention_head_dim"),
     *("norm_num_groups", "dropout", "classifier_pool_size", "classifier_hidden_size", "classifier_dropout"),
 )
-_GUIDANCE_OPTIONS = {
-    "strength": "counterfactual_strength",
-    "guidance_scale": "counterfactual_guidance_scale",
-    "num_inference_steps": "counterfactual_num_inference_steps",
-}
 
 
 def load_vae(options: ModelOptions, resolution: int, info: DatasetInfo) -> Any:
@@ -73,7 +68,7 @@ def load_vae(options: ModelOptions, resolution: int, info: DatasetInfo) -> Any:
 
 def build_unet(
     options: ModelOptions,
-    diffusion: DiffusionOptions,
+    defaults: CounterfactualDefaults,
     info: DatasetInfo,
     latent_channels: int,
     sample_size: int,
@@ -82,7 +77,7 @@ def build_unet(
 
     Args:
         options: of the models.
-        diffusion: has the defaults of the counterfactual pipeline, which are stored with the U-Net.
+        defaults: of the counterfactual pipeline, which are stored with the U-Net.
         info: names the labels.
         latent_channels: channels of the autoencoder's latents.
         sample_size: height and width of the latents.
@@ -91,11 +86,9 @@ def build_unet(
         ValueError: if a checkpoint does not fit the latents, or the shape arguments contradict each other.
     """
     head: dict[str, Any] = {"id2label": info.id2label, "problem_type": info.problem_type}
-    defaults = {name: getattr(diffusion, option) for name, option in _GUIDANCE_OPTIONS.items()}
-    given = {name: value for name, value in defaults.items() if value is not None}
     # The fastest way back that keeps quality, as benchmarks/results/counterfactual_speed.json measures it; calls that
     # cannot follow the inversion do without.
-    head["guidance_defaults"] = {"follow_inversion": True, "num_inference_steps": 7, **given}
+    head["guidance_defaults"] = {"follow_inversion": True, "num_inference_steps": 7, **defaults.given()}
     shape = {name: getattr(options, name) for name in _SHAPE_OPTIONS if getattr(options, name) is not None}
 
     if options.unet_path is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ...options import Range, option
+from ...pipelines.counterfactual import given_options
 from ..config import HubOptions, TrainingConfig, check_hub, check_resolution
 
 
@@ -15,7 +16,6 @@ _OptionalCount = Annotated[int | None, Range(at_least=1)]
 _Step = Annotated[int, Range(at_least=0)]
 _Weight = Annotated[float, Range(at_least=0)]
 _Dropout = Annotated[float | None, Range(at_least=0, below=1)]
-_DEFAULT_OF_PIPELINE = "Default of the counterfactual pipeline, stored with the model; calibrate it per checkpoint."
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class DiffusionOptions:
-    """The noise schedule, the diffusion loss, samples, and the pipeline's defaults."""
+    """The noise schedule, the diffusion loss, and samples."""
 
     _argument_group_name = "diffusion"
 
@@ -102,9 +102,12 @@ class DiffusionOptions:
     sample_steps: _OptionalCount = option(None, "Steps between sample grids; by default `validation_steps`.")
     num_sample_images: _Count = option(16, "Images in a sample grid.")
     sample_inference_steps: _Count = option(25, "DDIM steps of the sample grids.")
-    counterfactual_strength: Annotated[float | None, Range(above=0, at_most=1)] = option(None, _DEFAULT_OF_PIPELINE)
-    counterfactual_guidance_scale: Annotated[float | None, Range(at_least=0)] = option(None, _DEFAULT_OF_PIPELINE)
-    counterfactual_num_inference_steps: _OptionalCount = option(None, _DEFAULT_OF_PIPELINE)
+
+
+class CounterfactualDefaults(given_options(only_stored=True, prefix="counterfactual_")):
+    """What calls of the counterfactual pipeline leave open; stored with the model, better calibrated afterwards."""
+
+    _argument_group_name = "counterfactuals: defaults that are stored with the model"
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,7 @@ class JointConfig(TrainingConfig):
     labels: LabelOptions = field(default_factory=LabelOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
+    counterfactuals: CounterfactualDefaults = field(default_factory=CounterfactualDefaults)
     semi_supervised: SemiSupervisedOptions = field(default_factory=SemiSupervisedOptions)
     speed: SpeedOptions = field(default_factory=SpeedOptions)
     hub: HubOptions = field(default_factory=HubOptions)

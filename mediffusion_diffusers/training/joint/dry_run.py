@@ -63,7 +63,7 @@ def describe_joint_run(config: JointConfig) -> dict[str, Any]:
         num_vae_parameters = count_parameters(vae)
     sample_size = data.image_size // factor
     with torch.device("meta" if model.unet_path is None else "cpu"):
-        unet = build_unet(model, config.diffusion, info, latent_channels, sample_size)
+        unet = build_unet(model, config.counterfactuals, info, latent_channels, sample_size)
     head = count_parameters(unet.classifier)
     facts["latent_shape"] = [latent_channels, sample_size, sample_size]
     facts["num_unet_parameters"] = count_parameters(unet) - head

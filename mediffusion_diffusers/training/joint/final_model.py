@@ -11,7 +11,7 @@ from ...models import JointUNet2DModel
 from ...privacy import without_tokens
 from ..data.training_data import TrainingData
 from ..run.hub_checkpoints import with_retries
-from ..run.output import CONFIG_FILE, METRICS_FILE, publish_folder
+from ..run.output import CONFIG_FILE, METRICS_FILE, new_model
 from ..run.run import TrainingRun
 from .components import sampling_scheduler
 from .validation import ValidationResult, label_thresholds
@@ -39,9 +39,8 @@ def save_joint_pipeline(
     from ...publishing.upload import publish_pipeline_folder
 
     hub = run.hub
-    partial = run.output_dir / ".pipeline.partial"
-    write_joint_pipeline(run, unet, vae, noise_scheduler, data, validation, partial)
-    publish_folder(partial, run.output_dir)
+    with new_model(run.output_dir) as aside:
+        write_joint_pipeline(run, unet, vae, noise_scheduler, data, validation, aside)
     try:
         refresh_model_card(run.output_dir)  # a run resumed after its end keeps what was measured of the same weights
     except ValueError as error:

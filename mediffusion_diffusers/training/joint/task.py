@@ -82,7 +82,9 @@ class JointTask:
         self.last_validation: ValidationResult | None = None
         torch.manual_seed(keyed_seed(config.run.seed, "initial weights"))
         sample_size = config.data.image_size // vae_scale_factor(self.vae)
-        self.unet = build_unet(config.model, config.diffusion, info, self.vae.config.latent_channels, sample_size)
+        self.unet = build_unet(
+            config.model, config.counterfactuals, info, self.vae.config.latent_channels, sample_size
+        )
         self.latent_shape = [self.vae.config.latent_channels, sample_size, sample_size]
         if config.run.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()

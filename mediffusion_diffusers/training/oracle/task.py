@@ -30,7 +30,7 @@ from ..joint.objectives import classification_loss, count_known
 from ..loop import Trained, TrainingLoop
 from ..run.ema import EMAWeights, validation_weights
 from ..run.optimizer import build_adamw, count_parameters
-from ..run.output import publish_folder
+from ..run.output import new_model
 from ..run.randomness import keyed_generator, seed_step
 from ..run.run import TrainingRun, training_run
 from .config import NetworkOptions, OracleConfig
@@ -243,12 +243,11 @@ class OracleTask:
                 if self.info.is_multi_label:
                     model.config.label_thresholds = choose_thresholds(oracle, *self.validation)
             if run.is_main:
-                partial = run.output_dir / ".oracle.partial"
-                oracle.save_pretrained(partial)
                 digests = sorted({patient_digest(self.info.name, patient) for patient in self.patients})
-                write_json(partial / PATIENTS_FILE, digests)
-                write_json(partial / METRICS_FILE, self.metrics)
-                publish_folder(partial, run.output_dir)
+                with new_model(run.output_dir) as aside:
+                    oracle.save_pretrained(aside)
+                    write_json(aside / PATIENTS_FILE, digests)
+                    write_json(aside / METRICS_FILE, self.metrics)
                 run.say(f"Saved the oracle in {run.output_dir}.")
 
     def _load_split(self, folder: Any, split: str) -> tuple[ImageRows, np.ndarray, list[str]]:

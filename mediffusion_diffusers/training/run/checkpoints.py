@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from ...atomic_files import new_folder
 from ...digests import sha256_of
 
 
@@ -86,27 +87,20 @@ def save_checkpoint(
     Raises:
         OSError: if it cannot be written (safetensors raises an error of its own); what was there before stays.
     """
+    output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / f"checkpoint-{step}"
-    partial = output_dir / f".checkpoint-{step}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(path) as aside:
         for group, named in tensors.items():
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-            save_file(contiguous, partial / f"{group}.safetensors")
-        (partial / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
+            save_file(contiguous, aside / f"{group}.safetensors")
+        (aside / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
         files = {
-            file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(partial.iterdir())
+            file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(aside.iterdir())
         }
         manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for file in (*partial.iterdir(), partial):
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for file in (*aside.iterdir(), aside):
             _flush(file)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its space back
-        raise
-    discard_checkpoint(path)
-    os.replace(partial, path)
     _flush(output_dir)
     # Pruned last: a disk that runs full must not cost the last good checkpoint.
     if total_limit is not None:

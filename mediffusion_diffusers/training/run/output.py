@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from ...atomic_files import SUFFIX
 from ..config import HubOptions, RunOptions
 from .checkpoints import find_checkpoint, list_checkpoints
 from .hub_checkpoints import hub_source
@@ -62,18 +66,31 @@ def prepare_output_folder(folder: Path, overwrite: bool) -> None:
             (folder / name).unlink(missing_ok=True)
         for name in ("samples", "logs"):
             shutil.rmtree(folder / name, ignore_errors=True)
-    for partial in folder.glob(".*.partial"):
+    for partial in folder.glob(f".*{SUFFIX}"):
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
 
 
-def publish_folder(source: Path, destination: Path) -> None:
-    """Move the entries of a folder that was written aside into `destination`, replacing what is there."""
-    for entry in sorted(source.iterdir()):
-        target = destination / entry.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(entry, target)
-    source.rmdir()
+@contextmanager
+def new_model(output_dir: Path) -> Iterator[Path]:
+    """A folder to write the final model into, whose entries replace those of the run's folder at the end of the block.
+
+    What says that there is a finished model goes first and comes last: a killed run leaves no model of two halves.
+
+    Args:
+        output_dir: of the run.
+
+    Yields:
+        An empty folder inside `output_dir`.
+    """
+    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".model.", suffix=SUFFIX) as aside:
+        yield Path(aside)
+        for name in _MODEL_FILES:
+            (output_dir / name).unlink(missing_ok=True)
+        for entry in sorted(Path(aside).iterdir(), key=lambda entry: entry.name in _MODEL_FILES):
+            target = output_dir / entry.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(entry, target)
 
 
 def _holds_only_a_model(folder: Path) -> bool:
