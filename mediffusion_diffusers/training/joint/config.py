@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ...options import Range, option
 from ...pipelines.counterfactual import given_options
@@ -15,6 +15,7 @@ _Count = Annotated[int, Range(at_least=1)]
 _OptionalCount = Annotated[int | None, Range(at_least=1)]
 _Step = Annotated[int, Range(at_least=0)]
 _Weight = Annotated[float, Range(at_least=0)]
+_StoredOptions: Any = given_options(only_stored=True, prefix="counterfactual_")
 _Dropout = Annotated[float | None, Range(at_least=0, below=1)]
 
 
@@ -104,7 +105,7 @@ class DiffusionOptions:
     sample_inference_steps: _Count = option(25, "DDIM steps of the sample grids.")
 
 
-class CounterfactualDefaults(given_options(only_stored=True, prefix="counterfactual_")):
+class CounterfactualDefaults(_StoredOptions):
     """What calls of the counterfactual pipeline leave open; stored with the model, better calibrated afterwards."""
 
     _argument_group_name = "counterfactuals: defaults that are stored with the model"
