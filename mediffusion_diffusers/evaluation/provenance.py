@@ -20,12 +20,16 @@ def checkpoint_hash(folder: str | Path) -> str:
     """SHA-256 over the names and bytes of a checkpoint's weight files, the first 16 digits.
 
     Args:
-        folder: a pipeline or model folder.
+        folder: a pipeline or model folder; checkpoints of its training inside it do not count.
 
     Raises:
         ValueError: if there is no safetensors file.
     """
-    files = sorted(path for path in Path(folder).rglob("*.safetensors") if "checkpoint-" not in str(path))
+    files = sorted(
+        path
+        for path in Path(folder).rglob("*.safetensors")
+        if "checkpoint-" not in path.relative_to(folder).as_posix()
+    )
     if not files:
         raise ValueError(f"Folder {str(folder)!r} holds no safetensors weights.")
     digest = hashlib.sha256()

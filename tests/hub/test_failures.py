@@ -1,56 +1,50 @@
 """Whatever goes wrong with the Hub: one true line, no traceback and no token."""
 
-import json
 import socket
 
 import pytest
-
-
-WRONG_TOKEN = "hf_" + 17 * "xY"
-KINDS = ("pipeline", "unet", "part", "raw")
-CLIENT = """
-import json, os, sys
 from huggingface_hub import HfApi
+
 from mediffusion_diffusers import JointUNet2DModel, MediffusionClassifyPipeline
 from mediffusion_diffusers.commands.boundary import explain
 from mediffusion_diffusers.models.model_folder import local_model
 
+
+WRONG_TOKEN = "hf_" + 17 * "xY"
 LOADERS = {
     "pipeline": lambda source, revision: MediffusionClassifyPipeline.from_pretrained(source, revision=revision),
     "unet": lambda source, revision: JointUNet2DModel.from_pretrained(source, revision=revision, subfolder="unet"),
     "part": lambda source, revision: local_model(source, "vae", revision),
     "raw": lambda source, revision: HfApi().model_info(source, revision=revision),
 }
-for kind, source, revision, token in json.loads(sys.argv[1]):
-    os.environ["HF_TOKEN"] = token
-    try:
-        LOADERS[kind](source, revision)
-        print("loaded")
-    except Exception as error:
-        print(explain(error))
-"""
+
+pytestmark = pytest.mark.usefixtures("_short_waits")
 
 
 @pytest.fixture
 def model(hub, pipeline_folder):
-    upload = (
-        "import sys; from huggingface_hub import HfApi; api = HfApi(); api.create_repo('org/model', private=True);"
-        "api.upload_folder(repo_id='org/model', folder_path=sys.argv[1], ignore_patterns=['checkpoint-*', '.*'])"
-    )
-    hub.run_python(upload, pipeline_folder, token=hub.token)
+    with hub.this_process(hub.token):
+        api = HfApi()
+        api.create_repo("org/model", private=True)
+        api.upload_folder(repo_id="org/model", folder_path=pipeline_folder, ignore_patterns=["checkpoint-*", ".*"])
     return "org/model"
 
 
-def explained(hub, cases, kinds=KINDS, **environment):
-    """What a client says to each (source, revision, token), by kind of loading."""
-    line = [(kind, *case) for case in cases for kind in kinds]
-    completed = hub.run_python(CLIENT, json.dumps(line), environment=environment, timeout=600)
-    said = completed.stdout.splitlines()
-    assert len(said) == len(line), "one line for each"
-    for sentence in said:
+def explained(hub, source, revision=None, token="", **environment):
+    """What a client says that loads a model, by kind of loading."""
+    said = {}
+    with hub.this_process(token, environment):
+        for kind, load in LOADERS.items():
+            try:
+                load(source, revision)
+                said[kind] = "loaded"
+            except Exception as error:
+                said[kind] = explain(error)
+    for sentence in said.values():
+        assert "\n" not in sentence
         for never in ("fault of the software", "outgoing traffic", "huggingface_hub", WRONG_TOKEN):
             assert never not in sentence, sentence
-    return [said[place : place + len(kinds)] for place in range(0, len(said), len(kinds))]
+    return said
 
 
 def test_what_is_not_there_may_not_be_read_or_fails(hub, model):
@@ -69,20 +63,39 @@ def test_what_is_not_there_may_not_be_read_or_fails(hub, model):
         ("org/fails-with-None", None, reader): "cannot be reached (",
         (model, None, reader): "loaded",
     }
-    for sentences, part in zip(explained(hub, list(expected)), expected.values(), strict=True):
-        for kind, sentence in zip(KINDS, sentences, strict=True):
+    for (source, revision, token), part in expected.items():
+        for kind, sentence in explained(hub, source, revision, token).items():
             assert part in sentence or (kind == "raw" and part.partition("'")[0] in sentence), (kind, sentence)
+
+
+def closed_endpoint():
+    """An address at which nobody answers."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{closed.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("environment", ["closed", "unknown", "offline"])
 def test_no_network(hub, environment):
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    endpoint = closed_endpoint()
     variables, part = {
         "closed": ({"HF_ENDPOINT": endpoint}, f"Hub at {endpoint} cannot be reached"),
         "unknown": ({"HF_ENDPOINT": "http://hub.invalid"}, "Hub at http://hub.invalid cannot be reached"),
         "offline": ({"HF_HUB_OFFLINE": "1"}, "Offline mode is on"),
     }[environment]
-    (sentences,) = explained(hub, [("org/model", None, "")], **variables)
-    assert all(part in sentence for sentence in sentences), sentences
+    said = explained(hub, "org/model", **variables)
+    assert all(part in sentence for sentence in said.values()), said
+
+
+def test_a_fresh_process_says_the_same(hub):
+    """What the tests above show in one process, whose settings they change, a command shows from its start."""
+    code = """
+from mediffusion_diffusers import MediffusionClassifyPipeline
+from mediffusion_diffusers.commands.boundary import run_command
+
+run_command(lambda: MediffusionClassifyPipeline.from_pretrained("org/model"), "a_command.py")
+"""
+    completed = hub.run_python(code, token=WRONG_TOKEN, check=False)
+    said = completed.stderr.splitlines()[-1]
+    assert completed.returncode == 1 and "Traceback" not in completed.stderr
+    assert said.startswith("a_command.py: ") and "(401)" in said and WRONG_TOKEN not in completed.stderr

@@ -1,25 +1,11 @@
 """A pipeline folder goes to the Hub with its own card, and comes back as any of the three pipelines."""
 
-import json
-
 import numpy as np
 import pytest
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.publishing.upload import publish_pipeline_folder
 
-
-PUBLISH = """
-import json, sys
-from mediffusion_diffusers import MediffusionCounterfactualPipeline
-from mediffusion_diffusers.publishing.upload import publish_pipeline_folder
-
-for arguments in json.loads(sys.argv[2]):
-    try:
-        print(publish_pipeline_folder(sys.argv[1], **arguments))
-    except (PermissionError, ValueError) as error:
-        print(f"{type(error).__name__}: {error}")
-"""
 
 EXPLAIN = """
 import sys
@@ -41,20 +27,31 @@ assert generated.images.shape == (1, 16, 16, 1)
 """
 
 
-def publish(hub, folder, *calls: dict, token: str | None = None) -> list[str]:
-    """Publish the folder once per call, in one fresh process; return the URLs or errors."""
-    completed = hub.run_python(PUBLISH, folder, json.dumps(calls), token=token)
-    for secret in (hub.token, hub.read_token):
-        assert secret not in completed.stdout + completed.stderr
-    return completed.stdout.splitlines()
+@pytest.fixture
+def publish(hub, capsys, caplog):
+    """Publish a folder once per call, as one client; give the URLs or errors."""
+
+    def publish_all(folder, *calls: dict, token: str | None = None) -> list[str]:
+        answers = []
+        with hub.this_process(token):
+            for arguments in calls:
+                try:
+                    answers.append(publish_pipeline_folder(folder, **arguments))
+                except (PermissionError, ValueError) as error:
+                    answers.append(f"{type(error).__name__}: {error}")
+        said = "".join((*capsys.readouterr(), caplog.text, *answers))
+        assert hub.token not in said and hub.read_token not in said
+        return answers
+
+    return publish_all
 
 
-def test_a_published_pipeline_explains_an_image_in_a_fresh_process(hub, pipeline, pipeline_folder, tmp_path):
+def test_a_published_pipeline_explains_an_image_in_a_fresh_process(hub, publish, pipeline, pipeline_folder, tmp_path):
     loaded = MediffusionCounterfactualPipeline.from_pretrained(pipeline_folder)
     loaded.save_pretrained(pipeline_folder)  # writes the folder's place into the configs
     assert str(tmp_path) in (pipeline_folder / "unet" / "config.json").read_text()
 
-    (url,) = publish(hub, pipeline_folder, {"repo_id": "org/mediffusion-phantom"}, token=hub.token)
+    (url,) = publish(pipeline_folder, {"repo_id": "org/mediffusion-phantom"}, token=hub.token)
 
     repository = hub.repository("org/mediffusion-phantom")
     assert url == f"{hub.endpoint}/org/mediffusion-phantom/commit/{repository.branches['main']}"
@@ -78,9 +75,8 @@ def test_a_published_pipeline_explains_an_image_in_a_fresh_process(hub, pipeline
     hub.run_python(EXPLAIN, tmp_path / "expected.npz")
 
 
-def test_branches_pull_requests_and_private_repositories(hub, pipeline_folder):
+def test_branches_pull_requests_and_private_repositories(hub, publish, pipeline_folder):
     urls = publish(
-        hub,
         pipeline_folder,
         {"repo_id": "org/model", "private": True},
         {"repo_id": "org/model", "private": True},
@@ -100,9 +96,9 @@ def test_branches_pull_requests_and_private_repositories(hub, pipeline_folder):
     assert urls[4].startswith("ValueError: A private repository was asked for, but org/fork exists and is public.")
 
 
-def test_without_permission_nothing_is_published_and_the_error_says_what_to_do(hub, pipeline_folder):
+def test_without_permission_nothing_is_published_and_the_error_says_what_to_do(hub, publish, pipeline_folder):
     nobody, reader = publish(
-        hub, pipeline_folder, {"repo_id": "org/model"}, {"repo_id": "org/model", "token": hub.read_token}
+        pipeline_folder, {"repo_id": "org/model"}, {"repo_id": "org/model", "token": hub.read_token}
     )
 
     assert nobody.startswith("PermissionError: Publishing to org/model needs a login")

@@ -2,35 +2,26 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
+import torch
+from huggingface_hub import create_repo
 from support.training import TINY_JOINT
 
 from mediffusion_diffusers.data.phantom import prepare_phantoms
-from mediffusion_diffusers.training.run.hub_checkpoints import hub_source, with_retries
+from mediffusion_diffusers.training.run.checkpoints import save_checkpoint
+from mediffusion_diffusers.training.run.hub_checkpoints import (
+    HubUploads,
+    download_for_resuming,
+    hub_source,
+    with_retries,
+)
 
 
 REPOSITORY = "org/mediffusion-phantom"
-RUN = """
-import runpy, sys
-from mediffusion_diffusers.training.run import hub_checkpoints
-
-hub_checkpoints.FIRST_DELAY = 0.05
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-FETCH = """
-import sys
-from pathlib import Path
-from mediffusion_diffusers.training.run.hub_checkpoints import download_for_resuming
-
-folder = Path(sys.argv[1])
-folder.mkdir(exist_ok=True)
-print(download_for_resuming(folder, sys.argv[2], sys.argv[3], None), *sorted(path.name for path in folder.iterdir()))
-"""
-SCRIPT = Path(__file__).parents[2] / "training" / "train_joint.py"
 TIMINGS = ("seconds", "images_per_second", "data_wait_share")
+
+pytestmark = pytest.mark.usefixtures("_short_waits")
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +31,26 @@ def data(tmp_path_factory):
     return folder
 
 
-def train(hub, data, output_dir, *arguments, token=True, **options):
-    line = (*TINY_JOINT, "--dataset_dir", data, "--output_dir", output_dir, "--hub_model_id", REPOSITORY)
-    token = hub.token if token else None
-    completed = hub.run_python(RUN, SCRIPT, *map(str, (*line, *arguments)), token=token, **options)
-    assert hub.token not in completed.stdout + completed.stderr
-    return completed
+@pytest.fixture
+def train(hub, data, run_script):
+    """Train in this process as on a fresh machine that is logged in, or not."""
+
+    def run(output_dir, *arguments, token=True):
+        line = (*TINY_JOINT, "--dataset_dir", data, "--output_dir", output_dir, "--hub_model_id", REPOSITORY)
+        with hub.this_process(hub.token if token else None):
+            completed = run_script("train_joint.py", *line, *arguments)
+        assert hub.token not in completed.said
+        return completed
+
+    return run
+
+
+def fetch(hub, folder, resume_from, token=None):
+    """What a fresh machine resumes from, and what lies in its folder then."""
+    folder.mkdir(exist_ok=True)
+    with hub.this_process(token):
+        found = download_for_resuming(folder, resume_from, REPOSITORY, None)
+    return found, sorted(path.name for path in folder.iterdir())
 
 
 def records(folder):
@@ -61,13 +66,14 @@ def damage_newest(hub):
     hub.state.lfs_objects[sha256] = bytes(content)
 
 
-def test_an_empty_disk_goes_on_from_the_hub(hub, data, tmp_path):
+def test_an_empty_disk_goes_on_from_the_hub(hub, train, tmp_path):
     """The upload of the first checkpoint fails at first; the run goes on all the same."""
     push = ("--push_to_hub", "--hub_strategy", "every_save", "--resume_from_checkpoint", "hub")
     hub.fail_next(2, path="/api/models/.*/commit/")
-    completed = train(hub, data, tmp_path / "whole", *push)
-    assert "Starting afresh: there is no checkpoint." in completed.stdout and "Published it" in completed.stdout
-    assert "failed (1 of 5), again in" in completed.stderr
+    completed = train(tmp_path / "whole", *push)
+    assert completed.exit_code == 0
+    assert "Starting afresh: there is no checkpoint." in completed.said and "Published it" in completed.said
+    assert "failed (1 of 5), again in" in completed.said
     repository = hub.repository(REPOSITORY)
     history = repository.history("checkpoints")
     titles = [commit.title for commit in history]
@@ -82,10 +88,8 @@ def test_an_empty_disk_goes_on_from_the_hub(hub, data, tmp_path):
     if "checkpoint-3" in titles:  # a newer checkpoint may have taken its place in the line
         revision = history[titles.index("checkpoint-3")].oid
         shutil.rmtree(tmp_path / "fresh", ignore_errors=True)
-        completed = train(
-            hub, data, tmp_path / "fresh", "--resume_from_checkpoint", f"{REPOSITORY}@{revision}", token=False
-        )
-        assert f"Resuming from {tmp_path / 'fresh' / 'checkpoint-3'}" in completed.stdout
+        completed = train(tmp_path / "fresh", "--resume_from_checkpoint", f"{REPOSITORY}@{revision}", token=False)
+        assert f"Resuming from {tmp_path / 'fresh' / 'checkpoint-3'}" in completed.said
         for name in (
             "checkpoint-6/unet.safetensors",
             "checkpoint-6/ema.safetensors",
@@ -94,45 +98,55 @@ def test_an_empty_disk_goes_on_from_the_hub(hub, data, tmp_path):
             assert (tmp_path / "fresh" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
         assert records(tmp_path / "fresh") == records(tmp_path / "whole")
 
-    completed = hub.run_python(FETCH, tmp_path / "newest", "hub", REPOSITORY)
-    assert completed.stdout.split() == ["latest", "checkpoint-6", "metrics.jsonl"]
-    completed = hub.run_python(FETCH, tmp_path / "newest", "org/nothing@main", REPOSITORY, check=False)
-    assert "'org/nothing' is neither a folder here nor a repository on the Hub that may be read" in completed.stderr
-    line = (FETCH, tmp_path / "newest", "org/nothing@main", REPOSITORY)
-    completed = hub.run_python(*line, token=hub.read_token, check=False)
-    assert "must name a revision that holds a checkpoint, but org/nothing has none at 'main'" in completed.stderr
+    assert fetch(hub, tmp_path / "newest", "hub") == ("latest", ["checkpoint-6", "metrics.jsonl"])
+    with pytest.raises(OSError, match=r"'org/nothing' is neither a folder here nor a repository .* that may be read"):
+        fetch(hub, tmp_path / "newest", "org/nothing@main")
+    with pytest.raises(ValueError, match="must name a revision that holds a checkpoint, but org/nothing has none at"):
+        fetch(hub, tmp_path / "newest", "org/nothing@main", token=hub.read_token)
 
+
+def test_a_checkpoint_that_was_damaged_on_the_hub_is_not_used(hub, two_on_the_hub, tmp_path, caplog):
     damage_newest(hub)
-    completed = hub.run_python(FETCH, tmp_path / "older", "hub", REPOSITORY)
-    assert "unet.safetensors has another SHA-256" in completed.stderr
-    older = ["checkpoint-3", "metrics.jsonl"] if "checkpoint-3" in titles else []
-    assert completed.stdout.split() == ["latest", *older]
-    completed = hub.run_python(FETCH, tmp_path / "named", f"{REPOSITORY}@checkpoints", REPOSITORY, check=False)
-    assert "checkpoint-6 cannot be used: unet.safetensors has another SHA-256" in completed.stderr
+    assert fetch(hub, tmp_path / "older", "hub") == ("latest", ["checkpoint-3"])
+    assert "unet.safetensors has another SHA-256" in caplog.text
+    with pytest.raises(ValueError, match=r"checkpoint-6 cannot be used: unet\.safetensors has another SHA-256"):
+        fetch(hub, tmp_path / "named", f"{REPOSITORY}@checkpoints")
 
 
-def test_nothing_on_the_hub_stops_the_training(hub, data, tmp_path):
+@pytest.fixture
+def two_on_the_hub(hub, tmp_path):
+    """Two checkpoints on the branch `checkpoints`, one after another."""
+    with hub.this_process(hub.token):
+        uploads = HubUploads(REPOSITORY)
+        for step in (3, 6):
+            weights = {"weight": torch.full((8,), float(step))}
+            uploads.submit(save_checkpoint(tmp_path / "run", step, {"unet": weights}, {}))
+            assert uploads.wait(timeout=60)
+
+
+def test_nothing_on_the_hub_stops_the_training(hub, train, tmp_path):
     """All uploads fail for good, as with a token that may only read; the model is there, and the exit code tells."""
     line = ("--push_to_hub", "--hub_strategy", "every_save", "--max_train_steps", 4, "--hub_token", hub.read_token)
-    completed = train(hub, data, tmp_path / "run", *line, token=False, check=False)
-    assert completed.returncode == 1 and hub.read_token not in completed.stdout + completed.stderr
-    assert "Nothing more is uploaded while training" in completed.stderr
-    assert "is saved in" in completed.stderr and "but was not published" in completed.stderr
+    completed = train(tmp_path / "run", *line, token=False)
+    assert completed.exit_code == 1 and hub.read_token not in completed.said
+    assert "Nothing more is uploaded while training" in completed.said
+    assert "is saved in" in completed.said and "but was not published" in completed.said
     assert (tmp_path / "run" / "checkpoint-4").is_dir() and (tmp_path / "run" / "model_index.json").is_file()
 
 
 @pytest.mark.parametrize("strategy", ["every_save", "end"])
-def test_nothing_private_goes_to_a_public_repository(hub, data, tmp_path, strategy):
-    hub.run_python(f"from huggingface_hub import create_repo; create_repo({REPOSITORY!r})", token=hub.token)
+def test_nothing_private_goes_to_a_public_repository(hub, train, tmp_path, strategy):
+    with hub.this_process(hub.token):
+        create_repo(REPOSITORY)
     line = ("--push_to_hub", "--hub_strategy", strategy, "--hub_private_repo")
-    completed = train(hub, data, tmp_path / "run", *line, check=False)
-    assert completed.returncode != 0 and f"{REPOSITORY} exists and is public" in completed.stderr
-    assert "Traceback" not in completed.stderr and not (tmp_path / "run" / "metrics.jsonl").exists()
+    completed = train(tmp_path / "run", *line)
+    assert completed.exit_code == 1 and f"{REPOSITORY} exists and is public" in completed.said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert_nothing_left(hub)
 
     hub.fail_next(3, path=f"/api/models/{REPOSITORY}$", method="GET")  # not to be asked at first
-    completed = train(hub, data, tmp_path / "run", *line, "--max_train_steps", 3, check=False)
-    assert completed.returncode != 0 and f"{REPOSITORY} exists and is public" in completed.stderr
+    completed = train(tmp_path / "run", *line, "--max_train_steps", 3)
+    assert completed.exit_code == 1 and f"{REPOSITORY} exists and is public" in completed.said
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
     assert_nothing_left(hub)
 

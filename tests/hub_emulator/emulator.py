@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import AbstractContextManager
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -13,13 +14,15 @@ from .endpoints import make_handler
 from .faults import Fault
 from .repository import Repository
 from .state import HubState, RecordedRequest
+from .this_process import client_settings
 
 
 class HubEmulator:
     """A Hub on a free port of 127.0.0.1, for the length of a `with` block.
 
     `huggingface_hub` reads its settings at import, so the Hub's clients are subprocesses that start with
-    [`~HubEmulator.environment`], which also gives each of them an empty cache of its own: a fresh machine.
+    [`~HubEmulator.environment`], which also gives each of them an empty cache of its own: a fresh machine. Where that
+    is all that makes a test's process unfit, [`~HubEmulator.this_process`] makes it fit.
 
     Args:
         namespaces: users and organisations under which the write token may create repositories; the first one
@@ -116,6 +119,17 @@ class HubEmulator:
         if check and completed.returncode:
             raise AssertionError(f"The client exited with {completed.returncode}:\n{completed.stderr[-4000:]}")
         return completed
+
+    def this_process(
+        self, token: str | None = None, environment: dict[str, str] | None = None
+    ) -> AbstractContextManager[None]:
+        """Make the calling process a client of this Hub for the length of a `with` block, with an empty cache.
+
+        Args:
+            token: see [`~HubEmulator.environment`].
+            environment: variables besides.
+        """
+        return client_settings(self.environment(token) | (environment or {}))
 
     # ---- inspection
 

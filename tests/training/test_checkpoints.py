@@ -83,6 +83,11 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
+def link_to_itself(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
 def put_a_folder_there(path):
     path.unlink()
     path.mkdir()
@@ -96,6 +101,10 @@ DAMAGES = {
     "a zeroed header": lambda path: path.write_bytes(bytes(64) + path.read_bytes()[64:]),
     "other JSON": lambda path: path.write_text("[1, 2]"),
     "JSON of another shape": lambda path: path.write_text('{"format_version": 2, "files": {"state.json": 3}}'),
+    "JSON beyond all numbers": lambda path: path.write_text(
+        '{"format_version": 2, "files": {"state.json": {"bytes": 1e999, "sha256": ""}}}'
+    ),
+    "a link to itself": link_to_itself,
     "deep JSON": lambda path: path.write_text("[" * 100_000),
     "no text": lambda path: path.write_bytes(b"\xff\xfe" * 40),
     "missing": lambda path: path.unlink(),

@@ -207,24 +207,25 @@ def verified_files(path: Path) -> list[str]:
     Raises:
         DamagedCheckpoint: for the first file that differs, or a manifest that is missing or damaged.
     """
-    manifest = path / MANIFEST
-    if not manifest.is_file():
-        raise DamagedCheckpoint(path, f"{MANIFEST} is missing, so it was never finished")
     try:
-        content = json.loads(manifest.read_text())
+        content = json.loads((path / MANIFEST).read_text())
         version, files = content["format_version"], dict(content["files"])
         expected = {name: _facts(version, files[name]) for name in sorted(files)}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DamagedCheckpoint(path, f"{MANIFEST} is missing, so it was never finished") from error
+    except OSError as error:
+        raise DamagedCheckpoint(path, f"{MANIFEST} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DamagedCheckpoint(path, f"{MANIFEST} is damaged") from error
     if STATE not in expected or any(name != os.path.basename(name) for name in expected):
         raise DamagedCheckpoint(path, f"{MANIFEST} is damaged")
     for name, (size, digest) in expected.items():
         file = path / name
-        if not file.is_file():
-            raise DamagedCheckpoint(path, f"{name} is {'a folder' if file.is_dir() else 'missing'}")
-        if file.stat().st_size != size:
-            raise DamagedCheckpoint(path, f"{name} has {file.stat().st_size} bytes instead of {size}")
         try:
+            if not file.is_file():
+                raise DamagedCheckpoint(path, f"{name} is {'a folder' if file.is_dir() else 'missing'}")
+            if file.stat().st_size != size:
+                raise DamagedCheckpoint(path, f"{name} has {file.stat().st_size} bytes instead of {size}")
             is_same = digest is None or sha256_of(file) == digest
         except OSError as error:
             raise DamagedCheckpoint(path, f"{name} cannot be read ({error.strerror})") from error
