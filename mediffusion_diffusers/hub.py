@@ -87,7 +87,8 @@ def hub_failure(error: BaseException | None, source: str | None = None) -> str |
             return sentence[0].upper() + sentence[1:]
         if isinstance(error, _TRANSPORT_ERROR) and getattr(error, "response", None) is None:
             return _unanswered(error, source)
-        error = error.__cause__ or error.__context__
+        # What was raised `from None` says all there is to say.
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 
