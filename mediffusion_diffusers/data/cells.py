@@ -111,7 +111,7 @@ def is_whole(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether a cell is a finite number, also as text without leading zeros."""
     if isinstance(value, str):
-        return _NUMBER.fullmatch(value.strip()) is not None
+        return _NUMBER.fullmatch(value.strip()) is not None and math.isfinite(float(value))
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -67,12 +67,13 @@ def read_label_table(path: str | os.PathLike[str], label_columns: Sequence[str] 
     else:
         labels = read_columns([columns[index] for index in chosen], cells, places)
     table: dict[str, dict[str, Any]] = {}
+    # Messages say where and not what: the table of a hospital is full of what its patients are called.
     for place, (_, row), target in zip(places, rows, labels.targets, strict=True):
         name = row[identifier]
         if is_missing(name):
             raise ValueError(f"{place}: the column {columns[identifier]!r} must not be empty.")
         if name in table:
-            raise ValueError(f"{place}: {name!r} is there twice.")
+            raise ValueError(f"{place}: its {columns[identifier]!r} is there twice.")
         metadata: dict[str, Any] = {key: row[index] for key, index in extra.items() if not is_missing(row[index])}
         if "age" in metadata:
             metadata["age"] = number(metadata["age"], f"{place}, age")

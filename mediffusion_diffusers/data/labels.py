@@ -213,9 +213,9 @@ def _lists(
     entries = [entry for value in values if isinstance(value, list) for entry in value if not is_missing(entry)]
     if not entries and known_names is None:
         raise ValueError(f"The column {column!r} holds only empty lists, so there is no class to learn.")
-    nested = [entry for entry in entries if isinstance(entry, (list, dict))]
-    if nested:
-        raise ValueError(f"The column {column!r} must hold lists of names or numbers, but one holds {nested[0]!r}.")
+    odd = [entry for entry in entries if isinstance(entry, list) or _is_odd(entry)]
+    if odd:
+        raise ValueError(f"The column {column!r} must hold lists of names or numbers, but one holds {odd[0]!r}.")
     numbers = all(is_number(entry) or isinstance(entry, bool) for entry in entries)
     if not numbers or labels_as == "names":
         return _named_lists(values, known_names)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..image_processor import float_strips, pil_to_tensor, upright
 from ..item_boundary import reason
@@ -44,6 +44,8 @@ def open_picture(picture: str | os.PathLike[str] | bytes, name: str | None = Non
             f"{name} is too large: {found:,} pixels, of at most {limit:,} (twice `PIL.Image.MAX_IMAGE_PIXELS`). "
             "Reduce it first."
         ) from error
+    except UnidentifiedImageError as error:  # its message holds the whole path
+        raise ValueError(f"Cannot decode {name}: the file is corrupt or no picture.") from error
     except Exception as error:  # Pillow reads headers of many formats, and raises what their damage leads it to
         raise ValueError(f"Cannot decode {name}: the file is corrupt or no picture ({reason(error)}).") from error
     return upright(image, name)

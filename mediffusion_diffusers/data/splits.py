@@ -87,8 +87,14 @@ class LabelledSplit:
         return np.sort(np.array([row_of[image_id] for image_id in self.image_ids], dtype=np.int64))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the split and its hash as JSON."""
+        """Write the split and its hash as JSON.
+
+        Raises:
+            ValueError: if `path` is a folder.
+        """
         path = Path(path)
+        if path.is_dir():
+            raise ValueError(f"`path` must be a file to write, such as labelled.json, but {str(path)!r} is a folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**asdict(self), "num_images": self.num_images, "sha256": self.hash})
         return path
@@ -105,7 +111,7 @@ class LabelledSplit:
             stored = values["sha256"]
             given = {each.name: values[each.name] for each in fields(cls)}
             split = cls(**{**given, "image_ids": tuple(given["image_ids"])})
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"`path` must be a split file written by prepare_dataset.py split, but {str(path)!r} cannot be read: "
                 f"{type(error).__name__}: {error}."
@@ -142,6 +148,7 @@ def draw_labelled_split(
     Warns:
         UserWarning: naming the classes without a positive image in the draw.
     """
+    check_number("seed", seed, Range(at_least=0), whole=True)
     if not 0 < share <= 100:
         raise ValueError(f"`share` must be a percentage in (0, 100], but got {share}.")
     if by not in DRAWS:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..item_boundary import reading
+
 
 _DELIMITERS = (",", ";", "\t")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -65,7 +67,8 @@ def read_records(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]
     """Read a table whose every column counts: a delimited file, or JSON lines.
 
     Args:
-        path: the file; `.jsonl` is one JSON object per line, anything else as in `read_rows`.
+        path: the file; `.jsonl` is one JSON object per line, `.parquet` a parquet file, anything else as in
+            `read_rows`.
 
     Returns:
         The column names, and the rows by column with the line they stand in.
@@ -76,6 +79,8 @@ def read_records(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]
     if path.suffix.lower() == ".jsonl":
         records = list(_objects(path))
         return list(dict.fromkeys(key for _, record in records for key in record)), records
+    if path.suffix.lower() == ".parquet":
+        return _parquet(path)
     columns, rows = read_rows(path, exact=True)
     lowered = [column.lower() for column in columns if column]
     twice = sorted({column for column in lowered if lowered.count(column) > 1})
@@ -127,10 +132,19 @@ def _exact(
     for line, row in rows:
         if len(row) < len(columns) or any(row[len(columns) :]):
             raise ValueError(
-                f"{path.name}, line {line}: {len(columns)} columns are expected, but got {len(row)}: {row}. A cell "
-                "that holds the separator must stand in quotes."
+                f"{path.name}, line {line}: {len(columns)} columns are expected, but got {len(row)}. A cell with the "
+                "separator in it must stand in quotes."
             )
         yield line, row
+
+
+def _parquet(path: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    """The rows of a parquet file, counted from 1."""
+    import pyarrow.parquet as pq
+
+    with reading(f"read the table {path}"):
+        table = pq.read_table(path)
+        return table.column_names, list(enumerate(table.to_pylist(), start=1))
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -139,7 +153,8 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             record = json.loads(text)
-        except ValueError as error:
+            json.dumps(record, ensure_ascii=False).encode()  # "\\ud800" is JSON, but half a letter
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path.name}, line {line}: no JSON ({error}).") from error
         if not isinstance(record, dict):
             raise ValueError(f"{path.name}, line {line}: a JSON object is expected, but got {text.strip()[:80]!r}.")

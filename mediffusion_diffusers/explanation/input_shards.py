@@ -106,8 +106,8 @@ def find_dataset(
     elif os.path.isfile(text):
         found = _local_dataset(Path(text).parent, [Path(text)])
     elif glob.has_magic(text):
-        root = Path(*_before_pattern(Path(text).parts))
-        found = _local_dataset(root, map(Path, glob.glob(text, recursive=True)))
+        root, pattern = _split_pattern(Path(text))
+        found = _local_dataset(root, (root / name for name in glob.glob(pattern, root_dir=root, recursive=True)))
     elif _HUB_ID.fullmatch(text):
         found = _hub_dataset(text, revision)
     else:
@@ -228,7 +228,10 @@ def _label_names(info: bytes) -> tuple[str, ...] | None:
         return None
 
 
-def _before_pattern(parts: tuple[str, ...]) -> tuple[str, ...]:
-    """The folders of a path up to the first one with a wildcard."""
-    first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-    return parts[:first]
+def _split_pattern(path: Path) -> tuple[Path, str]:
+    """The folder that a pattern begins at, and the pattern below it. A folder that exists is meant by its letters."""
+    parts = path.parts
+    first = next(
+        index for index, part in enumerate(parts) if glob.has_magic(part) and not Path(*parts[: index + 1]).is_dir()
+    )
+    return Path(*parts[:first]), os.path.join(*parts[first:])

@@ -103,11 +103,11 @@ class Manifest:
             self.path.unlink(missing_ok=True)
         for name, path in self.folder.finished().items():
             record = self.record(name)
-            if record is not None and (record.identity != self.identity or name not in self.inputs):
+            if record is not None and not (self._is_ours(record) and name in self.inputs):
                 path.unlink(missing_ok=True)
         for path in self.folder.all_parts():
             record = read_record(path)
-            if record is None or record.identity != self.identity:
+            if record is None or not self._is_ours(record):
                 path.unlink(missing_ok=True)
                 remove_empty_folders(path.parent, self.folder.work)
 
@@ -129,7 +129,7 @@ class Manifest:
 
     def _content(self) -> dict[str, Any]:
         records = {name: self.record(name) for name in self.inputs}
-        finished = {name: record for name, record in records.items() if record and record.identity == self.identity}
+        finished = {name: record for name, record in records.items() if record and self._is_ours(record)}
         totals = dict.fromkeys(ShardRecord({}, {}).counts(), 0)
         for record in finished.values():
             totals = {name: total + record.counts()[name] for name, total in totals.items()}
@@ -159,6 +159,9 @@ class Manifest:
                 f"damaged ({error!r}). {_REMEDY}"
             ) from error
         self._refuse(there, "holds explanations of another run")
+
+    def _is_ours(self, record: ShardRecord) -> bool:
+        return not identity_differences(record.identity, self.identity)
 
     def _refuse(self, there: Mapping[str, Any], what: str) -> None:
         if changes := identity_differences(there, self.identity):

@@ -109,7 +109,10 @@ def model_hash(pipe: Any) -> str:
 
 
 def identity_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In words, what differs between an earlier identity and this run's; empty if they are the same."""
+    """In words, what differs between an earlier identity and this run's; empty if they are the same.
+
+    What one of them lacks counts as `None`: an option that was added since and is not given changes nothing.
+    """
     names = sorted(there.keys() | now.keys())
     return [
         f"`{name}` is {there.get(name)!r} there and {now.get(name)!r} now"

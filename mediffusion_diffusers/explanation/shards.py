@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 
 from ..staging import files_below, remove_abandoned, remove_empty_folders, staged_file
 from .input_shards import InputShard
+from .request import identity_differences
 
 
 WORK_FOLDER = ".work"
@@ -62,7 +63,7 @@ class ShardRecord:
 
     def belongs_to(self, other: ShardRecord) -> bool:
         """Whether both are of the same run and input."""
-        return self.identity == other.identity and self.input == other.input
+        return self.input == other.input and not identity_differences(self.identity, other.identity)
 
     def plus(self, other: ShardRecord) -> ShardRecord:
         """The sum of the counts."""

@@ -100,6 +100,7 @@ def test_names_behind_indices_and_vectors():
         ([[], None], {}, "only empty lists"),
         ([{"a": 1}], {}, "row 0: the column 'label' must hold names"),
         ([math.inf, 1.0], {}, "row 0: the column 'label' must hold names"),
+        ([[math.inf], [1.0]], {}, "must hold lists of names or numbers, but one holds inf"),
     ],
 )
 def test_what_cannot_be_told_is_refused(values, kwargs, message):

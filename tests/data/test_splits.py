@@ -186,3 +186,14 @@ def test_holding_out_refuses():
     assert len(patient_validation_split(["a", "b"], 0)[1]) == 0
     with pytest.raises(ValueError, match="`max_images`"):
         limit_by_patient(["a"], 0)
+
+
+def test_a_split_that_cannot_be_drawn_written_or_read_says_so(tmp_path):
+    with pytest.raises(ValueError, match="`seed` must be a whole number"):
+        draw(make_dataset(), 10, seed=-1)
+    with pytest.raises(ValueError, match="`path` must be a file to write"):
+        draw(make_dataset(), 10).save(tmp_path)
+    for content in (b"\xff\xfe", b"[" * 100_000, b"[]", b'{"sha256": 1}'):
+        (tmp_path / "split.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"`path` must be a split file .*split\.json"):
+            LabelledSplit.load(tmp_path / "split.json")

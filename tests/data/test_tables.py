@@ -1,6 +1,9 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from mediffusion_diffusers.data.cells import identifier, typed_column
+from mediffusion_diffusers.data.cells import identifier, is_number, typed_column
+from mediffusion_diffusers.data.label_table import read_label_table
 from mediffusion_diffusers.data.tables import read_list, read_records, read_rows
 
 
@@ -54,7 +57,12 @@ def test_json_lines(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": "007"}\n\n{"a": 7, "b": [1]}\n')
     assert read_records(path) == (["a", "b"], [(1, {"a": "007"}), (3, {"a": 7, "b": [1]})])
-    for text, message in (('{"a": 1}\n{"a": ', "line 2: no JSON"), ("[1]\n", "line 1: a JSON object is expected")):
+    for text, message in (
+        ('{"a": 1}\n{"a": ', "line 2: no JSON"),
+        ("[1]\n", "line 1: a JSON object is expected"),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1: no JSON .*recursion"),
+        (r'{"a": "\ud800"}', "line 1: no JSON .*surrogates"),
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_records(path)
@@ -82,3 +90,26 @@ def test_columns_of_numbers():
     assert typed_column(["3.5", "7", ""]) == [3.5, 7.0, None]
     assert typed_column(["007", "7"]) == ["007", "7"]
     assert typed_column(["", ""]) == [None, None]
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "metadata.parquet"
+    pq.write_table(pa.table({"file_name": ["a.png", "b.png"], "label": [1, None]}), path)
+    rows = [(1, {"file_name": "a.png", "label": 1}), (2, {"file_name": "b.png", "label": None})]
+    assert read_records(path) == (["file_name", "label"], rows)
+    path.write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"Cannot read the table .*metadata\.parquet"):
+        read_records(path)
+
+
+def test_errors_do_not_repeat_what_a_table_says(tmp_path):
+    path = tmp_path / "labels.csv"
+    for text in ("id,Mass\nJane Doe,1,0\n", "id,Mass\nJane Doe,1\nJane Doe,0\n"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"labels\.csv, line [23]") as caught:
+            read_label_table(path)
+        assert "Jane" not in str(caught.value)
+
+
+def test_a_number_is_finite_also_as_text():
+    assert is_number("1e300") and not is_number("1e400") and not is_number("inf") and not is_number("nan")

@@ -1,5 +1,6 @@
 import os
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,16 @@ def test_a_folder_a_file_and_a_pattern(phantoms):
     assert [shard.name for shard in find_dataset(dataset.shards[1].path).shards] == ["train-00001-of-00004.parquet"]
     pattern = find_dataset(f"{phantoms}/data/train-*1-of*.parquet")
     assert [shard.path for shard in pattern.shards] == [dataset.shards[1].path]
+
+
+@pytest.mark.parametrize("folder", ["study [2021]", "a*b", "what?"])
+def test_brackets_and_stars_of_a_folder_are_letters(phantoms, tmp_path, folder):
+    shutil.copytree(phantoms, tmp_path / folder / "data")
+    for place in ("", "/data", "/**/*.parquet", "/data/data/*.parquet"):
+        found = find_dataset(f"{tmp_path / folder}{place}")
+        assert [Path(shard.path).name for shard in found.shards] == [
+            Path(shard.path).name for shard in find_dataset(phantoms).shards
+        ]
 
 
 def test_what_is_no_dataset(phantoms, tmp_path):

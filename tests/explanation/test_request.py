@@ -9,6 +9,7 @@ from mediffusion_diffusers.explanation.request import (
     model_hash,
     run_identity,
 )
+from mediffusion_diffusers.explanation.shards import ShardRecord
 
 
 def test_only_what_is_given_reaches_the_pipeline():
@@ -54,3 +55,7 @@ def test_differences_are_said_by_name(pipe):
     two = run_identity(ExplanationRequest(away=("Mass",), strength=0.3), pipe, {"image_column": "image"})
     assert identity_differences(one, one) == []
     assert identity_differences(one, two) == ["`strength` is None there and 0.3 now"]
+    earlier = {name: value for name, value in one.items() if value is not None}
+    assert identity_differences(earlier, one) == identity_differences(one, earlier) == []
+    assert ShardRecord(earlier, {}).belongs_to(ShardRecord(one, {}))
+    assert not ShardRecord(earlier, {}).belongs_to(ShardRecord(two, {}))

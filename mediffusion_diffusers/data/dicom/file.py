@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 
+_QUOTED = re.compile(r"""b?'(?:[^'\\]|\\.)*'|b?"(?:[^"\\]|\\.)*\"""")
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
@@ -82,7 +84,7 @@ def check_single_grey_frame(header: Dataset, name: str) -> None:
             f"{name} holds {frames} frames, but one is expected. Export the frames that you want as single files."
         )
     samples = _count(header, "SamplesPerPixel", name)
-    photometric = tag_text(header, "PhotometricInterpretation")
+    photometric = tag_text(header, "PhotometricInterpretation").upper()
     if not photometric:
         raise ValueError(f"{name} does not say whether black is low or high (it has no PhotometricInterpretation).")
     if samples > 1 or photometric not in _GREY:
@@ -109,7 +111,8 @@ def _stored_values(dataset: Dataset, name: str) -> np.ndarray:
         raise ValueError(f"{name} holds no pixels ({_describe(dataset)}).")
     _check_decoder(dataset, name)
     with reading(f"decode the pixels of {name}"):
-        # Checked above; pydicom wants each of them as one number.
+        # Checked above; pydicom wants each of them as one value, and in upper case.
+        dataset.PhotometricInterpretation = tag_text(dataset, "PhotometricInterpretation").upper()
         dataset.SamplesPerPixel = 1
         if "NumberOfFrames" in dataset:
             dataset.NumberOfFrames = 1
@@ -166,7 +169,8 @@ def _dcmread(path: str | os.PathLike[str], name: str, **kwargs: Any) -> Dataset:
     except pydicom.errors.InvalidDicomError as error:
         raise ValueError(f"{name} is no readable DICOM file: it lacks the mark DICM.") from error
     except Exception as error:  # EOFError, struct.error, zlib.error, RecursionError and others on damaged files
-        raise ValueError(f"{name} is no readable DICOM file: {reason(error)}") from error
+        said = _QUOTED.sub("...", reason(error))  # it may quote what the file says of the patient
+        raise ValueError(f"{name} is no readable DICOM file: {said}") from error
 
 
 def _describe(header: Dataset) -> str:

@@ -79,7 +79,7 @@ class GreyScale:
         """
         faults: list[str] = []
         low, high = _stored_span(header)
-        inverted = tag_text(header, "PhotometricInterpretation") == "MONOCHROME1"
+        inverted = tag_text(header, "PhotometricInterpretation").upper() == "MONOCHROME1"
         padding = _padding(header)
         try:
             modality = _modality(header, low, high)

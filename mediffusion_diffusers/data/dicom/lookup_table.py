@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 
+_LEAST_SHARE = 0.9  # of the declared entries; writers that count wrong are off by a few
+
+
 @dataclass(frozen=True, eq=False)
 class LookupTable:
     """A table from whole numbers to whole numbers; what lies outside takes the first or the last entry.
@@ -32,13 +35,13 @@ class LookupTable:
 
         Args:
             item: with LUTDescriptor (number of entries, first value, bits) and LUTData.
-            low: the lowest value that the table may be asked for; the first value is signed if this is negative,
-                whatever representation the descriptor was written in.
+            low: the lowest value that the table may be asked for; the first value is signed if this is negative, or if
+                the table would run past 16 bits, whatever representation the descriptor was written in.
             high: the highest one.
             little_endian: byte order of LUTData where it is bytes.
 
         Raises:
-            ValueError: if the table is missing, or gives every value the same grey.
+            ValueError: if the table is missing or cut short, or gives every value the same grey.
         """
         descriptor = tag_numbers(item, "LUTDescriptor")
         if len(descriptor) < 2 or not np.isfinite(descriptor[:2]).all():
@@ -46,9 +49,11 @@ class LookupTable:
         # Both are 16-bit words that may have been read as signed; 0 entries stand for 2^16.
         num_entries = int(descriptor[0]) % 2**16 or 2**16
         first = int(descriptor[1]) % 2**16
-        if low < 0 and first >= 2**15:
+        if first >= 2**15 and (low < 0 or first + num_entries > 2**16):
             first -= 2**16
         entries = _entries(_data_words(item, little_endian), num_entries)
+        if len(entries) < _LEAST_SHARE * num_entries:
+            raise ValueError(f"its LUTData holds {len(entries)} of {num_entries} entries")
         if len(entries) == 0 or entries.min() == entries.max():
             raise ValueError("its LUTData is empty or a single grey")
         if not (first < high and first + len(entries) - 1 > low):
@@ -57,7 +62,7 @@ class LookupTable:
 
     def look_up(self, values: np.ndarray) -> np.ndarray:
         """The entries of values, float64, same shape."""
-        rows = (np.round(values) - self.first).clip(0, len(self.entries) - 1).astype(np.int64)
+        rows = (np.round(values.astype(np.float64)) - self.first).clip(0, len(self.entries) - 1).astype(np.int64)
         return self.entries[rows].astype(np.float64)
 
     def to_unit(self, values: np.ndarray) -> np.ndarray:

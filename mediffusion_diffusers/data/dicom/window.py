@@ -38,6 +38,8 @@ class Window:
             return f"WindowCenter {self.center} and WindowWidth {self.width} lie outside of what the pixels can hold"
         if (high - low) / self.width < 1 / 256:
             return f"WindowWidth {self.width} makes one grey of all that the pixels can hold"
+        if math.isfinite(high - low) and (high - low) / self.width > 2**33:
+            return f"WindowWidth {self.width} tells none of the values apart that the pixels can hold"
         return None
 
     def to_unit(self, values: np.ndarray) -> np.ndarray:

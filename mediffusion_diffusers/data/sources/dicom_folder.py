@@ -9,7 +9,8 @@ import os
 import secrets
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -166,10 +167,21 @@ def convert_dicom(
         ]
         for split, members in splits.items()
     }
-    saved = write_sources(output, sources, info, report, strict=strict, num_workers=num_workers, overwrite=overwrite)
+    with _without_warnings():
+        saved = write_sources(
+            output, sources, info, report, strict=strict, num_workers=num_workers, overwrite=overwrite
+        )
     if key_file is not None:
         _write_key(Path(key_file), [(file.name, images[file.name], patients[file.name]) for file in files])
     return saved
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep pydicom's warnings from the console, as they quote the values that they warn of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pydicom")
+        yield
 
 
 def _read_headers(source: Path, salt: str, report: ConversionReport, strict: bool) -> list[_File]:
@@ -182,8 +194,7 @@ def _read_headers(source: Path, salt: str, report: ConversionReport, strict: boo
     # Counted and not named: what lies beside the images may be named after patients.
     report.ignored = {rule: ["(not named)"] * len(names) for rule, names in listing.ignored.items()}
     files = []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pydicom")  # they quote the values that they warn of
+    with _without_warnings():
         for name in tqdm(candidates, desc="DICOM headers", unit=" files"):
             try:
                 files.append(_read_file(listing.files[name], name, salt))

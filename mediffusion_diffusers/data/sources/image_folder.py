@@ -61,6 +61,11 @@ def convert_image_folder(
     kwargs.setdefault("source", "image folder")
     columns = kwargs.get("columns") or ColumnNames()
     tables = [name for name in listing.files if PurePosixPath(name).name.lower() in _TABLES]
+    for name, reason in listing.skipped:
+        if PurePosixPath(name).name.lower() in _TABLES:
+            raise ValueError(
+                f"The table {name} below {str(source)!r} cannot be used: {reason}. Mend it or move it away."
+            )
     report = ConversionReport(tables=tables)
     if tables:
         table = _rows_of_tables(listing, tables, report)
@@ -125,10 +130,12 @@ def _rows_of_tables(listing: Listing, tables: Sequence[str], report: ConversionR
                 found[name] = (f"{place}, {name}", cells)
     if repeated:
         report.notes.append(f"{repeated:,} rows were there twice and count once.")
+    if not found and not report.missing:
+        raise ValueError(f"{', '.join(tables)} must have a row for each picture, but has none that can be used.")
     if not found:
         raise ValueError(
             f"None of the files named in {', '.join(tables)} lies below {str(listing.root)!r} (the first name: "
-            f"{(report.missing or ['none'])[0]!r}; a file: {next(iter(listing.pictures()))!r})."
+            f"{report.missing[0]!r}; a file: {next(iter(listing.pictures()))!r})."
         )
     for name in listing.pictures().keys() - found.keys():
         listing.skipped.append((name, f"no row of {', '.join(tables)} names it"))

@@ -53,6 +53,7 @@ LABEL_NAMES: dict[str, tuple[str, ...]] = {
     "organcmnist": _ORGANS,
     "organsmnist": _ORGANS,
 }
+_MOST_CLASSES = 100_000
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
@@ -158,6 +159,8 @@ def _label_names(name: str, labels: dict[str, np.ndarray], multi_label: bool) ->
     """The known names, or numbers; checked against the labels that occur."""
     highest = max(int(array.max(initial=0)) for array in labels.values())
     count = labels["train"].shape[1] if multi_label else highest + 1
+    if count > _MOST_CLASSES:
+        raise ValueError(f"The labels of {name}.npz must be numbers of classes from 0, but one is {highest}.")
     names = LABEL_NAMES.get(name, tuple(str(index) for index in range(count)))
     if (multi_label and len(names) != count) or count > len(names):
         raise ValueError(

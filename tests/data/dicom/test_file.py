@@ -243,3 +243,18 @@ def test_nested_sequences_without_end(tmp_path):
     path.write_bytes(plain[:place] + item * 5000 + plain[place:])
     with pytest.raises(ValueError, match=r"a\.dcm is no readable DICOM file"):
         read_dicom(path)
+
+
+def test_a_photometric_interpretation_in_lower_case(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, PhotometricInterpretation="monochrome1")
+    np.testing.assert_allclose(read(path), 1 - RAMP / RAMP.max(), atol=1e-5)
+
+
+def test_a_damaged_header_is_not_quoted(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("cannot read b'Doe^J\\'ne' as 'Doe^Jane' or \"Doe\" here")
+
+    path = write_dicom(tmp_path / "a.dcm", RAMP)
+    monkeypatch.setattr(pydicom, "dcmread", fail)
+    with pytest.raises(ValueError, match=r"is no readable DICOM file: cannot read \.\.\. as \.\.\. or \.\.\. here"):
+        read_dicom(path)

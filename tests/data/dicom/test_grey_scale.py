@@ -91,6 +91,23 @@ class TestLookupTables:
         path = write_dicom(tmp_path / "a.dcm", pixels, VOILUTSequence=table([4096, 40000, 16], self.ENTRIES.tolist()))
         np.testing.assert_allclose(read(path), self.ENTRIES[RAMP] / 4095, atol=1e-5)
 
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    def test_a_modality_table_that_begins_above_the_pixels(self, tmp_path, dtype):
+        pixels = np.arange(256).reshape(16, 16).astype(dtype)
+        sequence = table([100, 150, 16], (np.arange(100) * 600).tolist())
+        path = write_dicom(tmp_path / "a.dcm", pixels, ModalityLUTSequence=sequence)
+        np.testing.assert_allclose(read(path), (pixels.astype(float) - 150).clip(0, 99) / 99, atol=1e-5)
+
+    def test_a_table_that_would_run_past_16_bits_begins_below_0(self, tmp_path):
+        sequence = table([4096, 65536 - 1024, 12], np.arange(4096).tolist())
+        path = write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=sequence)
+        np.testing.assert_allclose(read(path), (RAMP + 1024.0).clip(0, 4095) / 4095, atol=1e-5)
+
+    def test_a_table_that_is_cut_short_counts_as_none(self, tmp_path):
+        sequence = table([4096, 0, 12], np.arange(3000).tolist())
+        path = write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=sequence)
+        np.testing.assert_allclose(read(path), OWN_RANGE, atol=1e-5)
+
     def test_65536_entries_are_declared_as_0(self, tmp_path):
         entries = np.arange(65536)[::-1].astype("<u2")
         path = write_dicom(tmp_path / "a.dcm", RAMP * 15, VOILUTSequence=table([0, 0, 16], entries.tobytes(), "OW"))

@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import datasets
 import numpy as np
@@ -183,7 +184,7 @@ def test_one_class_per_file(tmp_path):
         ("id,Mass\nnobody,1\n", "none of its 1 identifiers fits"),
         ("id,Mass\ncase00/IM0,maybe\n", r"labels\.csv, line 2, column 'Mass': a label must be 1"),
         ("id,Mass\ncase00/IM0\n", "line 2: 2 columns are expected"),
-        ("id,Mass\nx,1\nx,0\n", "line 3: 'x' is there twice"),
+        ("id,Mass\nx,1\nx,0\n", "line 3: its 'id' is there twice"),
         ("id,label\ncase00/IM0,\n", "The column 'label' is empty in every row"),
         ("id,Mass,age\ncase00/IM0,1,old\n", "age: a number is expected"),
         ("name,Mass\ncase00/IM0,1\n", "must have a column 'file_name' or"),
@@ -207,3 +208,12 @@ def test_folders_without_anything_to_convert(tmp_path):
     (tmp_path / "empty/a.dcm").write_text("no DICOM")
     with pytest.raises(ValueError, match=r"No image of dicom could be converted.*a\.dcm is no readable DICOM file"):
         convert(tmp_path / "empty", tmp_path / "set")
+
+
+def test_warnings_that_quote_tags_do_not_reach_the_console(tmp_path, recwarn):
+    (tmp_path / "study").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_dicom(tmp_path / "study/a.dcm", RAMP, BodyPartExamined="Doe^Jane", WindowCenter="1")
+    convert(tmp_path / "study", tmp_path / "set", validation_share=0, test_share=0)
+    assert not [warning for warning in recwarn if "Doe" in str(warning.message)]

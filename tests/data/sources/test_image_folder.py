@@ -121,12 +121,14 @@ def test_dataset_of_parquet_as_from_the_hub(tmp_path):
 
 
 def test_corrupt_images_are_named(tmp_path):
-    source = write_pictures(tmp_path / "photos", ["a/0.png", "a/1.png", "b/2.png"])
+    source = write_pictures(tmp_path / "photos", ["a/0.png", "a/1.png", "a/2.png", "b/2.png"])
     (source / "a/0.png").write_bytes(b"\x89PNG\r\n torn")
+    (source / "a/1.png").write_text("text")
     info = convert_image_folder(source, tmp_path / "set", **NO_DRAWS)
     assert info.num_rows == {"train": 2}
     skipped = json.loads((tmp_path / "set/conversion_report.json").read_text())["skipped"]
-    assert [entry["file"] for entry in skipped] == ["a/0.png"]
+    assert [entry["file"] for entry in skipped] == ["a/0.png", "a/1.png"]
+    assert not any(str(tmp_path) in entry["reason"] for entry in skipped)
     with pytest.raises(ValueError, match=r"Cannot decode a/0\.png"):
         convert_image_folder(source, tmp_path / "strict", strict=True, **NO_DRAWS)
 
@@ -145,6 +147,12 @@ def test_refuses(tmp_path):
         convert_image_folder(flat, tmp_path / "set", columns=ColumnNames(label_columns=["mass"]), **NO_DRAWS)
     (flat / "metadata.csv").write_text("name,mass\n0.png,1\n")
     with pytest.raises(ValueError, match=r"metadata\.csv must have a column 'file_name'"):
+        convert_image_folder(flat, tmp_path / "set")
+    (flat / "metadata.csv").write_text("file_name,label\n")
+    with pytest.raises(ValueError, match=r"metadata\.csv must have a row for each picture"):
+        convert_image_folder(flat, tmp_path / "set")
+    (flat / "metadata.csv").write_text("")
+    with pytest.raises(ValueError, match=r"table metadata\.csv .* cannot be used: the file is empty"):
         convert_image_folder(flat, tmp_path / "set")
     pictures = datasets.Dataset.from_dict({"image": ["a", "b"], "label": [0, 1]})
     with pytest.raises(ValueError, match="must hold images"):

@@ -60,6 +60,12 @@ def test_refuses(tmp_path, replace, message):
     assert not (tmp_path / "set").exists()
 
 
+def test_a_label_that_is_no_class_number_takes_no_memory(tmp_path):
+    labels = np.array([[10**9]] + [[0]] * 5)
+    with pytest.raises(ValueError, match="numbers of classes from 0, but one is 1000000000"):
+        convert_medmnist(write_medmnist(tmp_path / "mine.npz", train_labels=labels), tmp_path / "set")
+
+
 def test_refuses_what_is_no_npz(tmp_path):
     (tmp_path / "a.npz").write_text("text")
     np.save(tmp_path / "b.npy", np.zeros(3))
