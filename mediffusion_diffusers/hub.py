@@ -27,6 +27,7 @@ _TRANSPORT_ERROR: type[Exception] = [
     kind for kind in HfHubHTTPError.__mro__ if kind.__module__.split(".")[0] not in ("huggingface_hub", "builtins")
 ][-1]
 HUB_ERRORS = (OSError, HfHubHTTPError, _TRANSPORT_ERROR)
+_CLOSED_CLIENT = "client has been closed"  # older huggingface_hub, when it tries again after a lost connection
 
 
 class HubFailure(OSError):
@@ -54,8 +55,8 @@ def hub_access(
         yield
     except HubFailure:
         raise
-    except (*HUB_ERRORS, ValueError) as error:
-        if source is None or Path(source).exists():
+    except (*HUB_ERRORS, ValueError, RuntimeError) as error:
+        if source is None or Path(source).exists() or (isinstance(error, RuntimeError) and not _is_lost(error)):
             raise
         sentence = hub_failure(error, str(source)) or _ask(str(source), revision, token)
         if sentence is None:
@@ -85,7 +86,7 @@ def hub_failure(error: BaseException | None, source: str | None = None) -> str |
         if isinstance(error, HfHubHTTPError) and response is not None:
             sentence = _answered(error, int(response.status_code), name)
             return sentence[0].upper() + sentence[1:]
-        if isinstance(error, _TRANSPORT_ERROR) and getattr(error, "response", None) is None:
+        if _is_lost(error) or (isinstance(error, _TRANSPORT_ERROR) and getattr(error, "response", None) is None):
             return _unanswered(error, source)
         # What was raised `from None` says all there is to say.
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -140,9 +141,14 @@ def _ask(source: str, revision: str | None, token: Any) -> str | None:
     """Ask the Hub about a repository, and give its refusal as a sentence; `None` if it has no objection."""
     try:
         huggingface_hub.HfApi(token=token).model_info(source, revision=revision, timeout=10)
-    except (*HUB_ERRORS, ValueError) as error:
+    except (*HUB_ERRORS, ValueError, RuntimeError) as error:
         return hub_failure(error, source)
     return None
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether a connection was lost, which huggingface_hub calls a closed client."""
+    return isinstance(error, RuntimeError) and _CLOSED_CLIENT in str(error)
 
 
 def _url_path(error: HfHubHTTPError) -> str:

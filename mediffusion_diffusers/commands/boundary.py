@@ -65,8 +65,11 @@ def explain(error: BaseException) -> str:
         error: what ended the command.
     """
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, HUB_ERRORS) and not isinstance(error, PermissionError):
-        text = hub_failure(error) or text
+    if isinstance(error, (*HUB_ERRORS, RuntimeError)) and not isinstance(error, PermissionError):
+        sentence = hub_failure(error)
+        if isinstance(error, RuntimeError) and sentence is not None:
+            return sentence
+        text = sentence or text
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "allocate memory" in text:
         return f"there is not enough memory ({text}). Take a smaller batch or smaller images."
     if isinstance(error, json.JSONDecodeError):

@@ -7,6 +7,7 @@ from huggingface_hub import HfApi
 
 from mediffusion_diffusers import JointUNet2DModel, MediffusionClassifyPipeline
 from mediffusion_diffusers.commands.boundary import explain
+from mediffusion_diffusers.hub import HubFailure, hub_access
 from mediffusion_diffusers.models.model_folder import local_model
 
 
@@ -99,3 +100,12 @@ run_command(lambda: MediffusionClassifyPipeline.from_pretrained("org/model"), "a
     said = completed.stderr.splitlines()[-1]
     assert completed.returncode == 1 and "Traceback" not in completed.stderr
     assert said.startswith("a_command.py: ") and "(401)" in said and WRONG_TOKEN not in completed.stderr
+
+
+def test_a_connection_that_an_older_client_lost():
+    error = RuntimeError("Cannot send a request, as the client has been closed.")
+    assert "cannot be reached" in explain(error)
+    with pytest.raises(HubFailure, match="cannot be reached"), hub_access("org/model"):
+        raise error
+    with pytest.raises(RuntimeError, match="of another kind"), hub_access("org/model"):
+        raise RuntimeError("of another kind")
