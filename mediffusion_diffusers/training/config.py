@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from ..data.schema import INFO_FILE
 from ..option_parser import OptionParser
 from ..options import Range, check_options, option
 
@@ -35,7 +36,7 @@ class RunOptions:
     dry_run: bool = option(False, "Print the resolved configuration and stop.")
     output_dir: str | None = option(None, "Folder of checkpoints, metrics and the final model.")
     overwrite_output_dir: bool = option(False, "Delete an earlier run in `output_dir` first.")
-    seed: Annotated[int, Range(at_least=0)] = option(0, "Seed of everything random.")
+    seed: Annotated[int, Range(at_least=0, below=2**63)] = option(0, "Seed of everything random.")
     max_train_steps: _Count = option(1000, "Optimizer steps.")
     device: str | None = option(None, "cpu, cuda, cuda:1, xpu, mps, ...; by default an accelerator if there is one.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
@@ -213,11 +214,8 @@ class TrainingConfig:
         scale = self.data.random_crop_scale
         if scale is not None and not (len(scale) == 2 and scale[0] <= scale[1]):
             raise ValueError(f"`random_crop_scale` must be two numbers, smallest and largest, but got {scale}.")
-        if self.data.resolution is not None and self.data.random_shift >= self.data.resolution:
-            raise ValueError(
-                f"`random_shift` must be below `resolution` ({self.data.resolution} pixels), but got "
-                f"{self.data.random_shift}."
-            )
+        if self.data.resolution is not None:
+            check_shift(self.data, self.data.resolution)
 
 
 def check_data_source(run: RunOptions, data: DataOptions) -> None:
@@ -228,9 +226,22 @@ def check_data_source(run: RunOptions, data: DataOptions) -> None:
     """
     if (data.dataset_dir is None) == (data.dataset_name is None) and not (run.dry_run and data.dataset_dir is None):
         raise ValueError("Exactly one of `dataset_dir` (a prepared folder) and `dataset_name` (on the Hub) is needed.")
-    if data.dataset_dir is not None and not Path(data.dataset_dir).is_dir():
+    if data.dataset_dir is not None and not (Path(data.dataset_dir) / INFO_FILE).is_file():
+        reason = f"holds no {INFO_FILE}" if Path(data.dataset_dir).is_dir() else "is no folder"
         raise ValueError(
-            f"`dataset_dir` must be a folder written by prepare_dataset.py, but {data.dataset_dir!r} does not exist."
+            f"`dataset_dir` must be a folder written by prepare_dataset.py, but {data.dataset_dir!r} {reason}."
+        )
+
+
+def check_shift(data: DataOptions, resolution: int) -> None:
+    """Check that a random shift leaves something of the image.
+
+    Raises:
+        ValueError: if not.
+    """
+    if data.random_shift >= resolution:
+        raise ValueError(
+            f"`random_shift` must be below `resolution` ({resolution} pixels), but got {data.random_shift}."
         )
 
 

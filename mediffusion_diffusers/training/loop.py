@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -107,7 +108,7 @@ class TrainingLoop:
             FloatingPointError: if a loss or a weight is not finite.
             StoppedBySignal: after SIGTERM or Ctrl-C, with the checkpoint saved.
         """
-        run, task, total = self.run, self.task, self.run.options.max_train_steps
+        run, task = self.run, self.task
         run.open()
         task.start(run)
         self._restore()
@@ -116,39 +117,45 @@ class TrainingLoop:
             each.objective = run.accelerator.prepare(each.objective).train()
         batches = task.batches()
 
-        for step in run.steps():
-            # 1. The learning rates follow from the step alone.
-            factor = lr_factor(step, self.options.lr_scheduler, self.options.lr_warmup_steps, total, task.restart_step)
-            for each in task.trained:
-                set_learning_rate(each.optimizer, factor)
-            if step == task.restart_step and task.ema is not None:
-                task.ema.restart_warmup()
-            # 2. Losses and gradients, part by part.
-            losses: dict[str, torch.Tensor] = {}
-            for part in range(run.num_parts):
-                with run.waiting_for_data():
-                    batch = next(batches)
-                with run.accelerator.accumulate(*(each.objective for each in task.trained)):
-                    for name, value in task.losses(batch, step, part).items():
-                        losses[name] = losses.get(name, torch.zeros_like(value)) + value.detach()
-            # 3. One step of the optimizers and of the average.
-            self._step_optimizers()
-            if task.ema is not None:
-                task.ema.step()
-
-            done = step + 1
-            run.record_losses(step, losses, task.num_images(step))
-            if run.is_due(done, run.options.logging_steps):
-                run.log_losses(done, task.measures(factor))
-            with run.outside_training():
-                if task.report_is_due(done):
-                    run.losses.read()
-                    task.report(done)
-                if run.checkpoint_is_due(done):
-                    run.save(done, *self._state(), task.write_model)
-
+        with closing(run.steps()) as steps:
+            for step in steps:
+                self._step(step, batches)
         task.finish()
         run.finish()
+
+    def _step(self, step: int, batches: Iterator[Any]) -> None:
+        """One step of everything, and what is due after it."""
+        run, task, options = self.run, self.task, self.options
+        # 1. The learning rates follow from the step alone.
+        num_steps = run.options.max_train_steps
+        factor = lr_factor(step, options.lr_scheduler, options.lr_warmup_steps, num_steps, task.restart_step)
+        for each in task.trained:
+            set_learning_rate(each.optimizer, factor)
+        if step == task.restart_step and task.ema is not None:
+            task.ema.restart_warmup()
+        # 2. Losses and gradients, part by part.
+        losses: dict[str, torch.Tensor] = {}
+        for part in range(run.num_parts):
+            with run.waiting_for_data():
+                batch = next(batches)
+            with run.accelerator.accumulate(*(each.objective for each in task.trained)):
+                for name, value in task.losses(batch, step, part).items():
+                    losses[name] = losses.get(name, torch.zeros_like(value)) + value.detach()
+        # 3. One step of the optimizers and of the average.
+        self._step_optimizers()
+        if task.ema is not None:
+            task.ema.step()
+
+        done = step + 1
+        run.record_losses(step, losses, task.num_images(step))
+        if run.is_due(done, run.options.logging_steps):
+            run.log_losses(done, task.measures(factor))
+        with run.outside_training():
+            if task.report_is_due(done):
+                run.losses.read()
+                task.report(done)
+            if run.checkpoint_is_due(done):
+                run.save(done, *self._state(), task.write_model)
 
     def _step_optimizers(self) -> None:
         """Clip and apply the gradients of every module that has some; with fp16 they share one scaler."""

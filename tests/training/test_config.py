@@ -35,6 +35,7 @@ def options(config):
 
 @pytest.mark.parametrize("preset", JOINT_PRESETS)
 def test_joint_presets_are_valid(preset, tmp_path):
+    (tmp_path / "dataset_info.json").touch()
     vae = () if JOINT_PRESETS[preset].model.vae else ("--vae_path", "org/autoencoder")
     config = joint_config("--preset", preset, "--dataset_dir", tmp_path, "--output_dir", tmp_path, *vae)
     config.check()
@@ -45,6 +46,7 @@ def test_joint_presets_are_valid(preset, tmp_path):
 
 @pytest.mark.parametrize("preset", AUTOENCODER_PRESETS)
 def test_autoencoder_presets_are_valid(preset, tmp_path):
+    (tmp_path / "dataset_info.json").touch()
     args = autoencoder_config("--preset", preset, "--dataset_dir", tmp_path, "--output_dir", tmp_path)
     args.check()
 
@@ -143,7 +145,10 @@ def test_the_token_is_not_public():
 
 BAD_JOINT_ARGUMENTS = [
     (("--dataset_name", "org/data"), "Exactly one of `dataset_dir`"),
-    (("--dataset_dir", "nowhere"), "`dataset_dir` must be a folder .* but 'nowhere' does not exist"),
+    (("--seed", 2**64), r"`seed` must be a whole number in \[0, 9.2"),
+    (("--compile", "nothing"), "`compile` must be a backend of torch.compile, one of .*inductor.* but got 'nothing'"),
+    (("--dataset_dir", Path(__file__).parent), "`dataset_dir` must be a folder .* holds no dataset_info.json"),
+    (("--dataset_dir", "nowhere"), "`dataset_dir` must be a folder .* but 'nowhere' is no folder"),
     (("--labelled_split", "nowhere.json"), "`labelled_split` must be a split file"),
     (("--vae_path", "org/vae"), "Exactly one of `vae_path`"),
     (("--max_train_steps", 0), "`max_train_steps` must be a whole number at least 1, but got 0"),
@@ -174,6 +179,22 @@ def test_bad_joint_arguments_are_refused(arguments, message, phantoms, tmp_path)
     joint_config(*line).check()
     with pytest.raises(ValueError, match=message):
         joint_config(*line, *arguments).check()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--norm_num_groups", 3),
+            "The U-Net's shape, from .*`norm_num_groups`.* does not fit together: num_channels",
+        ),
+        (("--down_block_types", "Foo", "Bar"), "The U-Net's shape, from .* does not fit together: Foo does not exist"),
+        (("--labelled_split", __file__), "`labelled_split` cannot be used"),
+    ],
+)
+def test_what_does_not_fit_together_is_named(arguments, message, phantoms):
+    with pytest.raises(ValueError, match=message):
+        describe_joint_run(joint_config(*TINY_JOINT, "--dataset_dir", phantoms, *arguments))
 
 
 @pytest.mark.parametrize(

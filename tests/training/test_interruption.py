@@ -143,6 +143,14 @@ def test_a_program_that_was_started_to_ignore_ctrl_c_ignores_it(before, expected
     assert result.stdout.splitlines() == [repr(each) for each in expected]
 
 
+def test_a_run_that_fails_ends_the_line_of_its_bar_and_gives_signals_back(phantoms, tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(FloatingPointError, match=r"at step 2\. Lower `learning_rate`") as failure:
+        run(phantoms, tmp_path / "run", "--learning_rate", 1e30)
+    assert signal.getsignal(signal.SIGTERM) is before and failure.traceback  # whose frames are still there
+    assert capsys.readouterr().err.endswith("\n")
+
+
 def test_outside_the_main_thread_signals_are_left_alone():
     stop = StopRequest()
     before = signal.getsignal(signal.SIGTERM)

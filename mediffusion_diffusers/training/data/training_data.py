@@ -88,6 +88,18 @@ def num_workers(options: DataOptions, rows: ImageRows) -> int:
     return 0 if rows.is_cached else 2
 
 
+def load_labelled_split(path: str) -> LabelledSplit:
+    """Read the split file that `labelled_split` names.
+
+    Raises:
+        ValueError: if it is none, or was changed.
+    """
+    try:
+        return LabelledSplit.load(path)
+    except ValueError as error:
+        raise ValueError(f"`labelled_split` cannot be used: {error}") from error
+
+
 def load_training_data(
     options: DataOptions, seed: int, labelled_split: str | None = None, needs_labels: bool = True
 ) -> TrainingData:
@@ -108,7 +120,7 @@ def load_training_data(
     """
     folder = dataset_folder(options)
     info = load_info(folder)
-    split = None if labelled_split is None else LabelledSplit.load(labelled_split)
+    split = None if labelled_split is None else load_labelled_split(labelled_split)
     if split is not None and split.dataset != info.name:
         raise ValueError(
             f"`labelled_split` was drawn from dataset {split.dataset!r}, but {str(folder)!r} holds {info.name!r}. "

@@ -125,7 +125,13 @@ def build_unet(
             f"`down_block_types` must have one entry per entry of `block_out_channels` "
             f"({len(config['block_out_channels'])}), but has {len(config['down_block_types'])}."
         )
-    return JointUNet2DModel(**{**config, **head})
+    try:
+        return JointUNet2DModel(**{**config, **head})
+    except ValueError as error:
+        raise ValueError(
+            f"The U-Net's shape, from `unet_config`, `block_out_channels`, `down_block_types`, `norm_num_groups` and "
+            f"the like, does not fit together: {error}"
+        ) from error
 
 
 def mirrored_blocks(down_block_types: list[str]) -> list[str]:

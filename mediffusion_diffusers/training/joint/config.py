@@ -206,6 +206,8 @@ class JointConfig(TrainingConfig):
                 "set `prediction_type` to 'v_prediction' or 'sample'."
             )
         self._check_pseudo_labels()
+        if self.speed.compile is not None:
+            _check_backend(self.speed.compile)
 
     def _check_pseudo_labels(self) -> None:
         start_step, first = self.semi_supervised.pseudo_label_start_step, self.labels.classifier_start_step
@@ -223,3 +225,11 @@ class JointConfig(TrainingConfig):
                 "`pseudo_label_start_step` needs both losses: set `diffusion_loss_weight` and "
                 "`classifier_loss_weight`."
             )
+
+
+def _check_backend(name: str) -> None:
+    import torch._dynamo  # takes seconds
+
+    known = torch._dynamo.list_backends(exclude_tags=())
+    if name not in known:
+        raise ValueError(f"`compile` must be a backend of torch.compile, one of {', '.join(known)}, but got {name!r}.")

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 
 from ...data.schema import DatasetInfo, label_matrix, load_info, load_prepared
-from ...data.splits import LabelledSplit
 from ...latents import vae_scale_factor
 from ...models.presets import PAPER_AUTOENCODER
 from ..data.label_balance import positives_per_label
-from ..data.training_data import dataset_facts, dataset_folder
+from ..data.training_data import dataset_facts, dataset_folder, load_labelled_split
 from ..run.memory_estimate import memory_estimate, saved_activation_bytes
 from ..run.optimizer import count_parameters
 from .components import build_unet, load_vae
@@ -44,7 +43,7 @@ def describe_joint_run(config: JointConfig) -> dict[str, Any]:
         known = label_matrix(table, info)
         labelled = np.flatnonzero(~np.isnan(known).all(axis=1))
         if labels.labelled_split is not None:
-            split = LabelledSplit.load(labels.labelled_split)
+            split = load_labelled_split(labels.labelled_split)
             labelled = split.indices(table)
             facts["labelled_split"] = {"hash": split.hash, "share": split.share, "by": split.by, "seed": split.seed}
         facts["dataset"] = dataset_facts(info, folder)

@@ -23,6 +23,7 @@ from ...device import memory_format_for
 from ...models.oracle_classifier import PATIENTS_FILE, OracleClassifier, patient_digest, resize_for_oracle
 from ...options import Range, check_number
 from ...version import __version__
+from ..config import check_shift
 from ..data.image_rows import ImageRows, stream_batches
 from ..data.streams import IndexStream, slice_bounds
 from ..data.training_data import dataset_facts, dataset_folder, num_workers, train_transform
@@ -186,6 +187,7 @@ class OracleTask:
             run.num_processes,
             run.num_parts,
             num_workers(self.config.data, self.rows),
+            run.device.type == "cuda",
         )
 
     def losses(self, batch: torch.Tensor, step: int, part: int) -> dict[str, torch.Tensor]:
@@ -267,4 +269,5 @@ def _resolution(config: OracleConfig, info: DatasetInfo) -> int:
     resolution = config.data.resolution or info.image_size
     check_number("resolution", resolution, Range(at_least=8), whole=True)
     assert resolution is not None
+    check_shift(config.data, resolution)
     return resolution

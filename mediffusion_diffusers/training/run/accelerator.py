@@ -9,9 +9,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from diffusers.utils import logging
 
 from ...device import pick_device, switch_tf32
 from ..config import RunOptions
+
+
+logger = logging.get_logger(__name__)
 
 
 def start_accelerator(options: RunOptions) -> Accelerator:
@@ -47,6 +51,8 @@ def start_accelerator(options: RunOptions) -> Accelerator:
         # A step without class loss leaves the head out, and Table 3's ablation the decoder.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        logger.warning("`mixed_precision` 'fp16' needs an accelerator: on this CPU, training is in float32.")
     if device is not None and accelerator.device.type != device.type:
         raise ValueError(
             f"`device` is {options.device!r}, but accelerate was told to use {str(accelerator.device)!r}. Leave out "

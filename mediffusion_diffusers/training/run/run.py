@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -156,8 +156,10 @@ class TrainingRun:
             config = {key: str(value) for key, value in self.config.public().items()}
             self.accelerator.init_trackers(self.options.tracker_project_name, config)
 
-    def steps(self) -> Iterator[int]:
+    def steps(self) -> Generator[int, None, None]:
         """The steps that are left, from 0; the progress bar shows the mean losses.
+
+        Close the iterator when the last step fails: the bar then ends its line, and signals have their old effect.
 
         Raises:
             StoppedBySignal: after a step whose end found SIGTERM or Ctrl-C waiting; its checkpoint is saved by then.
@@ -167,13 +169,12 @@ class TrainingRun:
             total=total, initial=min(self.first_step, total), desc="Training", disable=not self.is_main, unit="step"
         )
         self._begin_window()
-        with self.stop.listening():
+        with self.bar, self.stop.listening():
             for step in range(self.first_step, total):
                 yield step
                 self.bar.update()
                 if self.must_stop and step + 1 < total:
                     self._end_early(step + 1)
-        self.bar.close()
 
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the host on the run's device; where it can, the copy runs beside the host's work."""
