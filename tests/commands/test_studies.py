@@ -24,6 +24,7 @@ from mediffusion_diffusers.data.pictures import encode_png
 from mediffusion_diffusers.data.schema import DatasetInfo, parquet_files
 from mediffusion_diffusers.evaluation.counterfactual_study import CounterfactualStudyRunner
 from mediffusion_diffusers.options import range_of
+from mediffusion_diffusers.reports import image_explanations
 
 
 COMMANDS = {
@@ -69,6 +70,13 @@ def line_of(world, tmp_path):
         return line
 
     return make
+
+
+@pytest.fixture
+def without_animations(monkeypatch):
+    """Draw no frame of a GIF: they take longer than all else on a page."""
+    for name in ("transition_frames", "sweep_frames"):
+        monkeypatch.setattr(image_explanations, name, lambda _: [Image.new("RGB", (8, 8))] * 2)
 
 
 @pytest.fixture
@@ -261,6 +269,7 @@ def test_a_study_states_its_units(line_of, world, tmp_path, capsys):
     assert " patients, own flips " in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("without_animations")
 @pytest.mark.parametrize("name", ["evaluate_classification", "evaluate_counterfactuals", "explain_images"])
 def test_results_that_cannot_be_written_are_kept_elsewhere(name, line_of, refused, tmp_path, monkeypatch):
     def replace(source, target, replace=os.replace):
@@ -270,8 +279,12 @@ def test_results_that_cannot_be_written_are_kept_elsewhere(name, line_of, refuse
 
     monkeypatch.setattr("mediffusion_diffusers.atomic_files.os.replace", replace)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    extra = {"num_images": 1} if name == "explain_images" else {}
-    said = refused(name, line_of(name, **extra))
+    few = {
+        "evaluate_classification": {"num_resamples": 2},
+        "evaluate_counterfactuals": {"direction": "add", "num_images_per_label": 1},
+        "explain_images": {"num_images": 1},
+    }
+    said = refused(name, line_of(name, **few[name]))
     kept = next(path for path in tmp_path.iterdir() if path.name.startswith("mediffusion-results-"))
     assert "No space left on device" in said and f"They are kept in '{kept}'" in said
     assert {path.suffix for path in kept.iterdir()} & {".json", ".html"}
@@ -285,7 +298,6 @@ def test_calibration_is_stored_once_it_is_whole(world, line_of, tmp_path, capsys
         pretrained_model_name_or_path=folder,
         strengths=0.2,
         guidance_scales=[5, 50],
-        masks="auto",
     )
     calibrate_guidance.main([*line, "--num_images_per_label", "1"])
     assert not (folder / "guidance_calibration.json").exists()
@@ -293,7 +305,11 @@ def test_calibration_is_stored_once_it_is_whole(world, line_of, tmp_path, capsys
     chosen = json.loads((folder / "guidance_calibration.json").read_text())["chosen"]
     stored = json.loads((folder / "unet/config.json").read_text())["guidance_defaults"]
     assert stored["num_inference_steps"] == 2 and stored["follow_inversion"] and "hold" not in stored
-    assert list(stored["guidance_scale"].values()) == [one["guidance_scale"] for one in chosen]
+    assert [one["direction"] for one in chosen] == ["remove", "add"]
+    assert [stored["guidance_scale"][name] for name in ("away", "towards")] == [
+        one["guidance_scale"] for one in chosen
+    ]
+    assert {one["mask"] for one in chosen} == {stored["mask"]}
     said = capsys.readouterr().out
     assert said.count("<- chosen") == 4 and "cannot store hold" in said
 
@@ -307,6 +323,7 @@ def test_calibration_asks_for_another_split_and_known_masks(line_of, refused):
     )
 
 
+@pytest.mark.usefixtures("without_animations")
 def test_explained_images(world, line_of, refused, tmp_path, capsys):
     Image.new("L", (20, 24)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
@@ -319,6 +336,7 @@ def test_explained_images(world, line_of, refused, tmp_path, capsys):
     assert "None of the images" in refused("explain_images", line_of("explain_images", **files))
 
 
+@pytest.mark.usefixtures("without_animations")
 def test_explained_images_of_a_dataset(line_of, tmp_path):
     question = {"num_images": 1, "away": None, "towards": PHANTOM_LABELS[1]}
     assert explain_images.main(line_of("explain_images", **question)) == 0

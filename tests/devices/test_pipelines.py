@@ -43,19 +43,16 @@ COUNTERFACTUAL = {
     "hold": {"hold": 0.02},
     "hold, follow": {"hold": 0.02, **FOLLOW},
     "hold, x0": {"hold": 0.02, "guidance_mode": "x0"},
-    "fade": {"fade_guidance": True},
     "fade, hold": {"fade_guidance": True, "hold": 0.02},
     "box": {"mask": [{"x": 0.2, "y": 0.2, "width": 0.5, "height": 0.5}]},
     "mask": {"mask": torch.eye(16)},
     "region found": {"mask": "auto"},
     "region found, noise": {"mask": "auto", "start": "noise", "eta": 1.0},
-    "controls": {"controls": True},
     "controls in a region": {"controls": True, "mask": "auto"},
     "search": {"target_probability": 0.45},
-    "search, follow": {"target_probability": 0.45, **FOLLOW},
     "search, strengths": {"target_probability": 0.3, "max_strength": 0.4},
     "search, noise": {"target_probability": 0.45, "start": "noise", "eta": 1.0},
-    "search, region found": {"target_probability": 0.45, "mask": "auto"},
+    "search, region found, follow": {"target_probability": 0.45, "mask": "auto", **FOLLOW},
 }
 
 

@@ -1,10 +1,6 @@
 """Strength and scale of a checkpoint, by rule, from the validation split."""
 
-import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +17,6 @@ from mediffusion_diffusers.evaluation.guidance_calibration import (
     best_guidance,
     write_guidance_defaults,
 )
-
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -136,22 +129,3 @@ def test_defaults_are_stored_and_used(folders, tmp_path):
     pipe = MediffusionCounterfactualPipeline.from_pretrained(tmp_path / "pipeline")
     settings = pipe.resolve_settings().to_dict()
     assert {name: settings[name] for name in stored} == stored and settings["start"] == "inversion"
-
-
-def test_script(folders, tmp_path):
-    shutil.copytree(folders / "pipeline", tmp_path / "pipeline")
-    command = [sys.executable, ROOT / "training/calibrate_guidance.py", "--dataset_dir", folders / "data"]
-    model = ["--pretrained_model_name_or_path", tmp_path / "pipeline"]
-    trials = ["--strengths", "0.2", "--guidance_scales", "5", "50", "--num_inference_steps", "2"]
-    done = subprocess.run([*command, *model, *trials], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    chosen = json.loads((tmp_path / "pipeline/guidance_calibration.json").read_text())["chosen"]
-    stored = json.loads((tmp_path / "pipeline/unet/config.json").read_text())["guidance_defaults"]
-    assert [one["direction"] for one in chosen] == ["remove", "add"] and stored["follow_inversion"]
-    assert [stored["guidance_scale"][name] for name in ("away", "towards")] == [
-        one["guidance_scale"] for one in chosen
-    ]
-    assert {one["mask"] for one in chosen} == {stored["mask"]}
-    assert done.stdout.count("<- chosen") == 2
-    wrong = subprocess.run([*command, *model, "--split", "test"], capture_output=True, text=True, check=False)
-    assert wrong.returncode == 1 and "calibrate_guidance.py: Guidance must not be chosen" in wrong.stderr

@@ -54,7 +54,7 @@ def command(pipeline: Path, data: Path, output_dir: Path, num_processes: int) ->
 def run_to_the_end(line: list[str], log: Path) -> float:
     """Start a run, wait, and return the seconds from the first output on; raises `RuntimeError` if it fails."""
     process = start(line, log)
-    _wait_for_work(process, Path(line[line.index("--output_dir") + 1]), 2 if "--multi_gpu" in line else 1)
+    wait_for_work(process, Path(line[line.index("--output_dir") + 1]), 2 if "--multi_gpu" in line else 1)
     began = time.monotonic()
     if process.wait():
         raise RuntimeError(f"The run failed:\n{log.read_text()[-3000:]}")
@@ -69,7 +69,7 @@ def kill_once(
     `who` is `"all"` processes, or the `"launcher"` alone: its orphans then work on beside the next start.
     """
     process = start(line, log)
-    _wait_for_work(process, output_dir, 2 if "--multi_gpu" in line else 1)
+    wait_for_work(process, output_dir, 2 if "--multi_gpu" in line else 1)
     began = time.monotonic()
     wait_to_kill(process, rng, span, lambda: _is_writing(output_dir))
     if process.poll() is not None or len(_finished(output_dir)) == num_shards:
@@ -90,7 +90,7 @@ def _finished(output_dir: Path) -> list[Path]:
     return [path for path in output_dir.rglob("*.parquet") if path.is_file() and ".work" not in path.parts]
 
 
-def _wait_for_work(process: subprocess.Popen, output_dir: Path, num_processes: int) -> None:
+def wait_for_work(process: subprocess.Popen, output_dir: Path, num_processes: int) -> None:
     """Wait until the processes of a launch have noted their progress: all that comes before is imports."""
     progress = output_dir / ".work" / "progress"
     before = set(progress.glob("*"))

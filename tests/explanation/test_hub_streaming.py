@@ -61,12 +61,11 @@ def test_a_dataset_on_the_hub(hub, pipe, pipeline_folder, phantoms, tmp_path):
     out = tmp_path / "out"
     completed = hub.run_python(CLIENT, SCRIPT, pipeline_folder, phantoms, changed, out, token=hub.token)
     assert fault.remaining == 0
-    lines = completed.stdout.splitlines()
-    missing, explained, refused, finished = (line for line in lines if line != "end: 0")
-    assert "there is no folder 'org/data' nor, for this user, such a dataset" in missing
-    assert "Explained 30 images" in explained
-    assert "'data/train-00001-of-00004.parquet' has changed since it was explained: `content`" in refused
-    assert "Nothing was left to do: 4 of 4" in finished
+    missing, explained, first_end, refused, finished, last_end = completed.stdout.splitlines()
+    assert (missing, first_end, refused, last_end) == ("end: 1", "end: 0", "end: 1", "end: 0")
+    assert "Explained 30 images" in explained and "Nothing was left to do: 4 of 4" in finished
+    assert "there is no folder 'org/data' nor, for this user, such a dataset" in completed.stderr
+    assert "'data/train-00001-of-00004.parquet' has changed since it was explained: `content`" in completed.stderr
 
     here, there = (output_table(folder).drop_columns(["settings"]) for folder in (tmp_path / "local", out))
     assert here.equals(there)

@@ -14,7 +14,7 @@ from mediffusion_diffusers.pipelines.counterfactual.search import ScaleSearch, h
 from mediffusion_diffusers.pipelines.counterfactual.start import AddedNoise
 
 
-FAST = {"num_inference_steps": 4, "strength": 0.2, "output_type": "pt"}
+FAST = {"num_inference_steps": 4, "strength": 0.2, "output_type": "pt", "controls": False}
 
 
 def run_search(thresholds, initial_scale, max_scale, **arguments):

@@ -17,7 +17,7 @@ from mediffusion_diffusers import (
 
 
 LABELS = ("Mass", "Effusion", "Cardiomegaly")
-NUM_THREADS, NUM_CALLS = 4, 20
+NUM_THREADS, NUM_CALLS = 4, 11
 
 
 def explain(pipe, number):
