@@ -59,7 +59,7 @@ def test_a_dataset_on_the_hub(hub, pipe, pipeline_folder, phantoms, tmp_path):
 
     fault = hub.fail_next(2, path=r"/org/data/resolve/.*parquet")  # the client tries again by itself
     out = tmp_path / "out"
-    completed = hub.run_python(CLIENT, SCRIPT, pipeline_folder, phantoms, changed, out, token=hub.token)
+    completed = hub.run_python(CLIENT, SCRIPT, pipeline_folder, phantoms, changed, out, token=hub.token, timeout=300)
     assert fault.remaining == 0
     missing, explained, first_end, refused, finished, last_end = completed.stdout.splitlines()
     assert (missing, first_end, refused, last_end) == ("end: 1", "end: 0", "end: 1", "end: 0")
