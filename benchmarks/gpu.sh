@@ -3,7 +3,7 @@
 #
 #   benchmarks/gpu.sh                                      # writes benchmarks/results/gpu.json
 #   benchmarks/gpu.sh --dataset_dir data/cxr --labelled_split data/cxr-2pct.json --vae_path runs/cxr-vae   # twenty
-#   benchmarks/gpu.sh --output /tmp/gpu.json --tiny        # the same way at the smallest size, as without a GPU
+#   benchmarks/gpu.sh --output gpu.json --tiny            # the same way at the smallest size, as without a GPU
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python

@@ -28,7 +28,7 @@ from ..evaluation.guidance_calibration import (
 )
 from ..evaluation.provenance import describe_provenance
 from ..option_parser import OptionParser
-from ..options import Range, check_options, option
+from ..options import Range, option
 from ..output_folder import claimed_folder, try_writing
 from ..pipelines.counterfactual import given_options, stored_options
 from ..publishing.record import record_results
@@ -101,7 +101,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         OSError: if a file cannot be read or written.
     """
     options, edit, device_options = parser().parse(argv)
-    check_options(edit)
     options.check_pipeline_folder()
     device, dtype = device_options.choose()
     folder = Path(options.pretrained_model_name_or_path)

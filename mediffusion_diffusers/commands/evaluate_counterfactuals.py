@@ -15,7 +15,7 @@ from ..device import DeviceOptions
 from ..evaluation.counterfactual_study import CounterfactualStudyRunner
 from ..evaluation.finished_study import CounterfactualStudy
 from ..option_parser import OptionParser
-from ..options import Range, check_options, option, required
+from ..options import Range, option, required
 from ..output_folder import claimed_folder
 from ..pipelines.counterfactual import given_options
 from ..publishing.record import record_results
@@ -59,7 +59,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         OSError: if a file cannot be read or written.
     """
     options, edit, device_options = parser().parse(argv)
-    check_options(edit)
     options.check_pipeline_folder()
     device, dtype = device_options.choose()
     with claimed_folder(options.output_dir) as folder:

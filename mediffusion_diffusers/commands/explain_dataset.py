@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from ..device import DeviceOptions
 from ..explanation.dataset_runner import explain_dataset
 from ..explanation.input_rows import InputColumns
 from ..explanation.job_array import job_array_place
 from ..explanation.plan import ExplanationJob
-from ..explanation.request import ExplanationRequest
+from ..explanation.request import ExplanationRequest, RowRule
 from ..option_parser import OptionParser
 from ..options import Range, check_options, option, required
 from ..pipelines import MediffusionCounterfactualPipeline
@@ -49,7 +49,7 @@ class Options:
     split: str | None = option(None, "Only files whose path names this split; by default all.")
     image_column: str = option("image", "Column of encoded pictures.")
     image_id_column: str = option("image_id", "Column of the rows' names, if there is one.")
-    rows: Literal["all", "labelled", "predicted"] = option(
+    rows: RowRule = option(
         "all",
         "Which rows to explain: all; those whose labels say that something of `away` is present or something of "
         "`towards` absent; or those of which the model says so.",
@@ -130,7 +130,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         OSError: if a file cannot be read or written, or the Hub cannot be reached.
     """
     options, edit, device_options = parser().parse(argv)
-    check_options(edit)
     job = job_of(options, edit, os.environ)
     device, dtype = device_options.choose()
     pipe = MediffusionCounterfactualPipeline.from_pretrained(

@@ -87,7 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         OSError: if a file cannot be read or written, or the Hub cannot be reached.
     """
     options, edit, device_options = parser().parse(argv)
-    check_options(edit)
     device, dtype = device_options.choose()
     with claimed_folder(options.output_dir) as folder:
         pipe = MediffusionCounterfactualPipeline.from_pretrained(options.pretrained_model_name_or_path, dtype=dtype)

@@ -15,13 +15,13 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
 from .. import data
+from ..atomic_files import read_json
 from ..data.labels import LabelKind
 from ..data.phantom import prepare_phantoms
 from ..data.splits import DRAWS
@@ -92,7 +92,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         _add_reading(command)
         _add_shares(command)
 
-    phantom = add("phantom", prepare_phantom, "Procedural chest phantoms with known true counterfactuals.")
+    _add_phantom(add("phantom", prepare_phantom, "Procedural chest phantoms with known true counterfactuals."))
+    _add_split(add("split", draw_split, "Draw the labelled share of a prepared dataset into a split file."))
+    return parser.parse_args(argv)
+
+
+def _add_phantom(phantom: argparse.ArgumentParser) -> None:
     _add_output(phantom)
     phantom.add_argument("--num_train", type=int, default=2000, help="Training patients.")
     phantom.add_argument("--num_validation", type=int, default=200, help="Validation patients.")
@@ -100,7 +105,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     phantom.add_argument("--image_size", type=int, default=32, help="Side of the images, in pixels.")
     phantom.add_argument("--seed", type=int, default=0)
 
-    split = add("split", draw_split, "Draw the labelled share of a prepared dataset into a split file.")
+
+def _add_split(split: argparse.ArgumentParser) -> None:
     split.add_argument("--dataset_dir", required=True, help="A prepared dataset; its training split is drawn from.")
     split.add_argument("--share", type=float, required=True, help="Labelled share in percent, in (0, 100].")
     split.add_argument(
@@ -108,7 +114,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     split.add_argument("--seed", type=int, default=0)
     split.add_argument("--output", required=True, help="Split file to write, for example labelled-2pct.json.")
-    return parser.parse_args(argv)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -240,7 +245,7 @@ def _columns(args: argparse.Namespace) -> data.ColumnNames:
 
 def _report(args: argparse.Namespace, info: data.DatasetInfo) -> None:
     """Print what was written, and what is missing."""
-    report = json.loads((Path(args.output_dir) / REPORT_FILE).read_text(encoding="utf-8"))
+    report = read_json(Path(args.output_dir) / REPORT_FILE)
     account = data.ConversionReport(**report).account()
     print()
     print(data.format_summary(info, data.summarize_prepared(args.output_dir)))

@@ -222,8 +222,7 @@ def write_guidance_defaults(pipeline_folder: str | Path, settings: dict[str, Any
 
     Args:
         pipeline_folder: a pipeline folder; only `unet/config.json` changes, aside and renamed.
-        settings: any of `strength`, `guidance_scale`, `num_inference_steps`, `start`, `guidance_mode`,
-            `follow_inversion`, `mask`, `fade_guidance`; others in the config stay.
+        settings: any of the pipeline's `stored_options()`; others in the config stay.
     """
     path = Path(pipeline_folder) / UNET_CONFIG
     config = read_json(path)

@@ -104,7 +104,8 @@ class Classification(evaluate.Metric):
             label_names: names of the columns.
             validation: references and predictions that thresholds are chosen on, each of shape
                 `(num_validation, num_labels)`.
-            single_label: whether there is one class per image: then `accuracy` is given too.
+            single_label: whether there is one class per image: then `accuracy`, over the images whose class is known,
+                is given too.
             num_resamples: draws of patients for the 95 % interval.
             bootstrap_seed: of these draws.
             show_progress: show a progress bar where they take long.
@@ -126,7 +127,9 @@ class Classification(evaluate.Metric):
         figures = report.to_dict()
         figures |= {"num_patients": interval.num_patients, "macro_auroc_interval": interval.to_dict()}
         if single_label:
-            figures["accuracy"] = mean_of_known(probabilities.argmax(axis=1) == labels.argmax(axis=1))
+            is_known = ~np.isnan(labels).any(axis=1)
+            is_right = probabilities.argmax(axis=1) == labels.argmax(axis=1)
+            figures["accuracy"] = mean_of_known(is_right[is_known])
         return nan_to_none(figures)
 
 

@@ -77,7 +77,7 @@ def describe_provenance(pipeline_folder: str | Path, info: DatasetInfo, split: s
 
 
 def patients_of_oracle(oracle_folder: str | Path, dataset_name: str, patient_ids: Iterable[str]) -> int | None:
-    """How many patients an outside classifier was trained on; `None` if its folder does not tell.
+    """How many of these patients an outside classifier was trained on; `None` if its folder does not tell.
 
     Args:
         oracle_folder: its folder.

@@ -6,17 +6,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ..guidance import build_target
-from ..options import check_options
 from ..pipelines.counterfactual import given_options
 from ..version import __version__
 
 
-ROW_RULES = ("all", "labelled", "predicted")
+RowRule = Literal["all", "labelled", "predicted"]
 
 # The pipeline's options as one value holds for a whole dataset; what is not given is the checkpoint's.
 PipelineOptions: Any = given_options()
@@ -41,15 +40,13 @@ class ExplanationRequest(PipelineOptions):
     away: tuple[str, ...] = ()
     towards: tuple[str, ...] = ()
     controls: bool = True
-    rows: str = "all"
+    rows: RowRule = "all"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.away and not self.towards:
             raise ValueError("Name at least one label in `away` (to remove) or `towards` (to add).")
-        if self.rows not in ROW_RULES:
-            raise ValueError(f"`rows` must be one of {ROW_RULES}, but got {self.rows!r}.")
-        check_options(self)
+        super().__post_init__()
 
     def pipeline_arguments(self) -> dict[str, Any]:
         """The pipeline's keyword arguments but the images and generators."""

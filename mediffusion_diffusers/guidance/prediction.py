@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 
@@ -14,7 +15,8 @@ from .targets import GuidanceTarget
 
 
 # The model's own classifier, in three places; and a classifier of pixels, through the decoder (App. H).
-OWN_GUIDANCE_MODES = ("zt", "x0_detached", "x0")
+OwnGuidanceMode = Literal["zt", "x0_detached", "x0"]
+OWN_GUIDANCE_MODES = get_args(OwnGuidanceMode)
 GUIDANCE_MODES = (*OWN_GUIDANCE_MODES, "external")
 
 # Size at which gradients are passed backwards, as a power of two: far below what float16 holds (2^16), and far above

@@ -11,16 +11,15 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import BaseOutput
 from torch import nn
 
 from ..hub import hub_access
+from .checkpoint_head import fitting_weights, initialise_head, is_whole, with_label_defaults
 from .config_rules import check_config, check_guidance_defaults
 from .label_config import resolve_label_config
 from .model_folder import check_model_folder, safetensors_alone
 
-
-logger = logging.get_logger(__name__)
 
 MAX_HEAD_PARAMETERS = 2**28
 
@@ -74,10 +73,10 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         classifier_dropout: dropout before each of the MLP's linear layers, in [0, 1).
         label_thresholds: probability from which a label counts as present, one per label in (0, 1); written by
             training from the validation split.
-        guidance_defaults: defaults of the counterfactual pipeline for this checkpoint, any of `strength`,
-            `guidance_scale` (one number, or one for `"towards"` and one for `"away"`), `num_inference_steps`, `start`,
-            `guidance_mode`, `follow_inversion`, `mask`, `fade_guidance`; the guided pipeline takes its scale and mode.
-            Scales and strengths belong to a checkpoint and its autoencoder; they do not transfer.
+        guidance_defaults: defaults of the counterfactual pipeline for this checkpoint, such as `strength` and
+            `guidance_scale` (one number, or one for `"towards"` and one for `"away"`): the options that
+            `CounterfactualSettings` marks as stored. The guided pipeline takes its scale and mode. Scales and
+            strengths belong to a checkpoint and its autoencoder; they do not transfer.
 
     Raises:
         ValueError: for label settings that contradict each other or more features than `max_classifier_features`.
@@ -352,17 +351,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             for name in ("num_labels", "id2label", "label2id", "label_thresholds"):
                 config.pop(name, None)
         model = cls(**{**config, **classifier_kwargs})
-        own, weights = model.state_dict(), unet.state_dict()
-        fitting = {name for name in own.keys() & weights.keys() if own[name].shape == weights[name].shape}
-        misfits = sorted((own.keys() | weights.keys()) - fitting)
-        foreign = [name for name in misfits if not name.startswith("classifier.")]
-        if foreign:
-            raise ValueError(
-                f"The weights of `unet` must fit the new model, but {foreign[:4]} do not. Only arguments of the "
-                f"classifier can be changed here; got {sorted(classifier_kwargs)}."
-            )
-        if misfits:  # a head is copied whole or not at all
-            weights = {name: value for name, value in weights.items() if not name.startswith("classifier.")}
+        weights = fitting_weights(model.state_dict(), unet.state_dict(), sorted(classifier_kwargs))
         model.load_state_dict(weights, strict=False)
         model = model.to(unet.device)
         # ModelMixin.to warns about every cast.
@@ -392,14 +381,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             check_model_folder(source, subfolder)
         fresh_head = kwargs.pop("ignore_mismatched_sizes", False)
         output_loading_info = kwargs.pop("output_loading_info", False)
-        if "id2label" in kwargs:
-            kwargs.setdefault("label2id", None)
-            kwargs.setdefault("num_labels", len(kwargs["id2label"]))
-        elif "num_labels" in kwargs:
-            kwargs.setdefault("id2label", None)
-            kwargs.setdefault("label2id", None)
-        if {"id2label", "num_labels"} & kwargs.keys():
-            kwargs.setdefault("label_thresholds", None)
+        kwargs = with_label_defaults(kwargs)
         try:
             with hub_access(source, kwargs.get("revision"), kwargs.get("token")):
                 model, info = super().from_pretrained(
@@ -410,36 +392,9 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
                 raise
             # The parent moves the model to its devices before it reports what is missing.
             raise ValueError(
-                f"Checkpoint {str(pretrained_model_name_or_path)!r} lacks weights, probably those of the classifier "
+                f"Checkpoint {source!r} lacks weights, probably those of the classifier "
                 "head, and cannot be spread by `device_map`. Load it without `device_map` to see which."
             ) from error
-        shapes = {
-            key: f" ({tuple(saved)} in the checkpoint, {tuple(own)} in the model)"
-            for key, saved, own in info["mismatched_keys"]
-        }
-        wrong = [*info["missing_keys"], *shapes]
-        foreign = [key for key in wrong if not key.startswith("classifier.")]
-        if foreign:
-            raise ValueError(
-                f"Checkpoint {str(pretrained_model_name_or_path)!r} does not fit the U-Net's config: weights "
-                f"{foreign[:4]} are missing or of another shape."
-            )
-        if wrong:
-            if not fresh_head:
-                raise ValueError(
-                    f"Checkpoint {str(pretrained_model_name_or_path)!r} has no classifier head for the "
-                    f"{model.config.num_labels} labels of this model. Missing or of another shape: "
-                    f"{', '.join(key + shapes.get(key, '') for key in sorted(wrong))}. Pass "
-                    "`ignore_mismatched_sizes=True` to start a fresh head that has yet to be trained, or build the "
-                    "model with `JointUNet2DModel.from_unet(UNet2DModel.from_pretrained(...), num_labels=...)`."
-                )
-            logger.warning("The classifier head is newly initialised and has yet to be trained.")
-            model._initialise_classifier()
+        if not is_whole(info, source, model.config.num_labels, fresh_head):
+            initialise_head(model.classifier, model.conv_in.weight)
         return (model, info) if output_loading_info else model
-
-    def _initialise_classifier(self) -> None:
-        """Give the head PyTorch's default initial weights, also where loading left it on the meta device."""
-        for name, layer in self.classifier.named_children():
-            if isinstance(layer, nn.Linear):
-                fresh = nn.Linear(layer.in_features, layer.out_features)
-                self.classifier[int(name)] = fresh.to(self.conv_in.weight)

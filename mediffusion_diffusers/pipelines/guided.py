@@ -12,6 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..guidance import (
     OWN_GUIDANCE_MODES,
+    GuidanceTarget,
     Labels,
     build_target,
     plain_scale,
@@ -31,7 +32,7 @@ from .base import (
     scheduler_step_kwargs,
     scores_to_output,
 )
-from .call_state import changed_by_callback
+from .call_state import CallState, changed_by_callback
 from .outputs import MediffusionGuidedPipelineOutput
 
 
@@ -145,32 +146,21 @@ class MediffusionGuidedPipeline(MediffusionPipeline):
         self.check_components()
         guidance_scale = plain_scale(guidance_scale)  # numbers of Python
         is_sweep = isinstance(guidance_scale, (list, tuple))
-        defaults = self.unet.config.guidance_defaults or {}
         names = [name for name, labels in (("towards", towards), ("away", away)) if labels is not None]
         has_target = bool(names)
-        if guidance_mode is None:
-            guidance_mode = str(defaults.get("guidance_mode", "zt"))
-        if guidance_scale is None:
-            guidance_scale = scale_for(defaults.get("guidance_scale", 10.0), names) if has_target else 0.0
-        scales: list[float] = list(guidance_scale) if is_sweep else [guidance_scale]  # type: ignore
-        self.check_inputs(
-            has_target,
-            scales,
-            num_inference_steps,
-            num_images,
-            eta,
-            generator,
-            latents,
-            guidance_mode,
-            output_type,
-        )
+        scales, guidance_mode = self._resolve_guidance(guidance_scale, guidance_mode, names)
+        given = (num_inference_steps, num_images, eta, generator, latents, guidance_mode, output_type)
+        self.check_inputs(has_target, scales, *given)
         self.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         check_switch("return_dict", return_dict)
-        target = None
-        device = self._execution_device
+        target, device = None, self._execution_device
         if has_target:
-            target = build_target(towards, away, num_images, self.label_names, self.unet.config.problem_type)
-            target = target.to(device)
+            problem_type = self.unet.config.problem_type
+            target = build_target(towards, away, num_images, self.label_names, problem_type).to(device)
+
+        def on_step(step: int, t: int, latents: torch.Tensor) -> torch.Tensor:
+            tensors, names = {"latents": latents}, callback_on_step_end_tensor_inputs
+            return changed_by_callback(callback_on_step_end, self, step, t, tensors, names)["latents"]
 
         # 2. Prepare the starting noise, the same for every scale
         shape = (num_images, self.unet.config.in_channels, *self.latent_size)
@@ -179,8 +169,7 @@ class MediffusionGuidedPipeline(MediffusionPipeline):
         noise = latents.to(device=device, dtype=self.unet.dtype)
         if is_sweep:
             generator = own_generator(generator)
-
-        images, probabilities = [], []
+        images, probabilities = list[Any](), list[torch.Tensor]()
         with self._running() as state:
             for index, scale in enumerate(scales):
                 scheduler = self.clone_scheduler()
@@ -188,36 +177,19 @@ class MediffusionGuidedPipeline(MediffusionPipeline):
                 # Every scale gets the same step noise; the last one advances the caller's generator.
                 step_generator = generator if index == len(scales) - 1 else clone_generator(generator)
                 step_kwargs = scheduler_step_kwargs(scheduler, eta=eta, generator=step_generator)
-                latents = noise * scheduler.init_noise_sigma
                 state.guidance_scale = scale
 
                 # 3. Denoise
-                for step, t in state.steps(scheduler.timesteps, self.progress_bar):
-                    model_input = scheduler.scale_model_input(latents, t)
-                    if target is None or state.guidance_scale == 0:
-                        model_output = self.unet(model_input, t, return_logits=False).sample
-                    else:
-                        place = (scheduler.alphas_cumprod[t], scheduler.config.prediction_type, guidance_mode)
-                        guided = predict_guided(self.unet, model_input, t, target, state.guidance_scale, *place)
-                        model_output = guided.model_output
-                    latents = scheduler.step(model_output, t, latents, **step_kwargs).prev_sample
-                    latents = changed_by_callback(
-                        callback_on_step_end,
-                        self,
-                        step,
-                        int(t),
-                        {"latents": latents},
-                        callback_on_step_end_tensor_inputs,
-                    )["latents"]
+                latents = noise * scheduler.init_noise_sigma
+                latents = self._denoise(latents, scheduler, step_kwargs, target, guidance_mode, state, on_step)
 
                 # 4. Decode, and classify what the user gets
                 pixels = latents if output_type == "latent" else self.decode_latents(latents)
                 check_results((latents, pixels), state.guidance_scale if has_target else 0.0)
-                if output_type == "latent":
-                    images.append(latents)
-                else:
-                    images.append(self.image_processor.postprocess(pixels, output_type))
+                if output_type != "latent":
                     latents = self.encode_pixels(pixels)
+                    pixels = self.image_processor.postprocess(pixels, output_type)
+                images.append(pixels)
                 probabilities.append(self.logits_to_probabilities(self.classify_latents(latents)))
 
         scores = scores_to_output(torch.stack(probabilities), output_type)
@@ -231,3 +203,53 @@ class MediffusionGuidedPipeline(MediffusionPipeline):
             timesteps=scheduler.timesteps.tolist(),
         )
         return output if return_dict else output.to_tuple()
+
+    def _resolve_guidance(
+        self, guidance_scale: Any, guidance_mode: str | None, names: Sequence[str]
+    ) -> tuple[list[float], str]:
+        """All scales, and the mode: what is given, else the checkpoint's, else 10 and `"zt"`; unguided without labels.
+
+        Args:
+            guidance_scale: a number, a list of them, or None.
+            guidance_mode: as given.
+            names: of `towards` and `away`, those in which labels are named.
+        """
+        defaults = self.unet.config.guidance_defaults or {}
+        if guidance_mode is None:
+            guidance_mode = str(defaults.get("guidance_mode", "zt"))
+        if guidance_scale is None:
+            guidance_scale = scale_for(defaults.get("guidance_scale", 10.0), names) if names else 0.0
+        return list(guidance_scale) if isinstance(guidance_scale, (list, tuple)) else [guidance_scale], guidance_mode
+
+    def _denoise(
+        self,
+        latents: torch.Tensor,
+        scheduler: Any,
+        step_kwargs: dict[str, Any],
+        target: GuidanceTarget | None,
+        guidance_mode: str,
+        state: CallState,
+        on_step: Callable[[int, int, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """From noise to clean latents: each step guided by Eq. 2, unless there is no target or the scale is 0.
+
+        Args:
+            latents: noise of the scheduler's first timestep, shape `(num_images, channels, height, width)`.
+            scheduler: with its timesteps set.
+            step_kwargs: of its `step`.
+            target: labels to push, or None.
+            guidance_mode: where the classifier is asked.
+            state: of the call; its `guidance_scale` is that of the next step.
+            on_step: called after each step with its number, its timestep and the latents; returns them.
+        """
+        for step, t in state.steps(scheduler.timesteps, self.progress_bar):
+            model_input = scheduler.scale_model_input(latents, t)
+            if target is None or state.guidance_scale == 0:
+                model_output = self.unet(model_input, t, return_logits=False).sample
+            else:
+                place = (scheduler.alphas_cumprod[t], scheduler.config.prediction_type, guidance_mode)
+                guided = predict_guided(self.unet, model_input, t, target, state.guidance_scale, *place)
+                model_output = guided.model_output
+            latents = scheduler.step(model_output, t, latents, **step_kwargs).prev_sample
+            latents = on_step(step, int(t), latents)
+        return latents

@@ -91,10 +91,8 @@ class MediffusionCounterfactualPipelineOutput(BaseOutput):
         label_names: names of the columns.
         timesteps: timesteps of the guided evaluations, noisiest first.
         image_size: height and width of the results; images of other sizes were resized.
-        settings: the values used, after the checkpoint's defaults: `strength`, `guidance_scale`,
-            `num_inference_steps`, `num_inversion_steps`, `start`, `guidance_mode`, `follow_inversion`,
-            `solver_order`, `eta`, `hold`, `mask` (`"auto"`, `"everywhere"` or `"given"`), `fade_guidance`, and
-            `target_probability` of a search.
+        settings: the options used, after the checkpoint's defaults, by name; `mask` is `"auto"`, `"everywhere"` or
+            `"given"`. See `CounterfactualSettings.to_dict`.
         guidance_scales: the scale of each counterfactual, as given or found.
         strengths: likewise.
         reached: of a search: whether the counterfactual, as returned, reaches the target probability; bool.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..atomic_files import write_json
+from ..atomic_files import read_json, write_json
 from ..evaluation.provenance import checkpoint_hash
 from ..privacy import is_local_path
 
@@ -103,7 +102,7 @@ def kept_evaluations(pipeline_folder: str | Path) -> list[Evaluation]:
     evaluations = []
     for path in paths:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             evaluation = Evaluation(content.pop("kind"), content)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{str(path)!r} holds no evaluation: {error}. Delete it, or evaluate again.") from error

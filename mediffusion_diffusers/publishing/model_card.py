@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..atomic_files import write_text
+from ..atomic_files import read_json, write_text
 from ..data.schema import DatasetInfo
 from ..data.splits import LabelledSplit
 from ..evaluation.provenance import TRAINING_CONFIG
@@ -219,7 +218,7 @@ def _check_mandatory(info: DatasetInfo, arguments: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _last_validation(metrics: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -109,3 +109,12 @@ def test_localisation_is_the_function(rng):
 def test_examples_run():
     results = doctest.testmod(metrics)
     assert results.attempted >= 10 and results.failed == 0
+
+
+def test_accuracy_is_of_the_images_whose_class_is_known():
+    columns = {"predictions": [[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]], "patient_ids": ["a", "b", "c"]}
+    references = [[1, 0], [1, 0], [np.nan, np.nan]]
+    figures = metrics.Classification().compute(
+        **columns, references=references, label_names=["a", "b"], single_label=True, num_resamples=2
+    )
+    assert figures["accuracy"] == 0.5

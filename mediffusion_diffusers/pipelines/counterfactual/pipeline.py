@@ -133,6 +133,9 @@ class MediffusionCounterfactualPipeline(MediffusionPipeline):
             names = callback_on_step_end_tensor_inputs
             return tuple(changed_by_callback(callback_on_step_end, self, step, t, tensors, names).values())
 
+        def as_shown(latents: torch.Tensor) -> torch.Tensor:
+            return judge.probabilities(show(self, latents, output_type))
+
         with self._running(*([] if outside is None else [outside])) as state:
             watch = Watch(state, self.progress_bar, None if callback_on_step_end is None else on_step)
 
@@ -150,8 +153,7 @@ class MediffusionCounterfactualPipeline(MediffusionPipeline):
             editor: Any = kind(self.unet, self.scheduler, settings, judge.latent_classifier)
             timesteps = editor.timesteps(start)
             if settings.target_probability is not None:
-                seen = lambda edited: judge.probabilities(show(self, edited, output_type))  # noqa: E731
-                editor = SmallestEdit(editor, way, settings, seen, self.progress_bar)
+                editor = SmallestEdit(editor, way, settings, as_shown, self.progress_bar)
             if settings.finds_region:  # a first edit finds the region; the second gets the same step noise
                 found: Edit = editor.edit(start, question, clone_generator(generator), watch)
                 change = found.latents - found.null_latents[found.null_index]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.utils import logging
 
-from ...guidance import plain_scale, values_of_scale
+from ...guidance import OwnGuidanceMode, plain_scale, values_of_scale
 from ...options import Range, check_number, check_options, option, range_of
 
 
@@ -51,7 +51,7 @@ class CounterfactualSettings:
         '`"inversion"` climbs to the noise level by deterministic inversion, which keeps the image\'s identity; '
         '`"noise"` adds random noise, as the paper does.',
     )
-    guidance_mode: Annotated[Literal["zt", "x0_detached", "x0"] | Literal["external"], Stored] = option(
+    guidance_mode: Annotated[OwnGuidanceMode | Literal["external"], Stored] = option(
         "zt",
         'Where the classifier is asked: `"zt"`, `"x0_detached"`, `"x0"` (the paper\'s authors) or `"external"` '
         "(App. H); see [`~mediffusion_diffusers.guidance.predict_guided`].",
@@ -258,10 +258,17 @@ def stored_options() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class GivenOptions:
-    """Some of the options, each given or `None`, which leaves it to the checkpoint; see `given_options`."""
+    """Some of the options, each given or `None`, which leaves it to the checkpoint; see `given_options`.
+
+    Raises:
+        ValueError: for an option outside its range.
+    """
 
     option_names: ClassVar[tuple[str, ...]] = ()
     prefix: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     def given(self) -> dict[str, Any]:
         """The options that are given, as keyword arguments of the pipeline."""
