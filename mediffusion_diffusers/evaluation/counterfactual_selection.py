@@ -18,7 +18,7 @@ _TURNS = (
     "image serves twice"
 )
 SELECTION_RULE = {
-    "remove": f"images that have the finding and that the model calls positive, {_TURNS}",
+    "remove": "the first images, in the order of the split, that have the finding and that the model calls positive",
     "add": f"images with no finding at all, that the model calls negative, {_TURNS}",
 }
 NUM_WRONG_BOXES = 8  # boxes of other findings that each image's change is also measured in
@@ -51,7 +51,8 @@ def select_images(
 ) -> Selection:
     """Select images by `SELECTION_RULE`.
 
-    For one class per image, `"add"` takes images of any *other* class instead of images without a finding.
+    For one class per image, `"add"` takes images of any *other* class instead of images without a finding. An image
+    with two findings may serve in the removal of either; every image without a finding would fit every addition.
 
     Args:
         labels: 1, 0 or NaN, shape `(num, num_labels)`.
@@ -80,8 +81,11 @@ def select_images(
     if candidates is not None:
         for label in range(labels.shape[1]):
             fits[:, label] &= np.isin(np.arange(len(labels)), candidates[label])
-    patients = patient_numbers(range(len(labels)) if patient_ids is None else patient_ids)
-    taken = _draw_in_turns(fits, patients, num_images_per_label)
+    if direction == "remove":
+        taken = [np.flatnonzero(column)[:num_images_per_label].tolist() for column in fits.T]
+    else:
+        patients = patient_numbers(range(len(labels)) if patient_ids is None else patient_ids)
+        taken = _draw_in_turns(fits, patients, num_images_per_label)
     rows = np.array([row for chosen in taken for row in sorted(chosen)], dtype=np.int64)
     return Selection(rows, np.repeat(np.arange(len(taken)), [len(chosen) for chosen in taken]))
 

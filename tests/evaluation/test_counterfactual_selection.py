@@ -26,6 +26,8 @@ def _pairs(selection):
 def test_removals_have_the_finding_and_are_seen_by_the_model():
     assert _pairs(select_images(LABELS, SEEN, "remove", 9)) == [(0, 0), (5, 0), (1, 1)]
     assert _pairs(select_images(LABELS, SEEN, "remove", 1)) == [(0, 0), (1, 1)]
+    both = np.ones((3, 2))  # an image with two findings may lose either
+    assert _pairs(select_images(both, both.astype(bool), "remove", 2)) == [(0, 0), (1, 0), (0, 1), (1, 1)]
 
 
 def test_additions_have_no_finding_at_all_and_no_image_serves_twice():
@@ -42,20 +44,19 @@ def test_one_class_per_image_is_added_to_images_of_the_others():
     assert sorted(chosen.rows) == list(range(9)) and (labels[chosen.rows, chosen.targets] == 0).all()
 
 
-@pytest.mark.parametrize("direction", ["remove", "add"])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_image_serves_twice_and_patients_are_distinct_where_numbers_allow(direction, seed):
+def test_additions_are_to_distinct_patients_where_numbers_allow(seed):
     rng = np.random.default_rng(seed)
-    labels = (rng.random((120, 4)) < (0.6 if direction == "remove" else 0.1)).astype(float)
+    labels = (rng.random((120, 4)) < 0.1).astype(float)
     seen = rng.random((120, 4)) < 0.5
     patients = [f"p{row // 3}" for row in range(120)]
-    chosen = select_images(labels, seen, direction, 4, patient_ids=patients)
+    chosen = select_images(labels, seen, "add", 4, patient_ids=patients)
     assert np.bincount(chosen.targets).tolist() == [4, 4, 4, 4]
     assert len(set(chosen.rows.tolist())) == len({patients[row] for row in chosen.rows}) == 16
-    assert (labels[chosen.rows, chosen.targets] == (direction == "remove")).all()
-    again = select_images(labels, seen, direction, 4, patient_ids=patients)
+    assert (labels[chosen.rows] == 0).all()
+    again = select_images(labels, seen, "add", 4, patient_ids=patients)
     np.testing.assert_array_equal(chosen.rows, again.rows)
-    few = select_images(labels, seen, direction, 4, patient_ids=["a", "b"] * 60)  # not enough patients: other images
+    few = select_images(labels, seen, "add", 4, patient_ids=["a", "b"] * 60)  # not enough patients: other images
     assert len(set(few.rows.tolist())) == 16
 
 
