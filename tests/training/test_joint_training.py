@@ -298,3 +298,23 @@ def test_a_batch_smaller_than_its_parts_is_refused(phantoms, tmp_path):
 def test_an_exploding_loss_stops_the_run(phantoms, tmp_path):
     with pytest.raises(FloatingPointError, match=r"became (nan|inf) at step"):
         run(phantoms, tmp_path / "run", "--learning_rate", 1e30, "--max_grad_norm", 1e30)
+
+
+def test_the_layout_of_earlier_checkpoints_is_resumed(finished, phantoms, tmp_path):
+    """Before checkpoints had hashes, and runs a device: manifests held sizes alone, configurations fewer names."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("checkpoint-6", "model_index.json", "unet"))
+    manifest = folder / "checkpoint-3" / "manifest.json"
+    state = json.loads((folder / "checkpoint-3" / "state.json").read_text())
+    assert state.keys() == {"step", "ema", "loss_window", "num_processes"}
+    content = json.loads(manifest.read_text())
+    sizes = {name: facts["bytes"] for name, facts in content["files"].items()}
+    manifest.write_text(json.dumps({"format_version": 1, "step": 3, "files": sizes}))
+    config = json.loads((folder / "training_config.json").read_text())
+    for name in ("device", "allow_tf32"):
+        del config["arguments"][name]
+    (folder / "training_config.json").write_text(json.dumps(config))
+    run(phantoms, folder, *RECIPE, "--counterfactual_strength", 0.25, "--resume_from_checkpoint", "latest")
+    for name in ("unet", "ema", "optimizer"):
+        file = f"checkpoint-6/{name}.safetensors"
+        assert (folder / file).read_bytes() == (finished / file).read_bytes()

@@ -61,7 +61,10 @@ def training_run(config: TrainingConfig, hub: HubOptions | None = None) -> Itera
     run = TrainingRun(config, HubOptions() if hub is None else hub)
     with explained_full_disk(run.output_dir), run.claimed():
         check_output_folder(run.options, run.hub)
-        yield run
+        try:
+            yield run
+        finally:
+            run.bar.close()  # else it would be drawn once more, after the last word
 
 
 class TrainingRun:
@@ -93,6 +96,7 @@ class TrainingRun:
             )
         self.stop = StopRequest()
         self.must_stop = False
+        self.bar = tqdm(disable=True)
         # Signals are agreed on by the hosts, beside whatever the devices are at.
         self._hosts = torch.distributed.new_group(backend="gloo") if self.num_processes > 1 else None
 
