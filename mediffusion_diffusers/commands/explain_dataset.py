@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command line without the program; `None` is that of the process.
 
     Returns:
-        1 if an input shard could not be read, else 0.
+        1 if an input shard could not be read, or no image of the whole dataset is explained; else 0.
 
     Raises:
         ValueError: for arguments or files that cannot be used.
@@ -141,4 +141,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in summary.problems:
         print(f"Not explained: {problem}")
     print(f"{summary.sentence()} Output: {options.output_dir}")
-    return 1 if summary.problems else 0
+    return 0 if summary.is_useful else 1

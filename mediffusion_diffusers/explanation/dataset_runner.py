@@ -47,9 +47,19 @@ class Summary:
     num_processes: int
     problems: tuple[str, ...]
 
+    @property
+    def is_useful(self) -> bool:
+        """Whether every shard could be read and, if all of them are finished, any image is explained."""
+        return not self.problems and (not self.manifest["complete"] or self.manifest["num_explained"] > 0)
+
     def sentence(self) -> str:
         """One line for the terminal."""
         shards = f"{self.manifest['num_finished_shards']:,} of {self.manifest['num_shards']:,} shards are finished"
+        if self.manifest["complete"] and self.manifest["num_explained"] == 0:
+            return (
+                f"No image is explained: {self.manifest['num_failed']:,} rows could not be (column `error` says why), "
+                f"{self.manifest['num_passed_over']:,} were not asked about; {shards}."
+            )
         if self.num_rows == 0 and not self.problems:
             return f"Nothing was left to do: {shards}."
         return (

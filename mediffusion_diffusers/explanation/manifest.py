@@ -151,9 +151,11 @@ class Manifest:
         """Raise a `ValueError` if the manifest in the folder is another run's."""
         try:
             there = json.loads(self.path.read_text(encoding="utf-8"))["identity"]
+            if not isinstance(there, dict):
+                raise TypeError(f"its identity is {there!r}")
         except FileNotFoundError:
             return
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"`output_dir` {str(self.folder.root)!r} holds a {MANIFEST_FILE} that is none of this script's or is "
                 f"damaged ({error!r}). {_REMEDY}"

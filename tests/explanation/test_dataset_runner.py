@@ -310,6 +310,28 @@ def test_a_mistake_that_explained_nothing_binds_nobody(pipe, phantoms, tmp_path)
     assert explain_dataset(pipe, job(phantoms, tmp_path)).manifest["complete"]
 
 
+@pytest.mark.parametrize("content", ['{"identity": 5}', "[]", "{", '{"identity": ' + "[" * 100_000, "{}"])
+def test_a_manifest_that_is_none_is_named(pipe, phantoms, tmp_path, content):
+    explain_dataset(pipe, job(phantoms, tmp_path))
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"holds a manifest.json that is none of this script's or is damaged"):
+        explain_dataset(pipe, job(phantoms, tmp_path))
+
+
+def test_a_dataset_of_which_nothing_is_explained_is_no_success(pipe, phantoms, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    table = pq.read_table(sorted((phantoms / "data").glob("validation-*"))[0])
+    rows = [{**row, "image": None} for row in table.to_pylist()]
+    pq.write_table(table.from_pylist(rows, schema=table.schema), data / "none.parquet")
+    for num_rows in (6, 0):  # and the second run finds them done
+        summary = explain_dataset(pipe, job(data, tmp_path / "out"))
+        assert (summary.num_rows, summary.num_explained, summary.is_useful) == (num_rows, 0, False)
+        assert summary.sentence().startswith("No image is explained: 6 rows could not be (column `error` says why)")
+    good = explain_dataset(pipe, job(phantoms, tmp_path / "good"))
+    assert good.is_useful and good.sentence().startswith("Explained 36 images")
+
+
 def test_a_run_that_another_one_has_overtaken_ends(pipe, phantoms, tmp_path, monkeypatch):
     """Both began while the folder was empty, with different questions."""
     encode = explainer.encode_difference
