@@ -80,14 +80,12 @@ class OptionParser(HfArgumentParser):
                 continue
             known[f"--{field.name}"].nargs, known[f"--{field.name}"].const = "?", True
             name = field.name
-            spellings = {f"--no-{name}", f"--no_{name}", f"--no-{name.replace('_', '-')}"}
-            self.add_argument(
-                *sorted(spellings - known.keys()),
-                dest=name,
-                action="store_false",
-                default=known[f"--{name}"].default,
-                help=argparse.SUPPRESS,
-            )
+            spellings = {f"--no-{name}", f"--no_{name}", f"--no-{name.replace('_', '-')}"} - known.keys()
+            if spellings:  # without any, argparse would take it for a positional argument, which is always there
+                default = known[f"--{name}"].default
+                self.add_argument(
+                    *sorted(spellings), dest=name, action="store_false", default=default, help=argparse.SUPPRESS
+                )
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -20,6 +20,7 @@ class Schedule:
     start: Literal["inversion", "noise"] = option("inversion", "How to begin.")
     flip: bool = option(False, "Mirror every second image.")
     use_ema: bool = option(True, "Average the weights.")
+    controls: bool = option(True, "Make the controls.")
     fade: bool | None = option(None, "Let it fade.")
 
 
@@ -52,6 +53,10 @@ def test_a_number_without_a_range_is_finite():
         check_number("hold", math.nan)
 
 
+def test_an_empty_command_line_is_the_defaults():
+    assert OptionParser(Schedule).parse([]) == (Schedule(),)
+
+
 def test_a_command_line_is_derived(capsys):
     (schedule,) = OptionParser(Schedule).parse(["--share", "0.5", "--scales", "1", "3", "--flip", "--fade", "false"])
     assert schedule == Schedule(share=0.5, scales=[1.0, 3.0], flip=True, fade=False)
@@ -73,6 +78,8 @@ def test_a_preset_is_a_row_of_defaults_that_the_command_line_overrules():
         assert OptionParser(Schedule).parse(line, presets) == (Schedule("small", 0.1, steps=7, flip=True),)
     for negation in ("--no-use_ema", "--no_use_ema", "--no-use-ema"):
         assert not OptionParser(Schedule).parse([negation])[0].use_ema
+    for negation in (["--no-controls"], ["--no_controls"], ["--controls", "false"]):
+        assert not OptionParser(Schedule).parse(negation)[0].controls
     for negation in (["--no-flip"], ["--no_flip"], ["--flip", "false"]):
         assert not OptionParser(Schedule).parse(["--preset", "small", *negation], presets)[0].flip
     with pytest.raises(ValueError, match=r"`preset` must be one of \['small'\], but got 'large'"):

@@ -29,6 +29,13 @@ def test_a_command_line_becomes_a_job():
     assert job.model == "org/model"
 
 
+def test_controls_are_made_unless_they_are_left_out():
+    made, left_out = (
+        job_of(*parser().parse((*LINE, "--away", "Mass", *extra))[:2], {}) for extra in ((), ("--no-controls",))
+    )
+    assert made.request.controls and not left_out.request.controls
+
+
 def test_the_manifest_never_names_a_local_path(tmp_path):
     line = (*LINE[2:], "--pretrained_model_name_or_path", str(tmp_path), "--away", "Mass")
     assert job_of(*parser().parse(line)[:2], {}).model is None

@@ -68,7 +68,7 @@ def test_a_dataset_on_the_hub(hub, pipe, pipeline_folder, phantoms, tmp_path):
     assert "'data/train-00001-of-00004.parquet' has changed since it was explained: `content`" in completed.stderr
 
     here, there = (output_table(folder).drop_columns(["settings"]) for folder in (tmp_path / "local", out))
-    assert here.equals(there)
+    assert [name for name in here.column_names if not here[name].equals(there[name])] == []
     manifest = json.loads((out / "manifest.json").read_text())
     first = hub.repository("org/data", "dataset").history()[1].oid
     assert manifest["dataset"] == f"org/data@{first}" and manifest["model"] == "org/model"
