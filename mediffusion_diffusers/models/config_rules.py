@@ -105,7 +105,7 @@ _SCHEDULER: dict[str, Rule] = {
     "num_train_timesteps": whole(1, 100_000),
     "beta_start": number(at_least=0, below=1),
     "beta_end": number(at_least=0, at_most=1),
-    "beta_schedule": text(),
+    "beta_schedule": text("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"),
     "trained_betas": optional(several(number(at_least=0, at_most=1), 100_000)),
     "prediction_type": text(),
     "timestep_spacing": text(),

@@ -20,6 +20,8 @@ from .config_rules import read_config
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 PREPROCESSOR_FILE = "preprocessor_config.json"
 _INDEX_SUFFIX = ".safetensors.index.json"
+_PARTS = {"vae", "unet", "scheduler"}  # of every pipeline here
+_LIBRARIES = ("diffusers", "mediffusion_diffusers")
 # What transformers raises for a config or weights that do not make sense to it.
 _LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, RuntimeError)
 # Room for a head that a checkpoint of a backbone lacks.
@@ -93,12 +95,14 @@ def check_pipeline_folder(folder: str | os.PathLike[str]) -> None:
     """Check the configs and the names of the weights of a pipeline's parts, before one of them is loaded.
 
     Raises:
-        ValueError: as `check_model_folder`.
+        ValueError: as `check_model_folder`, and for a part of the pipeline that is no class of a known library.
     """
     folder = Path(folder)
     if not (folder / "model_index.json").exists():
         return
     index = read_config(folder / "model_index.json")
+    for name in sorted(_PARTS & index.keys()):
+        _check_part(folder / "model_index.json", name, index[name])
     for name, entry in index.items():
         part = folder / name
         if name.startswith("_") or not isinstance(entry, list) or name != os.path.basename(name):
@@ -107,6 +111,17 @@ def check_pipeline_folder(folder: str | os.PathLike[str]) -> None:
         check_model_folder(part, kind=kind)
         if (part / "scheduler_config.json").exists():
             read_config(part / "scheduler_config.json", kind)
+
+
+def _check_part(path: Path, name: str, entry: Any) -> None:
+    """Refuse what names no class: diffusers looks up, in whatever module an entry names, whatever it says there."""
+    is_pair = isinstance(entry, list) and len(entry) == 2
+    is_left_out = is_pair and entry == [None, None]
+    if not is_left_out and not (is_pair and entry[0] in _LIBRARIES and isinstance(entry[1], str)):
+        raise ValueError(
+            f"{path} cannot be used: `{name}` must be [library, class] with a library of {', '.join(_LIBRARIES)}, but "
+            f"is {entry!r:.200}."
+        )
 
 
 def local_model(

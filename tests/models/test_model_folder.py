@@ -132,6 +132,10 @@ HOSTILE = [
     ("scheduler/scheduler_config.json", "num_train_timesteps", "many"),
     ("scheduler/scheduler_config.json", "beta_start", "low"),
     ("scheduler/scheduler_config.json", "trained_betas", "none"),
+    ("scheduler/scheduler_config.json", "beta_schedule", "x"),
+    ("model_index.json", "unet", ["os", "system"]),
+    ("model_index.json", "scheduler", ["x"]),
+    ("model_index.json", "vae", None),
 ]
 
 
