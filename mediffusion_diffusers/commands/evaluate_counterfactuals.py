@@ -33,7 +33,7 @@ class Options(StudyOptions):
     oracle_path: str | None = option(None, "Outside classifier (train_oracle.py).")
     direction: Literal["remove", "add", "both"] = option(BOTH, "Whether findings are removed, added, or both.")
     num_images_per_label: Annotated[int, Range(at_least=1)] = option(
-        16, "At most so many images for each label and direction; no image serves twice in one direction."
+        16, "At most so many images for each label and direction; additions are to distinct images."
     )
     only_with_boxes: bool = option(False, "Remove findings only where they have a box.")
     batch_size: BatchSize = option(32, "Images at a time.")
