@@ -40,6 +40,7 @@ import numpy as np
 from diffusers import DDIMScheduler, DDPMScheduler
 from tqdm.auto import tqdm
 
+from mediffusion_diffusers.atomic_files import write_text
 from mediffusion_diffusers.data.schema import load_info
 from mediffusion_diffusers.evaluation.counterfactual_study import (
     DIRECTIONS,
@@ -188,6 +189,11 @@ def mean_of(results: list[Any]) -> Any:
     return {"mean": round(float(np.mean(results)), 4), "sd": round(float(np.std(results)), 4)}
 
 
+def quotient(ours: float, other: float, digits: int = 4) -> float | None:
+    """Ours as a multiple of the other's; `None` of nothing."""
+    return round(ours / other, digits) if other else None
+
+
 def claims_of(mean: dict[str, Any]) -> dict[str, Any]:
     """What can be claimed, as differences and ratios of the means."""
     claims: dict[str, Any] = {}
@@ -201,20 +207,22 @@ def claims_of(mean: dict[str, Any]) -> dict[str, Any]:
             def gain(key: str, ours: Any = ours, other: Any = paper) -> float:
                 return round(abs(ours[key]["mean"]) - abs(other[key]["mean"]), 4)
 
-            def ratio(key: str, ours: Any = ours, other: Any = paper) -> float:
-                return round(ours[key]["mean"] / other[key]["mean"], 4)
+            def ratio(key: str, ours: Any = ours, other: Any = paper) -> float | None:
+                return quotient(ours[key]["mean"], other[key]["mean"])
 
             claims[f"{direction}: {name}"] = claim = {
                 "oracle flips, ours - paper": gain("oracle_flip_rate"),
                 "|Diff|, ours - paper": gain("oracle_diff"),
                 "Other diff, ours / paper": ratio("oracle_other_diff"),
                 "L1, ours / paper": ratio("l1"),
-                "CPU seconds, paper / ours": round(1 / ratio("cpu_seconds_per_image"), 1),
+                "CPU seconds, paper / ours": quotient(
+                    paper["cpu_seconds_per_image"]["mean"], ours["cpu_seconds_per_image"]["mean"], 1
+                ),
                 "|Diff|, ours - plain gradient": gain("oracle_diff", other=gradient),
                 "cosine to truth, ours - plain gradient": gain("cosine_to_truth", other=gradient),
                 "error to truth, ours / plain gradient": ratio("error_to_truth", other=gradient),
-                "error to truth, ours / original's own": round(
-                    ours["error_to_truth"]["mean"] / ours["error_of_original_to_truth"]["mean"], 4
+                "error to truth, ours / original's own": quotient(
+                    ours["error_to_truth"]["mean"], ours["error_of_original_to_truth"]["mean"]
                 ),
             }
             if confined is not None:
@@ -260,7 +268,7 @@ def main() -> None:
             report["mean"] = mean_of([one["results"] for one in report["models"]])
             report["claims"] = claims_of(report["mean"])
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=1) + "\n")  # after each model: it takes minutes
+        write_text(args.output, json.dumps(report, indent=1) + "\n")  # after each model: it takes minutes
     print(json.dumps(report["claims"], indent=1))
 
 
