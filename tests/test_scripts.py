@@ -16,6 +16,8 @@ COMMAND_LINES = {
     "explain_dataset": ("--pretrained_model_name_or_path", "./nowhere", "--dataset", "nowhere", "--output_dir", "out"),
     "explain_images": (*MODEL, "--images", "nowhere.png", "--away", "Mass", "--output_dir", "nowhere.txt"),
     "run_demo": ("--output_dir", "nowhere.txt"),
+    "train_autoencoder": ("--dataset_dir", "nowhere", "--output_dir", "out"),
+    "train_joint": ("--dataset_dir", "nowhere", "--output_dir", "out"),
     "train_oracle": ("--dataset_dir", "nowhere", "--output_dir", "out"),
 }
 
