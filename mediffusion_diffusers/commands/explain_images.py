@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from ..data.pictures import open_picture
+from ..data.pictures import open_image
 from ..device import DeviceOptions
 from ..evaluation.held_out import HeldOutSplit
 from ..image_processor import pil_to_float_array
@@ -40,7 +40,7 @@ class Options:
 
     pretrained_model_name_or_path: str = required("Folder or Hub repository.")
     output_dir: Path = required("Folder for the page, panels and animations.")
-    images: list[Path] = option([], "Picture files.")
+    images: list[Path] = option([], "Picture or DICOM files.")
     dataset_dir: Path | None = option(None, "Prepared dataset (prepare_dataset.py), instead of picture files.")
     split: str = option("test", "Of the dataset.")
     num_images: Annotated[int, Range(at_least=1)] = option(3, "Of the dataset.")
@@ -113,7 +113,7 @@ def _read_files(options: Options, pipe: Any) -> tuple[list[Any], None, list[str]
     images, problems = [], []
     for path in options.images:
         try:
-            images.append(pil_to_float_array(open_picture(path), pipe.image_processor.config.channels))
+            images.append(pil_to_float_array(open_image(path), pipe.image_processor.config.channels))
         except (OSError, ValueError) as error:
             problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     return images, None, problems

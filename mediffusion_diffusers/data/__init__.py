@@ -1,7 +1,7 @@
 """Datasets: one contract for many sources, labelled shares drawn from them, and the transforms that read them."""
 
 from .dicom import read_dicom
-from .pictures import encode_picture, encode_png, open_picture
+from .pictures import encode_picture, encode_png, open_image, open_picture
 from .schema import DatasetInfo, features, label_matrix, load_info, load_prepared, make_row
 from .sources.chestxray14 import convert_chestxray14
 from .sources.dicom_folder import convert_dicom
@@ -39,6 +39,7 @@ __all__ = [
     "load_info",
     "load_prepared",
     "make_row",
+    "open_image",
     "open_picture",
     "patient_validation_split",
     "read_dicom",

@@ -1,4 +1,4 @@
-"""From a picture file of any kind to the bytes that a prepared dataset stores, without losing bit depth."""
+"""Image files of any kind opened, and encoded as a prepared dataset stores them, without losing bit depth."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..image_processor import float_strips, pil_to_tensor, upright
 from ..item_boundary import reason
+from .dicom import may_be_dicom, read_dicom
 
 
 # Modes that need no conversion for 1 or 3 channels.
@@ -21,6 +22,29 @@ _HARMLESS_INFO = {
     *("aspect", "chromaticity", "dpi", "gamma", "icc_profile", "interlace", "jfif", "jfif_density"),
     *("jfif_unit", "jfif_version", "progression", "progressive", "srgb"),
 }
+
+
+def open_image(path: str | os.PathLike[str], name: str | None = None) -> Image.Image:
+    """Open an image file for a pipeline: a picture of any format Pillow reads, or a DICOM file.
+
+    A file is DICOM by its suffix (`.dcm`, `.dicom`, `.ima`) or by its content, whatever it is called.
+
+    Args:
+        path: the file.
+        name: what to call it in an error message; by default its path.
+
+    Returns:
+        An upright picture of one frame; of a DICOM file, grey of 16 bits and without any tag of the file.
+
+    Raises:
+        ValueError: naming the file, for what `open_picture` or [`~mediffusion_diffusers.data.read_dicom`] refuses.
+        ImportError: for a DICOM file, if pydicom is not installed.
+
+    Example:
+        >>> output = pipe(open_image("chest.dcm"), away="Cardiomegaly")  # doctest: +SKIP
+    """
+    is_dicom = os.path.isfile(path) and may_be_dicom(path)
+    return read_dicom(path, name) if is_dicom else open_picture(path, name)
 
 
 def open_picture(picture: str | os.PathLike[str] | bytes, name: str | None = None) -> Image.Image:

@@ -1,6 +1,6 @@
 """DICOM files as pictures: tags read with patience, grey scales as the standard says, one boundary per file."""
 
-from .file import check_single_grey_frame, read_dicom, read_header
+from .file import check_single_grey_frame, may_be_dicom, read_dicom, read_header
 from .grey_scale import GreyScale
 from .identity import describing_metadata, tells_who
 from .tags import tag_text, tag_value
@@ -13,6 +13,7 @@ __all__ = [
     "apply_window",
     "check_single_grey_frame",
     "describing_metadata",
+    "may_be_dicom",
     "read_dicom",
     "read_header",
     "tag_text",

@@ -25,6 +25,22 @@ if TYPE_CHECKING:
 
 _QUOTED = re.compile(r"""b?'(?:[^'\\]|\\.)*'|b?"(?:[^"\\]|\\.)*\"""")
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+
+def may_be_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is DICOM by its suffix, or by the mark after the preamble.
+
+    One that cannot be opened may be, and is reported when it is read.
+    """
+    path = Path(path)
+    if path.suffix.lower() in _SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return True
 
 
 def read_dicom(path: str | os.PathLike[str], name: str | None = None) -> Image.Image:

@@ -21,15 +21,21 @@ from tqdm.auto import tqdm
 from ...atomic_files import write_text
 from ...item_boundary import reading
 from ..conversion import SourceImage, write_sources
-from ..dicom import GreyScale, describing_metadata, read_dicom, read_header, tag_text, tag_value, tells_who
+from ..dicom import (
+    GreyScale,
+    describing_metadata,
+    may_be_dicom,
+    read_dicom,
+    read_header,
+    tag_text,
+    tag_value,
+    tells_who,
+)
 from ..label_table import LabelTable, read_label_table
 from ..listing import Listing, list_files
 from ..schema import MULTI_LABEL, DatasetInfo
 from ..splits import check_draws, patient_validation_split
 from ..writer import ConversionReport, check_output_folder
-
-
-_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 @dataclass(frozen=True)
@@ -243,7 +249,7 @@ def _dicom_files(listing: Listing) -> list[str]:
     for name, path in listing.files.items():
         if path.name.upper() == "DICOMDIR":
             rule = "DICOMDIR: the index of a medium"
-        elif path.suffix.lower() not in _SUFFIXES and not _has_mark(path):
+        elif not may_be_dicom(path):
             rule = "no DICOM: neither the suffix nor the mark of one"
         else:
             candidates.append(name)
@@ -251,15 +257,6 @@ def _dicom_files(listing: Listing) -> list[str]:
         listing.ignored.setdefault(rule, []).append(name)
     listing.files = {name: listing.files[name] for name in candidates}
     return candidates
-
-
-def _has_mark(path: Path) -> bool:
-    """Whether a file begins as DICOM files do; one that cannot be opened may, and is reported when it is read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return True
 
 
 def _match_labels(
