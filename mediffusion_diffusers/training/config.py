@@ -18,7 +18,7 @@ from ..options import Range, check_options, option
 
 
 Config = TypeVar("Config", bound="TrainingConfig")
-LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
+LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "warmup_stable_decay"]
 
 _Count = Annotated[int, Range(at_least=1)]
 _OptionalCount = Annotated[int | None, Range(at_least=1)]

@@ -126,6 +126,27 @@ JOINT_PRESETS: dict[str, JointConfig] = {
         counterfactual_guidance_scale=60.0,
         counterfactual_num_inference_steps=7,
     ),
+    # The checkpoint of `mediffusion_diffusers.examples`: chest phantoms of 64x64 pixels, latents of 16x16.
+    "phantom": _SMALL_JOINT.with_options(
+        resolution=64,
+        vae="space_to_depth",
+        vae_block_size=4,
+        block_out_channels=[32, 64, 128],
+        classifier_dropout=0.1,
+        prediction_type="sample",
+        diffusion_loss_weight=8.0,
+        snr_gamma=1.0,
+        snr_weighting="soft_min",
+        lr_scheduler="warmup_stable_decay",
+        max_train_steps=9500,
+        classifier_start_step=8000,
+        random_shift=3,
+        validation_steps=500,
+        checkpointing_steps=500,
+        sample_steps=2000,
+        logging_steps=50,
+        counterfactual_strength=0.3,
+    ),
 }
 
 # App. C. Its "perceptual loss from step 50,000 with weight 0.5" is `disc_start` and `disc_weight` of Rombach et al.,

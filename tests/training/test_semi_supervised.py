@@ -15,7 +15,7 @@ from mediffusion_diffusers.training.data.label_balance import (
     warn_about_missing_labels,
 )
 from mediffusion_diffusers.training.data.streams import IndexStream, take_slice
-from mediffusion_diffusers.training.joint.loss_weights import min_snr_weights
+from mediffusion_diffusers.training.joint.loss_weights import snr_weights
 from mediffusion_diffusers.training.joint.objectives import (
     DiffusionBatch,
     JointObjective,
@@ -59,7 +59,7 @@ def test_min_snr_weighs_the_clean_image_alike(prediction_type):
     """The weighted error of every prediction type is min(snr, gamma) times the error of the clean image it implies."""
     scheduler = tiny_scheduler("ddpm", prediction_type=prediction_type)
     timesteps = torch.tensor([0, 30, 300, 999])
-    weights = min_snr_weights(scheduler, timesteps, 5.0)
+    weights = snr_weights(scheduler, timesteps, 5.0)
     for place, t in enumerate(timesteps.tolist()):
         abar = scheduler.alphas_cumprod[t].item()
         snr = abar / (1 - abar)
@@ -69,7 +69,7 @@ def test_min_snr_weighs_the_clean_image_alike(prediction_type):
 
 
 def test_a_very_large_gamma_changes_nothing_for_the_noise():
-    weights = min_snr_weights(tiny_scheduler("ddpm"), torch.arange(1000), 1e9)
+    weights = snr_weights(tiny_scheduler("ddpm"), torch.arange(1000), 1e9)
     assert torch.allclose(weights, torch.ones(1000), rtol=1e-6)
 
 

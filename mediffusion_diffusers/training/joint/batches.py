@@ -26,7 +26,7 @@ from ..data.training_data import TrainingData, num_workers, train_transform
 from ..run.randomness import keyed_generator
 from ..run.run import TrainingRun
 from .config import JointConfig
-from .loss_weights import min_snr_weights
+from .loss_weights import snr_weights
 from .objectives import DiffusionBatch, LabelledBatch, count_known
 
 
@@ -90,7 +90,7 @@ class JointBatches:
         timesteps = self.run.to_device(timesteps[own])
         weights = None
         if options.snr_gamma is not None:
-            weights = min_snr_weights(self.noise_scheduler, timesteps, options.snr_gamma)
+            weights = snr_weights(self.noise_scheduler, timesteps, options.snr_gamma, options.snr_weighting)
         return DiffusionBatch(
             latents=latents,
             noise=self.run.to_device(noise[own]).contiguous(memory_format=self.memory_format),

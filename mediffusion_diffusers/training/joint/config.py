@@ -98,7 +98,10 @@ class DiffusionOptions:
         False, "Let the last timestep be noise alone (Lin et al., 2023); the saved scheduler then spaces from the end."
     )
     snr_gamma: Annotated[float | None, Range(above=0)] = option(
-        None, "Min-SNR weights in the diffusion loss; their authors use 5."
+        None, "Bound on how much a little noise weighs in the diffusion loss; Min-SNR's authors use 5."
+    )
+    snr_weighting: Literal["min", "soft_min"] = option(
+        "min", "Whether the weight ends at the bound (Min-SNR) or approaches it; soft_min with 1 is abar_t."
     )
     sample_steps: _OptionalCount = option(None, "Steps between sample grids; by default `validation_steps`.")
     num_sample_images: _Count = option(16, "Images in a sample grid.")

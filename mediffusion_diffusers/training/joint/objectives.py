@@ -22,7 +22,7 @@ class DiffusionBatch:
         noise: standard normal noise, same shape.
         timesteps: one uniform random t per image, shape `(batch,)`, int64.
         num_images: images of the *global* batch, over which the loss is the mean.
-        weights: of the images' errors, shape `(batch,)`, such as `min_snr_weights`; `None` weighs them equally.
+        weights: of the images' errors, shape `(batch,)`, such as `snr_weights`; `None` weighs them equally.
     """
 
     latents: torch.Tensor
@@ -91,7 +91,7 @@ def diffusion_loss(
         model_output: shape `(batch, channels, height, width)`.
         target: see `diffusion_target`, same shape.
         num_images: divisor of the sum over images; the global batch's size when this is a slice of it.
-        weights: of the images, shape `(batch,)`, such as `min_snr_weights`; `None` weighs them equally.
+        weights: of the images, shape `(batch,)`, such as `snr_weights`; `None` weighs them equally.
 
     Returns:
         A scalar.

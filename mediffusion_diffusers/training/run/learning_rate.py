@@ -11,6 +11,8 @@ from ..config import LRScheduler
 
 
 LR_SCHEDULERS = get_args(LRScheduler)
+# Of `warmup_stable_decay`: the last part of the run, in which the rate falls to 0.
+DECAY_SHARE = 0.25
 
 
 def lr_factor(
@@ -21,6 +23,8 @@ def lr_factor(
     restart_step: int | None = None,
 ) -> float:
     """Factor on the learning rate at a step, as [`~diffusers.optimization.get_scheduler`] defines it.
+
+    `"warmup_stable_decay"` is transformers' (with a linear decay): constant up to the last quarter of the run.
 
     Args:
         step: optimizer step, from 0.
@@ -50,6 +54,8 @@ def lr_factor(
     if name == "constant_with_warmup":
         return 1.0
     remaining = max(1, num_training_steps - num_warmup_steps)
+    if name == "warmup_stable_decay":
+        return max(0.0, min(1.0, (num_training_steps - step) / max(1, round(DECAY_SHARE * num_training_steps))))
     progress = (step - num_warmup_steps) / remaining
     if name == "linear":
         return max(0.0, 1.0 - progress)
