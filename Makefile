@@ -9,10 +9,11 @@ FLOOR_TESTS := tests/models tests/pipelines tests/test_guidance.py tests/trainin
 	tests/hub/test_community_pipelines.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-floors quality style docs-check kill-matrix clean
+.PHONY: help install demo phantom-checkpoint test test-floors quality style docs-check kill-matrix clean
 
 help:
 	@echo "make demo        the whole road on generated images, in minutes: demo/report.html"
+	@echo "make phantom-checkpoint  train the checkpoint that comes with the package again; an hour or two"
 	@echo "make test        quality and all tests"
 	@echo "make test-floors tests of models, pipelines and checkpoints with the oldest versions that setup.cfg allows"
 	@echo "make quality     ruff and mypy, changing nothing"
@@ -31,6 +32,21 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/python training/run_demo.py
+
+# The checkpoint of mediffusion_diffusers.examples: an hour or two on two cores; goes on where it was stopped.
+PHANTOM_RUN := runs/phantom
+PHANTOM_BOX := mediffusion_diffusers/examples/phantom
+phantom-checkpoint: install
+	test -d $(PHANTOM_RUN)-data || $(BIN)/python training/prepare_dataset.py phantom --output_dir $(PHANTOM_RUN)-data \
+		--image_size 64 --num_train 10000 --num_validation 400 --num_test 1000
+	test -f $(PHANTOM_RUN)-10pct.json || $(BIN)/python training/prepare_dataset.py split --dataset_dir $(PHANTOM_RUN)-data \
+		--share 10 --by patient --output $(PHANTOM_RUN)-10pct.json
+	$(BIN)/python training/train_joint.py --preset phantom --dataset_dir $(PHANTOM_RUN)-data \
+		--labelled_split $(PHANTOM_RUN)-10pct.json --output_dir $(PHANTOM_RUN) --resume_from_checkpoint latest
+	$(BIN)/python -m mediffusion_diffusers.commands.box_checkpoint --pretrained_model_name_or_path $(PHANTOM_RUN)
+	$(BIN)/python training/calibrate_guidance.py --pretrained_model_name_or_path $(PHANTOM_BOX) --dataset_dir $(PHANTOM_RUN)-data
+	$(BIN)/python training/evaluate_classification.py --pretrained_model_name_or_path $(PHANTOM_BOX) \
+		--dataset_dir $(PHANTOM_RUN)-data --output_dir $(PHANTOM_RUN)-results
 
 test: quality
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS)

@@ -100,7 +100,7 @@ def _publish(
     create_pr: bool,
 ) -> str:
     _check_folder(folder, index_file, token)
-    _forget_local_paths(folder)
+    forget_local_paths(folder)
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -160,7 +160,7 @@ def _published_text_files(folder: Path) -> Iterator[Path]:
             yield folder / path
 
 
-def _forget_local_paths(folder: Path) -> None:
+def forget_local_paths(folder: Path) -> None:
     """Delete the `_name_or_path` that diffusers writes into configs, where it is a path on this machine."""
     for path in _published_text_files(folder):
         if path.name not in ("model_index.json", "config.json", "scheduler_config.json"):

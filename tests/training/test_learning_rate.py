@@ -1,17 +1,21 @@
 import pytest
 import torch
 from diffusers.optimization import get_scheduler
+from transformers.optimization import get_wsd_schedule
 
 from mediffusion_diffusers.training.run.learning_rate import LR_SCHEDULERS, lr_factor, set_learning_rate
 
 
 @pytest.mark.parametrize("name", LR_SCHEDULERS)
 @pytest.mark.parametrize("num_warmup_steps", [0, 4])
-def test_factors_are_those_of_diffusers(name, num_warmup_steps):
+def test_factors_are_those_of_diffusers_and_transformers(name, num_warmup_steps):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = get_scheduler(name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=15)
-    for step in range(15):
-        assert lr_factor(step, name, num_warmup_steps, 15) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
+    if name == "warmup_stable_decay":  # of transformers alone
+        scheduler = get_wsd_schedule(optimizer, num_warmup_steps, 4, num_training_steps=16, decay_type="linear")
+    else:
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=16)
+    for step in range(16):
+        assert lr_factor(step, name, num_warmup_steps, 16) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
         optimizer.step()
         scheduler.step()
 

@@ -68,6 +68,17 @@ def test_min_snr_weighs_the_clean_image_alike(prediction_type):
         assert weights[place].item() * squared == pytest.approx(min(snr, 5.0), rel=1e-4)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_soft_min_snr_stays_below_min_snr_and_is_abar_for_gamma_1(prediction_type):
+    scheduler, timesteps = tiny_scheduler("ddpm", prediction_type=prediction_type), torch.arange(1000)
+    hard, soft = (snr_weights(scheduler, timesteps, 5.0, name) for name in ("min", "soft_min"))
+    assert bool((soft < hard).all()) and bool((soft > 0.49 * hard).all())
+    abar = scheduler.alphas_cumprod
+    per_clean_image = {"epsilon": abar / (1 - abar), "v_prediction": 1 / (1 - abar), "sample": torch.ones(1000)}
+    weights = snr_weights(scheduler, timesteps, 1.0, "soft_min") * per_clean_image[prediction_type]
+    torch.testing.assert_close(weights, abar, rtol=1e-4, atol=0)
+
+
 def test_a_very_large_gamma_changes_nothing_for_the_noise():
     weights = snr_weights(tiny_scheduler("ddpm"), torch.arange(1000), 1e9)
     assert torch.allclose(weights, torch.ones(1000), rtol=1e-6)
