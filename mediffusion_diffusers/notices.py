@@ -13,3 +13,4 @@ PAGE_FOOTER = "Made with mediffusion-diffusers. Research use only, not for clini
 PICTURE_NOTICE = (
     "Research use only. Shows what changes this model's score: not causal, not anatomy, not disease progression."
 )
+BURNT_IN_NOTICE = ("RESEARCH USE ONLY", "Computed by a model. Not for clinical use.")

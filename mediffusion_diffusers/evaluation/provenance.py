@@ -41,6 +41,24 @@ def checkpoint_hash(folder: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def loaded_checkpoint_hash(pipe: Any) -> str:
+    """The `checkpoint_hash` of the folder, or of the Hub's snapshot here, that a pipeline was loaded from.
+
+    Args:
+        pipe: one of the pipelines.
+
+    Raises:
+        ValueError: if it was made of components, or its folder is gone.
+    """
+    folder = Path(pipe.unet.config.get("_name_or_path") or "").parent
+    if not folder.name or not folder.is_dir():
+        raise ValueError(
+            "`pipe` must be loaded from a folder or the Hub, which its checkpoint is named after, but was made of "
+            "components or has lost its folder. Save it with `save_pretrained` and load it with `from_pretrained`."
+        )
+    return checkpoint_hash(folder)
+
+
 def describe_provenance(pipeline_folder: str | Path, info: DatasetInfo, split: str) -> dict[str, Any]:
     """Data, labelled split, seed and checkpoint behind a table.
 

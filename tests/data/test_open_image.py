@@ -36,5 +36,5 @@ def test_what_neither_reader_takes_is_named_by_the_right_one(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             open_image(path)
-    with pytest.raises(ValueError, match="^the image holds 3 frames"):
+    with pytest.raises(ValueError, match=r"^the image holds 3 frames"):
         open_image(film, "the image")

@@ -1,6 +1,11 @@
-import pytest
+import shutil
 
-from mediffusion_diffusers.evaluation.provenance import checkpoint_hash
+import pytest
+from support.components import tiny_scheduler, tiny_unet, tiny_vae
+from support.studies import save_pipeline
+
+from mediffusion_diffusers import MediffusionClassifyPipeline
+from mediffusion_diffusers.evaluation.provenance import checkpoint_hash, loaded_checkpoint_hash
 
 
 def write(folder, content=b"weights"):
@@ -24,3 +29,13 @@ def test_checkpoints_of_the_training_and_configs_do_not_count(tmp_path):
     assert checkpoint_hash(folder) == before
     with pytest.raises(ValueError, match="holds no safetensors weights"):
         checkpoint_hash(write(tmp_path / "run" / "checkpoint-10").parent)
+
+
+def test_a_loaded_pipeline_is_named_after_its_folder(tmp_path):
+    folder = save_pipeline(tmp_path / "model")
+    pipe = MediffusionClassifyPipeline.from_pretrained(folder)
+    assert loaded_checkpoint_hash(pipe) == checkpoint_hash(folder)
+    shutil.rmtree(folder)
+    for homeless in (pipe, MediffusionClassifyPipeline(tiny_vae(), tiny_unet(), tiny_scheduler())):
+        with pytest.raises(ValueError, match="must be loaded from a folder or the Hub"):
+            loaded_checkpoint_hash(homeless)
