@@ -52,7 +52,7 @@ def write_explanation_dicom(
         output_dir: gets `STEM-panel.dcm` and `STEM-report.dcm`, both whole or neither; made if it is not there.
         checkpoint: hash of the weights, of
             [`~mediffusion_diffusers.evaluation.provenance.loaded_checkpoint_hash`].
-        settings: that made the explanation, such as `output.settings`.
+        settings: that made the explanation, such as `output.settings_of(0)`.
         stem: how the files' names begin; it must not identify a person.
         source: the file that the image was read from. A picture has no identity, a DICOM file keeps its own.
         carry_over_identity: whether the files belong to the patient and study of `source`.
@@ -68,7 +68,7 @@ def write_explanation_dicom(
     Example:
         >>> output = pipe(open_image("chest.dcm"), away="Cardiomegaly")  # doctest: +SKIP
         >>> explained = explain_output(output, "Cardiomegaly", "removed")[0]  # doctest: +SKIP
-        >>> write_explanation_dicom(explained, "out", checkpoint, output.settings)  # doctest: +SKIP
+        >>> write_explanation_dicom(explained, "out", checkpoint, output.settings_of(0))  # doctest: +SKIP
     """
     _check_highdicom()
     if not stem or Path(stem).name != stem:

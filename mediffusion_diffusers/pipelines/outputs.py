@@ -141,6 +141,15 @@ class MediffusionCounterfactualPipelineOutput(BaseOutput):
     external_probabilities_null: Scores | None = None
     external_label_names: list[str] | None = None
 
+    def settings_of(self, row: int) -> dict[str, Any]:
+        """The settings of one counterfactual: its own scale and strength, of a list or found, in place of the call's.
+
+        Args:
+            row: of the counterfactual.
+        """
+        own = {"guidance_scale": self.guidance_scales, "strength": self.strengths}
+        return {**self.settings, **{name: _plain(values, row) for name, values in own.items() if values is not None}}
+
     @property
     def controls(self) -> dict[str, ControlEdit] | None:
         """The counterfactual, the plain gradient and the noise, by name, side by side; None without controls."""
@@ -155,3 +164,8 @@ class MediffusionCounterfactualPipelineOutput(BaseOutput):
             name: ControlEdit(*change, self.high_frequency_shares[:, column])  # type: ignore
             for column, (name, change) in enumerate(changes.items())
         }
+
+
+def _plain(values: Scores, row: int) -> float:
+    """A number of single precision as it is written: 0.3, not 0.30000001192092896."""
+    return float(str(torch.as_tensor(values)[row].cpu().numpy()))

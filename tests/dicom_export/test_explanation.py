@@ -103,7 +103,7 @@ def world(tmp_path_factory, explained):
                 of_source,
                 folder,
                 CHECKPOINT,
-                output.settings,
+                output.settings_of(0),
                 stem=name,
                 source=source,
                 carry_over_identity=carry_over,

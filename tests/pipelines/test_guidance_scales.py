@@ -20,8 +20,9 @@ def test_each_counterfactual_gets_its_own(pipe, arguments):
     together = pipe(random_pil(1), **labels, **arguments)
     assert together.guidance_scales.tolist() == [30.0, 10.0, 10.0]  # of two the smaller
     for row, scale in enumerate(together.guidance_scales.tolist()):
+        assert together.settings_of(row) == {**together.settings, "guidance_scale": scale}
         wanted = {name: rows[row] or None for name, rows in labels.items()}
-        arguments |= {"guidance_scale": scale, "generator": generators(0)}
+        arguments |= {**together.settings_of(row), "generator": generators(0)}
         close(together.images[row], pipe(random_pil(1), **wanted, **arguments).images[0])
 
 
