@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-
-from .options import option
 
 
 # In the order of preference where none is named.
 ACCELERATORS = ("cuda", "xpu", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class DeviceOptions:
-    """Options of a command that runs a trained model."""
-
-    _argument_group_name = "device"
-
-    device: str | None = option(None, "cpu, cuda, cuda:1, xpu, mps, ...; by default an accelerator if there is one.")
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "Precision of the model's weights.")
-    allow_tf32: bool = option(
-        False, "Let NVIDIA GPUs round the factors of float32 products to 10 bits: faster, and less exact."
-    )
-
-    def choose(self) -> tuple[torch.device, torch.dtype]:
-        """Pick device and precision, and switch TF32 on or off for the whole process.
-
-        Raises:
-            ValueError: as `pick_device` and `pick_dtype`.
-        """
-        device = pick_device(self.device)
-        switch_tf32(self.allow_tf32)
-        return device, pick_dtype(self.dtype, device)
 
 
 def pick_device(name: str | None = None) -> torch.device:

@@ -1,6 +1,6 @@
 """Options declared once: type, default, help and range stand in a dataclass, and everything else is derived from it.
 
-A field's range is part of its type, so that `transformers.HfArgumentParser` and `dataclasses` see an ordinary field:
+A field's range is part of its type, so that `dataclasses` sees an ordinary field:
 
     @dataclass(frozen=True)
     class Schedule:
@@ -69,7 +69,8 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     Args:
         default: its default; a list or dict is copied for each instance.
         help: one or two sentences, for `--help`, docstrings and cards.
-        metadata: more for `HfArgumentParser`, such as `aliases`.
+        metadata: more for the command line (see `option_parser`): `positional`, `aliases`, `metavar`, or `const`, the
+            value of an option that is named without one.
     """
     metadata = {"help": help, **metadata}
     if isinstance(default, (list, dict)):
@@ -117,12 +118,16 @@ def check_options(options: Any) -> None:
 
 def range_of(options_class: type, name: str) -> Range | None:
     """The range in a field's type, if it states one."""
-    hint = typing.get_type_hints(options_class, include_extras=True)[name]
+    return range_in(typing.get_type_hints(options_class, include_extras=True)[name])
+
+
+def range_in(hint: Any) -> Range | None:
+    """The range in a type, if it states one."""
     return next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)), None)
 
 
 def _check(name: str, value: Any, hint: Any) -> None:
-    allowed = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)), None)
+    allowed = range_in(hint)
     plain = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
     members = typing.get_args(plain) if typing.get_origin(plain) in (Union, types.UnionType) else (plain,)
     if value is None and type(None) in members:

@@ -1,12 +1,7 @@
-#!/usr/bin/env python
-"""Evaluate a pipeline's classifier on a held-out split: `classification.json`, with intervals and provenance.
+"""`python training/evaluate_classification.py` is `mediffusion evaluate classification`; see its `--help`."""
 
-See `python training/evaluate_classification.py --help`.
-"""
-
-from mediffusion_diffusers.commands.boundary import run_command
-from mediffusion_diffusers.commands.evaluate_classification import main
+from mediffusion_diffusers.commands.mediffusion import main
 
 
 if __name__ == "__main__":
-    run_command(main, "evaluate_classification.py")
+    main("evaluate", "classification")

@@ -1,12 +1,7 @@
-#!/usr/bin/env python
-"""Explain held-out images and measure the explanations: `counterfactuals.json`, panels and `report.html`.
+"""`python training/evaluate_counterfactuals.py` is `mediffusion evaluate counterfactuals`; see its `--help`."""
 
-See `python training/evaluate_counterfactuals.py --help`.
-"""
-
-from mediffusion_diffusers.commands.boundary import run_command
-from mediffusion_diffusers.commands.evaluate_counterfactuals import main
+from mediffusion_diffusers.commands.mediffusion import main
 
 
 if __name__ == "__main__":
-    run_command(main, "evaluate_counterfactuals.py")
+    main("evaluate", "counterfactuals")

@@ -1,12 +1,7 @@
-#!/usr/bin/env python
-"""Explain single images: a page with sliders to send to a colleague, panels and animations.
+"""`python training/explain_images.py` is `mediffusion explain`; see its `--help`."""
 
-See `python training/explain_images.py --help`.
-"""
-
-from mediffusion_diffusers.commands.boundary import run_command
-from mediffusion_diffusers.commands.explain_images import main
+from mediffusion_diffusers.commands.mediffusion import main
 
 
 if __name__ == "__main__":
-    run_command(main, "explain_images.py")
+    main("explain")

@@ -1,12 +1,7 @@
-#!/usr/bin/env python
-"""Convert the files of a dataset to the parquet folder that training reads, or draw its labelled share.
+"""`python training/prepare_dataset.py` is `mediffusion prepare`; see its `--help`."""
 
-See `python training/prepare_dataset.py --help`.
-"""
-
-from mediffusion_diffusers.commands.boundary import run_command
-from mediffusion_diffusers.commands.prepare_dataset import main
+from mediffusion_diffusers.commands.mediffusion import main
 
 
 if __name__ == "__main__":
-    run_command(main, "prepare_dataset.py")
+    main("prepare")

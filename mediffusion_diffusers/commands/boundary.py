@@ -1,7 +1,6 @@
 """The one place where a command turns errors into one line and an exit code.
 
-if __name__ == "__main__":
-    run_command(main, "train_joint.py")
+run_command(main, "mediffusion explain")
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from safetensors import SafetensorError
 
 from ..hub import HUB_ERRORS, hub_failure
+from ..option_parser import UsageError
 from ..privacy import without_tokens
 from ..stop_request import StoppedBySignal
 
@@ -30,7 +30,9 @@ _DAMAGED_FILE = (SafetensorError, zipfile.BadZipFile, zlib.error, csv.Error, EOF
 
 
 def run_command(main: Callable[[], int | None], name: str) -> None:
-    """Run a command and end the process: 0 if it did its work, 1 for an error, said in one line.
+    """Run a command and end the process: 0 if it did its work, 1 for an error, 2 for a wrong command line.
+
+    An error is said in one line on the standard error.
 
     Args:
         main: does the work; what it returns is the exit code, `None` is 0.
@@ -54,7 +56,7 @@ def run_command(main: Callable[[], int | None], name: str) -> None:
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
         print(without_tokens(f"{name}: {explain(error)}"), file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     sys.exit(code or 0)
 
 

@@ -1,6 +1,6 @@
 """Choose a checkpoint's strength, region and guidance scales on the validation split, and store them in its config.
 
-    python training/calibrate_guidance.py --pretrained_model_name_or_path runs/joint --dataset_dir runs/phantom
+    mediffusion calibrate --pretrained_model_name_or_path runs/joint --dataset_dir runs/phantom
 
 Of the settings that flip the model's own decision in at least `--min_flip_rate` of the images, the one that changes
 them least is taken; none that changes them by more than `--max_l1`. Adding and removing get a scale each. The whole
@@ -9,31 +9,25 @@ table goes to `guidance_calibration.json` in the checkpoint's folder, and the ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..atomic_files import write_json
-from ..device import DeviceOptions
-from ..evaluation.counterfactual_study import CounterfactualStudyRunner
-from ..evaluation.guidance_calibration import (
-    MAX_L1,
-    MIN_FLIP_RATE,
-    UNET_CONFIG,
-    GuidanceCalibration,
-    GuidanceChoice,
-    write_guidance_defaults,
-)
-from ..evaluation.provenance import describe_provenance
+from ..counterfactual_options import given_options, stored_options
+from ..device_options import DeviceOptions
+from ..evaluation.defaults import MAX_L1, MIN_FLIP_RATE
 from ..option_parser import OptionParser
 from ..options import Range, option
 from ..output_folder import claimed_folder, try_writing
-from ..pipelines.counterfactual import given_options, stored_options
-from ..publishing.record import record_results
-from .results import write_results
-from .study_options import BOTH, BatchSize, StudyOptions, directions_of
+from .command import Command, ResultOptions, first_paragraph
+from .results import note, say_result, write_results
+from .study_options import BOTH, BatchSize, DirectionChoice, StudyOptions, directions_of
+
+
+if TYPE_CHECKING:
+    from ..evaluation.guidance_calibration import GuidanceCalibration, GuidanceChoice
 
 
 RESULTS_FILE = "guidance_calibration.json"
@@ -42,10 +36,10 @@ MASKS = ("auto", "everywhere")
 
 @dataclass(frozen=True)
 class Options(StudyOptions):
-    """Options of `calibrate_guidance.py`."""
+    """Which settings are tried, and what is asked of them."""
 
     split: str = option("validation", "Split to choose on; not test.")
-    direction: Literal["remove", "add", "both"] = option(BOTH, "Whether findings are removed, added, or both.")
+    direction: DirectionChoice = option(BOTH, "Whether findings are removed, added, or both.")
     strengths: Annotated[list[float], Range(above=0, at_most=1)] = option([0.2, 0.3, 0.4], "Strengths to try.")
     guidance_scales: Annotated[list[float], Range(above=0)] = option([3.0, 10.0, 30.0, 100.0, 300.0], "Scales to try.")
     masks: list[str] = option(
@@ -85,22 +79,18 @@ EditOptions = given_options(
 )
 
 
-def parser() -> OptionParser:
-    """The command line of `calibrate_guidance.py`."""
-    return OptionParser(Options, EditOptions, DeviceOptions, description=(__doc__ or "").split("\n\n")[0])
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def run(options: Options, edit: Any, device_options: DeviceOptions, result: ResultOptions) -> None:
     """Measure, choose, store and print.
-
-    Args:
-        argv: the command line without the program; `None` is that of the process.
 
     Raises:
         ValueError: for arguments or files that cannot be used.
         OSError: if a file cannot be read or written.
     """
-    options, edit, device_options = parser().parse(argv)
+    from ..evaluation.counterfactual_study import CounterfactualStudyRunner
+    from ..evaluation.guidance_calibration import UNET_CONFIG, GuidanceCalibration, write_guidance_defaults
+    from ..evaluation.provenance import describe_provenance
+    from ..publishing.record import record_results
+
     options.check_pipeline_folder()
     device, dtype = device_options.choose()
     folder = Path(options.pretrained_model_name_or_path)
@@ -133,23 +123,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         calibration.measure(options.strengths, options.guidance_scales, list(dict.fromkeys(options.masks)))
         calibration.refine(options.num_refinements)
         choice = calibration.choose()
-        _say(calibration, choice)
-        if options.dry_run:
-            return
+        if not result.json:
+            _say(calibration, choice)
         stored = {name: value for name, value in fixed.items() if name in stored_options()}
         provenance = describe_provenance(folder, runner.info, options.split)
         results = {"provenance": provenance, **calibration.to_dict()}
+        if result.json:
+            say_result(results)
+        if options.dry_run:
+            return
 
         def write(place: Path) -> None:
             if place == folder:
                 write_guidance_defaults(folder, {**choice.settings(), **stored})
-                print(record_results(folder, "calibration", results))
+                note(record_results(folder, "calibration", results))
             write_json(place / RESULTS_FILE, results)  # last: it says that all is done
 
         write_results(write, folder, results)
-        print(f"Stored in {folder / UNET_CONFIG}.")
+        note(f"Stored in {folder / UNET_CONFIG}.")
         if not_stored := sorted(edit.given().keys() - set(stored_options())):
-            print(f"A checkpoint cannot store {', '.join(not_stored)}: give them to every call as here.")
+            note(f"A checkpoint cannot store {', '.join(not_stored)}: give them to every call as here.")
 
 
 def _say(calibration: GuidanceCalibration, choice: GuidanceChoice) -> None:
@@ -170,3 +163,9 @@ def _say(calibration: GuidanceCalibration, choice: GuidanceChoice) -> None:
 
 def _order(trial: Any) -> tuple[Any, ...]:
     return trial.direction, trial.strength, trial.mask, trial.guidance_scale
+
+
+COMMAND = Command(
+    OptionParser(Options, EditOptions, DeviceOptions, ResultOptions, description=first_paragraph(__doc__)), run
+)
+main = COMMAND.main

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from ..atomic_files import write_json
-from ..device import DeviceOptions
-from ..evaluation.bootstrap import NUM_RESAMPLES
-from ..evaluation.classification_study import BATCH_SIZE, study_classification
+from ..device_options import DeviceOptions
+from ..evaluation.defaults import CLASSIFICATION_BATCH_SIZE, NUM_RESAMPLES
 from ..option_parser import OptionParser
 from ..options import Range, option, required
 from ..output_folder import claimed_folder
-from ..publishing.record import record_results
-from .results import write_results
+from .command import Command, ResultOptions, first_paragraph
+from .results import note, say_result, write_results
 from .study_options import BatchSize, Seed, StudyOptions
 
 
@@ -24,7 +22,7 @@ RESULTS_FILE = "classification.json"
 
 @dataclass(frozen=True)
 class Options(StudyOptions):
-    """Options of `evaluate_classification.py`."""
+    """What is evaluated, and how sure the figures are."""
 
     output_dir: Path = required("Folder for classification.json.")
     split: str = option("test", "Split to evaluate; thresholds come from validation.")
@@ -32,25 +30,19 @@ class Options(StudyOptions):
         NUM_RESAMPLES, "Draws of patients for the interval."
     )
     seed: Seed = option(0, "Seed of these draws.")
-    batch_size: BatchSize = option(BATCH_SIZE, "Images at a time.")
+    batch_size: BatchSize = option(CLASSIFICATION_BATCH_SIZE, "Images at a time.")
 
 
-def parser() -> OptionParser:
-    """The command line of `evaluate_classification.py`."""
-    return OptionParser(Options, DeviceOptions, description=(__doc__ or "").split("\n\n")[0])
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Evaluate as the command line says.
-
-    Args:
-        argv: the command line without the program; `None` is that of the process.
+def run(options: Options, device_options: DeviceOptions, result_options: ResultOptions) -> None:
+    """Evaluate, write and print.
 
     Raises:
         ValueError: for arguments or files that cannot be used.
         OSError: if a file cannot be read or written.
     """
-    options, device_options = parser().parse(argv)
+    from ..evaluation.classification_study import study_classification
+    from ..publishing.record import record_results
+
     options.check_pipeline_folder()
     device, dtype = device_options.choose()
     with claimed_folder(options.output_dir) as folder:
@@ -64,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             device,
             dtype,
         )
-        _say(result)
+        (say_result if result_options.json else _say)(result)
         write_results(lambda place: write_json(place / RESULTS_FILE, result), folder, result)
-    print(record_results(options.pretrained_model_name_or_path, "classification", result))
+    note(record_results(options.pretrained_model_name_or_path, "classification", result))
 
 
 def _say(result: dict[str, Any]) -> None:
@@ -82,5 +74,9 @@ def _say(result: dict[str, Any]) -> None:
     for name, label in result["per_label"].items():
         auroc = "left out: " + result["left_out"][name] if name in result["left_out"] else f"{label['auroc']:.3f}"
         print(f"  {name:20} {auroc}  ({label['num_positives']} of {label['num_positives'] + label['num_negatives']})")
-    for note in result["notes"]:
-        print(f"Note: {note}")
+    for sentence in result["notes"]:
+        print(f"Note: {sentence}")
+
+
+COMMAND = Command(OptionParser(Options, DeviceOptions, ResultOptions, description=first_paragraph(__doc__)), run)
+main = COMMAND.main

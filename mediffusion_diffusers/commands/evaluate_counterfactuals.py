@@ -1,37 +1,37 @@
 """Explain held-out images and measure the explanations: `counterfactuals.json`, panels and `report.html`.
 
-    python training/evaluate_counterfactuals.py --pretrained_model_name_or_path runs/joint \
+    mediffusion evaluate counterfactuals --pretrained_model_name_or_path runs/joint \
         --dataset_dir runs/phantom --oracle_path runs/oracle --output_dir runs/counterfactuals
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..device import DeviceOptions
-from ..evaluation.counterfactual_study import CounterfactualStudyRunner
-from ..evaluation.finished_study import CounterfactualStudy
+from ..counterfactual_options import given_options
+from ..device_options import DeviceOptions
 from ..option_parser import OptionParser
 from ..options import Range, option, required
 from ..output_folder import claimed_folder
-from ..pipelines.counterfactual import given_options
-from ..publishing.record import record_results
-from ..reports.pages.counterfactual_study import write_study
-from .results import write_results
-from .study_options import BOTH, BatchSize, Seed, StudyOptions, directions_of
+from .command import Command, ResultOptions, first_paragraph
+from .results import note, say_result, write_results
+from .study_options import BOTH, BatchSize, DirectionChoice, Seed, StudyOptions, directions_of
+
+
+if TYPE_CHECKING:
+    from ..evaluation.finished_study import CounterfactualStudy
 
 
 @dataclass(frozen=True)
 class Options(StudyOptions):
-    """Options of `evaluate_counterfactuals.py`."""
+    """Which images are explained, and who judges."""
 
     output_dir: Path = required("Folder for the figures.")
     split: str = option("test", "Split to take images from.")
-    oracle_path: str | None = option(None, "Outside classifier (train_oracle.py).")
-    direction: Literal["remove", "add", "both"] = option(BOTH, "Whether findings are removed, added, or both.")
+    oracle_path: str | None = option(None, "Outside classifier (`mediffusion train oracle`).")
+    direction: DirectionChoice = option(BOTH, "Whether findings are removed, added, or both.")
     num_images_per_label: Annotated[int, Range(at_least=1)] = option(
         16, "At most so many images for each label and direction; additions are to distinct images."
     )
@@ -43,22 +43,17 @@ class Options(StudyOptions):
 EditOptions = given_options()
 
 
-def parser() -> OptionParser:
-    """The command line of `evaluate_counterfactuals.py`."""
-    return OptionParser(Options, EditOptions, DeviceOptions, description=(__doc__ or "").split("\n\n")[0])
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the study and print its main figures.
-
-    Args:
-        argv: the command line without the program; `None` is that of the process.
+def run(options: Options, edit: Any, device_options: DeviceOptions, result_options: ResultOptions) -> None:
+    """Run the study, write it and print its main figures.
 
     Raises:
         ValueError: for arguments or files that cannot be used.
         OSError: if a file cannot be read or written.
     """
-    options, edit, device_options = parser().parse(argv)
+    from ..evaluation.counterfactual_study import CounterfactualStudyRunner
+    from ..publishing.record import record_results
+    from ..reports.pages.counterfactual_study import write_study
+
     options.check_pipeline_folder()
     device, dtype = device_options.choose()
     with claimed_folder(options.output_dir) as folder:
@@ -74,10 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             dtype,
         )
         study = runner.run(directions_of(options.direction), options.num_images_per_label, options.only_with_boxes)
-        _say(study)
+        if result_options.json:
+            say_result(study.to_dict())
+        else:
+            _say(study)
         report = write_results(lambda place: write_study(study, place), folder, study.to_dict())
-    print(record_results(options.pretrained_model_name_or_path, "counterfactuals", study.to_dict()))
-    print(f"Report: {report}")
+    note(record_results(options.pretrained_model_name_or_path, "counterfactuals", study.to_dict()))
+    note(f"Report: {report}")
 
 
 def _say(study: CounterfactualStudy) -> None:
@@ -94,9 +92,15 @@ def _say(study: CounterfactualStudy) -> None:
             ratio = results["localisation"]["vs_original"].get("ratio")
             parts.append(f"inside/outside {_number(ratio, '.2f')}")
         print(f"{direction}: {', '.join(parts)}")
-    for note in study.notes:
-        print(f"Note: {note}")
+    for sentence in study.notes:
+        print(f"Note: {sentence}")
 
 
 def _number(value: float | None, form: str) -> str:
     return "not defined" if value is None else format(value, form)
+
+
+COMMAND = Command(
+    OptionParser(Options, EditOptions, DeviceOptions, ResultOptions, description=first_paragraph(__doc__)), run
+)
+main = COMMAND.main

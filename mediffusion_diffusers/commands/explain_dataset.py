@@ -1,7 +1,9 @@
 """Explain every image of a dataset of parquet files, in a folder or on the Hub, with any number of processes.
 
-    accelerate launch training/explain_dataset.py --pretrained_model_name_or_path runs/joint \
+    mediffusion explain-dataset --pretrained_model_name_or_path runs/joint \
         --dataset runs/phantom --split test --output_dir runs/explained --away Cardiomegaly
+
+`accelerate launch training/explain_dataset.py` runs it in several processes.
 
 There is one output shard per input shard. Run the same command again to go on where it ended. Several launches may
 share the work: see `--num_shards`.
@@ -10,33 +12,33 @@ share the work: see `--num_shards`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..device import DeviceOptions
-from ..explanation.dataset_runner import explain_dataset
-from ..explanation.input_rows import InputColumns
-from ..explanation.job_array import job_array_place
-from ..explanation.plan import ExplanationJob
-from ..explanation.request import ExplanationRequest, RowRule
+from ..choices import RowRule
+from ..counterfactual_options import given_options
+from ..device_options import DeviceOptions
 from ..option_parser import OptionParser
 from ..options import Range, check_options, option, required
-from ..pipelines import MediffusionCounterfactualPipeline
-from ..pipelines.counterfactual import CounterfactualSettings, given_options
 from ..privacy import is_local_path
-from .study_options import BatchSize, Seed
+from .command import Command, first_paragraph
+from .study_options import MODEL_ALIASES, BatchSize, Seed
+
+
+if TYPE_CHECKING:
+    from ..explanation.plan import ExplanationJob
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of `explain_dataset.py`.
+    """Which rows of which dataset are explained, and who shares the work.
 
     Raises:
         ValueError: for an option outside its range.
     """
 
-    pretrained_model_name_or_path: str = required("Pipeline, folder or on the Hub.")
+    pretrained_model_name_or_path: str = required("Pipeline, folder or on the Hub.", aliases=MODEL_ALIASES)
     dataset: str = required(
         "Prepared dataset, any folder with parquet files, a pattern of them, or organisation/name on the Hub, which "
         "is read as it is needed."
@@ -69,15 +71,7 @@ class Options:
         check_options(self)
 
 
-_ASKED = {entry.name for entry in fields(ExplanationRequest)}
-EditOptions = given_options(
-    exclude=[entry.name for entry in fields(CounterfactualSettings) if entry.name not in _ASKED]
-)
-
-
-def parser() -> OptionParser:
-    """The command line of `explain_dataset.py`."""
-    return OptionParser(Options, EditOptions, DeviceOptions, description=(__doc__ or "").split("\n\n")[0])
+EditOptions = given_options()
 
 
 def job_of(options: Options, edit: Any, environment: Mapping[str, str]) -> ExplanationJob:
@@ -91,6 +85,11 @@ def job_of(options: Options, edit: Any, environment: Mapping[str, str]) -> Expla
     Raises:
         ValueError: for arguments that cannot work.
     """
+    from ..explanation.input_rows import InputColumns
+    from ..explanation.job_array import job_array_place
+    from ..explanation.plan import ExplanationJob
+    from ..explanation.request import ExplanationRequest
+
     num_tasks, task_index = job_array_place(options.num_shards, options.shard_index, environment)
     request = ExplanationRequest(
         away=tuple(options.away),
@@ -116,11 +115,8 @@ def job_of(options: Options, edit: Any, environment: Mapping[str, str]) -> Expla
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, load the pipeline, explain, and say what was done.
-
-    Args:
-        argv: the command line without the program; `None` is that of the process.
+def run(options: Options, edit: Any, device_options: DeviceOptions) -> int:
+    """Load the pipeline, explain, and say what was done.
 
     Returns:
         1 if an input shard could not be read, or no image of the whole dataset is explained; else 0.
@@ -129,7 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ValueError: for arguments or files that cannot be used.
         OSError: if a file cannot be read or written, or the Hub cannot be reached.
     """
-    options, edit, device_options = parser().parse(argv)
+    from ..explanation.dataset_runner import explain_dataset
+    from ..pipelines import MediffusionCounterfactualPipeline
+
     job = job_of(options, edit, os.environ)
     device, dtype = device_options.choose()
     pipe = MediffusionCounterfactualPipeline.from_pretrained(
@@ -142,3 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Not explained: {problem}")
     print(f"{summary.sentence()} Output: {options.output_dir}")
     return 0 if summary.is_useful else 1
+
+
+COMMAND = Command(OptionParser(Options, EditOptions, DeviceOptions, description=first_paragraph(__doc__)), run)
+main = COMMAND.main

@@ -1,55 +1,47 @@
-"""Explain single images: a page with sliders to send to a colleague, panels and animations.
+"""Explain images: a page with sliders to send to a colleague, panels, animations and a table.
 
-    python training/explain_images.py --pretrained_model_name_or_path org/mediffusion-cxr \
-        --images a.png b.png --away Cardiomegaly --output_dir explained
+    mediffusion explain chest.png --away Cardiomegaly --model org/mediffusion-cxr
 
 Instead of files, `--dataset_dir` takes the first images of a prepared dataset that have the finding (or lack it, with
-`--towards`), with their boxes. Names of files and patients do not appear in what is written.
+`--towards`), with their boxes. Names of files and patients do not appear in what is written, unless `--with_names`.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-
-from ..data.pictures import open_image
-from ..device import DeviceOptions
-from ..evaluation.held_out import HeldOutSplit
-from ..image_processor import pil_to_float_array
+from ..counterfactual_options import given_options
+from ..device_options import DeviceOptions
 from ..option_parser import OptionParser
-from ..options import Range, check_options, option, required
+from ..options import Range, check_options, option
 from ..output_folder import claimed_folder
-from ..pipelines import MediffusionCounterfactualPipeline
-from ..pipelines.counterfactual import CounterfactualSettings, given_options
-from ..reports.image_explanations import explain_images, write_explanations
-from .results import write_results
+from .command import Command, ResultOptions
+from .input_images import EXAMPLE, IMAGES_HELP, ModelOptions, read_images
+from .results import note, say_result, write_results
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of `explain_images.py`.
+    """Which images, which finding, and what is written.
 
     Raises:
         ValueError: for an option outside its range, or unless there is one source of images and one label.
     """
 
-    pretrained_model_name_or_path: str = required("Folder or Hub repository.")
-    output_dir: Path = required("Folder for the page, panels and animations.")
-    images: list[Path] = option([], "Picture or DICOM files.")
-    dataset_dir: Path | None = option(None, "Prepared dataset (prepare_dataset.py), instead of picture files.")
-    split: str = option("test", "Of the dataset.")
-    num_images: Annotated[int, Range(at_least=1)] = option(3, "Of the dataset.")
+    images: list[Path] = option([], IMAGES_HELP, positional=True)
     away: str | None = option(None, "Finding to remove.")
     towards: str | None = option(None, "Finding to add.")
+    output_dir: Path = option(Path("explained"), "Folder for the page, panels, animations and tables.")
+    with_names: bool = option(False, "Name the files in what is written. They may name a person.")
+    dataset_dir: Path | None = option(None, "Prepared dataset (`mediffusion prepare`), instead of files.")
+    split: str = option("test", "Of the dataset.")
+    num_images: Annotated[int, Range(at_least=1)] = option(3, "Of the dataset, or of the example's images.")
 
     def __post_init__(self) -> None:
         check_options(self)
-        if bool(self.images) == (self.dataset_dir is not None):
+        if self.images and self.dataset_dir is not None:
             raise ValueError("Give either `images` (picture files) or `dataset_dir` (a prepared dataset).")
         if (self.away is None) == (self.towards is None):
             raise ValueError("Give either `away` (a finding to remove) or `towards` (a finding to add).")
@@ -68,16 +60,10 @@ class Options:
 EditOptions = given_options()
 
 
-def parser() -> OptionParser:
-    """The command line of `explain_images.py`."""
-    return OptionParser(Options, EditOptions, DeviceOptions, description=(__doc__ or "").split("\n\n")[0])
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Explain and say where the page is.
-
-    Args:
-        argv: the command line without the program; `None` is that of the process.
+def run(
+    options: Options, model: ModelOptions, edit: Any, device_options: DeviceOptions, result_options: ResultOptions
+) -> int:
+    """Explain and say what came of it.
 
     Returns:
         1 if an image could not be explained, else 0.
@@ -86,41 +72,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         ValueError: for arguments or files that cannot be used.
         OSError: if a file cannot be read or written, or the Hub cannot be reached.
     """
-    options, edit, device_options = parser().parse(argv)
+    from ..pipelines import MediffusionCounterfactualPipeline
+    from ..pipelines.counterfactual import CounterfactualSettings
+    from ..reports.explanation_table import explanation_rows
+    from ..reports.image_explanations import explain_images, write_explanations
+
+    if not options.images and options.dataset_dir is None and model.pretrained_model_name_or_path != EXAMPLE:
+        raise ValueError(f"Name the `images`, a `dataset_dir`, or `--model {EXAMPLE}` for the example's own.")
     device, dtype = device_options.choose()
     with claimed_folder(options.output_dir) as folder:
-        pipe = MediffusionCounterfactualPipeline.from_pretrained(options.pretrained_model_name_or_path, dtype=dtype)
-        pipe.to(device)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = model.load(MediffusionCounterfactualPipeline, dtype, device)
         CounterfactualSettings.resolve(edit.given(), pipe.unet.config.guidance_defaults, pipe.scheduler)
         if options.label not in pipe.label_names:
             raise ValueError(
                 f"`away` or `towards` must be among {', '.join(pipe.label_names)}, but got {options.label!r}."
             )
-        images, boxes, problems = _read_files(options, pipe) if options.images else _read_dataset(options, pipe)
+        images, names, boxes, problems = _images_of(options, pipe)
         for problem in problems:
-            print(f"Not explained: {problem}", file=sys.stderr)
-        if not images:
-            raise ValueError("None of the images can be read.")
-        explained, used = explain_images(pipe, images, options.label, options.action, boxes, **edit.given())
+            note(f"Not explained: {problem}")
+        explained, used = explain_images(
+            pipe, images, options.label, options.action, boxes, names if options.with_names else None, **edit.given()
+        )
         page = write_results(lambda place: write_explanations(explained, place, used), folder)
-    print(f"Page: {page}")
+    rows = explanation_rows(explained)
+    if result_options.json:
+        say_result({"page": str(page), "explanations": rows, "settings": used})
+    else:
+        for row in rows:
+            before, after = row["probability_before"], row["probability_after"]
+            print(f"{row['name']}: {row['label']} {row['action']}, probability {before:.3f} -> {after:.3f}")
+        print(f"Page: {page}")
     return 1 if problems else 0
 
 
-def _read_files(options: Options, pipe: Any) -> tuple[list[Any], None, list[str]]:
-    """Pictures as float arrays in [0, 1], no boxes, and what cannot be read."""
-    images, problems = [], []
-    for path in options.images:
-        try:
-            images.append(pil_to_float_array(open_image(path), pipe.image_processor.config.channels))
-        except (OSError, ValueError) as error:
-            problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
-    return images, None, problems
+def _images_of(options: Options, pipe: Any) -> tuple[list[Any], list[str], list[Any] | None, list[str]]:
+    """The images, what they are called, the boxes of the finding where they are known, and what cannot be read."""
+    if options.dataset_dir is not None:
+        return _of_dataset(options, pipe)
+    if options.images:
+        images, files, problems = read_images(options.images, pipe.image_processor.config.channels)
+        return images, [file.name for file in files], None, problems
+    return _of_example(options)
 
 
-def _read_dataset(options: Options, pipe: Any) -> tuple[list[Any], list[Any] | None, list[str]]:
-    """Images of the finding, its boxes where it is removed, and what cannot be read."""
+def _of_dataset(options: Options, pipe: Any) -> tuple[list[Any], list[str], list[Any] | None, list[str]]:
+    import numpy as np
+
+    from ..evaluation.held_out import HeldOutSplit
+
     assert options.dataset_dir is not None
     split = HeldOutSplit(options.dataset_dir, options.split, pipe.label_names)
     column = pipe.label_names.index(options.label)
@@ -129,5 +128,34 @@ def _read_dataset(options: Options, pipe: Any) -> tuple[list[Any], list[Any] | N
         verb = "has" if options.away else "lacks"
         raise ValueError(f"No image of `split` {options.split!r} {verb} {options.label!r}.")
     kept, images = split.read(rows, pipe)
+    if not len(images):
+        raise ValueError("None of the images can be read.")
+    names = [str(split.dataset[row]["image_id"]) for row in kept.tolist()]
     boxes = [[box for box in split.dataset[row]["boxes"] if int(box["label"]) == column] for row in kept.tolist()]
-    return list(images), boxes if options.away else None, split.notes()
+    return list(images), names, boxes if options.away else None, split.notes()
+
+
+def _of_example(options: Options) -> tuple[list[Any], list[str], None, list[str]]:
+    """The example's images that have the finding, or lack it."""
+    from .. import examples
+
+    chosen = [one for one in examples.images() if (options.label in one.labels) == (options.away is not None)]
+    if not chosen:
+        verb = "has" if options.away else "lacks"
+        raise ValueError(f"No image of the example {verb} {options.label!r}.")
+    chosen = chosen[: options.num_images]
+    return [one.image for one in chosen], [f"Example {number}" for number in range(1, len(chosen) + 1)], None, []
+
+
+COMMAND = Command(
+    OptionParser(
+        Options,
+        ModelOptions,
+        EditOptions,
+        DeviceOptions,
+        ResultOptions,
+        description="\n\n".join((__doc__ or "").split("\n\n")[::2]),
+    ),
+    run,
+)
+main = COMMAND.main

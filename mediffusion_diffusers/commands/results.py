@@ -1,8 +1,12 @@
-"""Results of hours are never lost: what cannot be written where it should be is kept elsewhere, and that is said."""
+"""What a command has found out: told on the standard output, and never lost.
+
+Results of hours that cannot be written where they should be are kept elsewhere, and that is said.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +14,27 @@ from typing import Any, TypeVar
 
 
 Written = TypeVar("Written")
+
+
+def say_result(result: Any) -> None:
+    """Print a result as JSON, which is all that a command with `--json` prints to the standard output.
+
+    Args:
+        result: dicts, lists, texts and numbers; NaN, which JSON does not know, becomes null.
+    """
+    print(json_text(result))
+
+
+def json_text(result: Any) -> str:
+    """A result as JSON; see `say_result`."""
+    from ..evaluation.classification import nan_to_none
+
+    return json.dumps(nan_to_none(result), indent=2)
+
+
+def note(sentence: str) -> None:
+    """Tell the user something beside the result, on the standard error."""
+    print(sentence, file=sys.stderr)
 
 
 def write_results(write: Callable[[Path], Written], folder: Path, figures: Mapping[str, Any] | None = None) -> Written:

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..option_parser import OptionParser
 from ..options import option
 from ..output_folder import claimed_folder
-from ..reports.pages.demo import check_demo, write_demo_report
+from .command import Command, first_paragraph
 
 
 LOCK_FILE = ".demo.lock"  # beside that of the steps which write into the same folder
@@ -27,7 +27,7 @@ ORACLE_SEED = 1000  # another population: the oracle shares no patient with the 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of `run_demo.py`."""
+    """Where everything goes."""
 
     output_dir: Path = option(Path("demo"), "Folder for everything the demo makes.")
     overwrite: bool = option(False, "Begin anew instead of keeping finished steps.")
@@ -50,23 +50,22 @@ class Step:
     log: Path | None = None
 
 
-def demo_steps(folder: Path, scripts: Path) -> list[Step]:
+def demo_steps(folder: Path) -> list[Step]:
     """The commands of the demo, in order.
 
     Args:
         folder: the demo's output folder.
-        scripts: folder of the scripts that they call.
     """
     phantoms, oracle_phantoms = folder / "phantoms", folder / "oracle-phantoms"
     split, oracle, model = folder / "labelled-10pct.json", folder / "oracle", folder / "mediffusion-phantom"
 
     def script(name: str, *arguments: str | Path) -> list[str]:
-        return [str(scripts / name), *map(str, arguments)]
+        return ["-m", "mediffusion_diffusers", *name.split(), *map(str, arguments)]
 
     def prepare(output: Path, train: int, validation: int, test: int, seed: int) -> list[str]:
         sizes = ("--num_train", train, "--num_validation", validation, "--num_test", test)
         options = ("phantom", "--output_dir", output, "--image_size", 32, "--seed", seed, *sizes)
-        return script("prepare_dataset.py", *map(str, options))
+        return script("prepare", *map(str, options))
 
     pretrained = ("--pretrained_model_name_or_path", model, "--dataset_dir", phantoms)
     return [
@@ -79,7 +78,7 @@ def demo_steps(folder: Path, scripts: Path) -> list[Step]:
             "Draw the 10 % that keep their labels",
             split,
             script(
-                "prepare_dataset.py",
+                "prepare",
                 *("split", "--dataset_dir", phantoms, "--share", "10", "--by", "patient"),
                 *("--seed", str(SEED), "--output", split),
             ),
@@ -93,7 +92,7 @@ def demo_steps(folder: Path, scripts: Path) -> list[Step]:
             "Train the oracle: an independent, noise-robust classifier that will judge the counterfactuals",
             oracle / "config.json",
             script(
-                "train_oracle.py",
+                "train oracle",
                 *("--dataset_dir", oracle_phantoms, "--output_dir", oracle, "--resolution", "32"),
                 *("--seed", str(ORACLE_SEED)),
             ),
@@ -105,7 +104,7 @@ def demo_steps(folder: Path, scripts: Path) -> list[Step]:
             [
                 *("-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"),
                 *script(
-                    "train_joint.py",
+                    "train joint",
                     *("--preset", "phantom-demo", "--dataset_dir", phantoms, "--labelled_split", split),
                     *("--output_dir", model, "--seed", str(SEED), "--resume_from_checkpoint", "latest"),
                 ),
@@ -115,7 +114,7 @@ def demo_steps(folder: Path, scripts: Path) -> list[Step]:
             "Choose strength, region and guidance scales on the validation phantoms",
             model / "guidance_calibration.json",
             script(
-                "calibrate_guidance.py",
+                "calibrate",
                 *pretrained,
                 *("--strengths", "0.2", "0.3", "--guidance_scales", "10", "30", "100"),
             ),
@@ -123,13 +122,13 @@ def demo_steps(folder: Path, scripts: Path) -> list[Step]:
         Step(
             "Classify the held-out phantoms",
             folder / "classification.json",
-            script("evaluate_classification.py", *pretrained, "--output_dir", folder),
+            script("evaluate classification", *pretrained, "--output_dir", folder),
         ),
         Step(
             "Explain three phantoms in detail: a page with sliders, panels and animations",
             folder / "explanations" / "explanations.html",
             script(
-                "explain_images.py",
+                "explain",
                 *pretrained,
                 *("--away", "Cardiomegaly", "--output_dir", folder / "explanations"),
             ),
@@ -138,7 +137,7 @@ def demo_steps(folder: Path, scripts: Path) -> list[Step]:
             "Explain held-out phantoms: remove and add findings, and let the oracle judge",
             folder / "counterfactuals" / "counterfactuals.json",
             script(
-                "evaluate_counterfactuals.py",
+                "evaluate counterfactuals",
                 *pretrained,
                 *("--oracle_path", oracle, "--output_dir", folder / "counterfactuals"),
                 *("--direction", "both", "--num_images_per_label", "16"),
@@ -217,17 +216,8 @@ class DemoRun:
         self.seconds[step.title] = time.perf_counter() - started
 
 
-def parser() -> OptionParser:
-    """The command line of `run_demo.py`."""
-    return OptionParser(Options, description=(__doc__ or "").split("\n\n")[0])
-
-
-def main(scripts: Path, argv: Sequence[str] | None = None) -> int:
+def run(options: Options) -> int:
     """Run the demo, write its report and check its figures.
-
-    Args:
-        scripts: folder of the other scripts.
-        argv: the command line without the program; `None` is that of the process.
 
     Returns:
         1 if the demo's figures are not what it promises, else 0.
@@ -236,11 +226,12 @@ def main(scripts: Path, argv: Sequence[str] | None = None) -> int:
         ValueError: if `output_dir` cannot be used.
         SystemExit: if a step fails.
     """
-    (options,) = parser().parse(argv)
+    from ..reports.pages.demo import check_demo, write_demo_report
+
     with claimed_folder(options.output_dir, lock_file=LOCK_FILE) as folder:
         if options.overwrite and (folder / "phantoms").exists():
             _empty(folder)
-        seconds = DemoRun(demo_steps(folder, scripts)).run()
+        seconds = DemoRun(demo_steps(folder)).run()
         report = write_demo_report(folder, seconds)
         checks = check_demo(folder)
 
@@ -265,3 +256,7 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name != LOCK_FILE:
             path.unlink()
+
+
+COMMAND = Command(OptionParser(Options, description=first_paragraph(__doc__)), run)
+main = COMMAND.main

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
-from ..evaluation.counterfactual_study import DIRECTIONS
+from ..choices import Direction
 from ..options import Range, check_options, required
 
 
 Seed = Annotated[int, Range(at_least=0, below=2**32)]
 BatchSize = Annotated[int, Range(at_least=1, at_most=2**16)]
+DirectionChoice = Literal["remove", "add", "both"]
 BOTH = "both"
+MODEL_ALIASES = ("--model",)
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class StudyOptions:
         ValueError: for an option outside its range.
     """
 
-    pretrained_model_name_or_path: str = required("Folder of a pipeline.")
-    dataset_dir: Path = required("Prepared dataset (prepare_dataset.py).")
+    pretrained_model_name_or_path: str = required("Folder of a pipeline.", aliases=MODEL_ALIASES)
+    dataset_dir: Path = required("Prepared dataset (`mediffusion prepare`).")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -44,4 +46,4 @@ class StudyOptions:
 
 def directions_of(direction: str) -> tuple[str, ...]:
     """The directions that `--direction` names."""
-    return DIRECTIONS if direction == BOTH else (direction,)
+    return get_args(Direction) if direction == BOTH else (direction,)

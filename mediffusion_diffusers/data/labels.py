@@ -28,14 +28,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from ..choices import LabelKind
 from .cells import UNKNOWN_MARK, identifier, is_missing, is_number, is_whole, mark, reads_as_missing
 from .schema import MULTI_LABEL, SINGLE_LABEL, UNKNOWN_LABEL
 from .splits import NO_FINDING
 
 
-LabelKind = Literal["auto", "names", "indices", "vectors"]
 _SEPARATORS = ("|", ";")
 _LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
 _CANNOT_TELL = "Say what they are: `labels_as` names, indices or vectors."

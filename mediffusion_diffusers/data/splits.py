@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from ..atomic_files import write_json
+from ..choices import Draw
 from ..options import Range, check_number
 from .schema import DatasetInfo, label_matrix
 from .summary import count_positives, no_finding_rows
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-DRAWS = ("patient", "class")
+DRAWS = get_args(Draw)
 NO_FINDING = "No Finding"
 
 

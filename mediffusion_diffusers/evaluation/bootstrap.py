@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 
 from ..options import Range, check_number
 from .classification import auroc, check_scores, nan_to_none
+from .defaults import NUM_RESAMPLES
 
 
-NUM_RESAMPLES = 1000
 _PROGRESS_FROM = 20_000_000  # images x resamples x labels: below, it takes less than two seconds
 _MIN_PATIENTS = 2  # one patient tells nothing of how patients differ
 

@@ -13,17 +13,14 @@ from tqdm.auto import tqdm
 
 from ..data.schema import parquet_files
 from ..pipelines import MediffusionClassifyPipeline
-from .bootstrap import NUM_RESAMPLES
+from .defaults import CLASSIFICATION_BATCH_SIZE, NUM_RESAMPLES
 from .held_out import HeldOutSplit
 from .metrics import Classification
 from .provenance import describe_provenance
 
 
-BATCH_SIZE = 64
-
-
 def predict_split(
-    pipeline: MediffusionClassifyPipeline, split: HeldOutSplit, batch_size: int = BATCH_SIZE
+    pipeline: MediffusionClassifyPipeline, split: HeldOutSplit, batch_size: int = CLASSIFICATION_BATCH_SIZE
 ) -> Iterator[dict[str, Any]]:
     """Classify every image of a split that has a known label.
 
@@ -63,7 +60,7 @@ def study_classification(
     split: str = "test",
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = CLASSIFICATION_BATCH_SIZE,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:

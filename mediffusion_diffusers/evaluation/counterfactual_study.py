@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..choices import Direction
 from ..controls import plain_gradient_control, random_noise_control
 from ..data.phantom import PHANTOM_VERSION, true_counterfactual
 from ..guidance import build_target, sampling_mode
@@ -38,7 +39,7 @@ from .provenance import checkpoint_hash, describe_provenance, patients_of_oracle
 
 
 KEYWORDS = {"remove": "away", "add": "towards"}  # the pipeline's arguments
-DIRECTIONS = tuple(KEYWORDS)
+DIRECTIONS = get_args(Direction)
 
 
 class CounterfactualStudyRunner:

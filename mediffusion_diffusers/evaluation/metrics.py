@@ -15,7 +15,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from .bootstrap import NUM_RESAMPLES, bootstrap_macro_auroc
+from .bootstrap import bootstrap_macro_auroc
 from .classification import evaluate_classification, nan_to_none, per_label_auroc
 from .counterfactuals import (
     Scores,
@@ -25,6 +25,7 @@ from .counterfactuals import (
     summarize_scores,
     target_change,
 )
+from .defaults import NUM_RESAMPLES
 from .localisation import summarize_localisation
 
 

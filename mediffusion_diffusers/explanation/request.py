@@ -6,16 +6,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from ..choices import RowRule
+from ..counterfactual_options import given_options
 from ..guidance import build_target
-from ..pipelines.counterfactual import given_options
 from ..version import __version__
 
-
-RowRule = Literal["all", "labelled", "predicted"]
 
 # The pipeline's options as one value holds for a whole dataset; what is not given is the checkpoint's.
 PipelineOptions: Any = given_options()
@@ -23,7 +22,7 @@ PipelineOptions: Any = given_options()
 
 @dataclass(frozen=True)
 class ExplanationRequest(PipelineOptions):
-    """One question to all images of a dataset, with any of the pipeline's options (see `CounterfactualSettings`).
+    """One question to all images of a dataset, with any of the pipeline's options (see `CounterfactualOptions`).
 
     Args:
         away: labels to remove, by name.

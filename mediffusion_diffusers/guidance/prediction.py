@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
+from ..choices import OwnGuidanceMode
 from ..models import JointUNet2DModel
 from .formulas import guide_model_output, predict_original_sample
 from .freezing import hold_saved_tensors
@@ -15,7 +16,6 @@ from .targets import GuidanceTarget
 
 
 # The model's own classifier, in three places; and a classifier of pixels, through the decoder (App. H).
-OwnGuidanceMode = Literal["zt", "x0_detached", "x0"]
 OWN_GUIDANCE_MODES = get_args(OwnGuidanceMode)
 GUIDANCE_MODES = (*OWN_GUIDANCE_MODES, "external")
 

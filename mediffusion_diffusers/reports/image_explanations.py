@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ..guidance import scale_for
 from ..pipelines import MediffusionCounterfactualPipeline
+from .explanation_table import write_explanation_table
 from .pages.explanations import write_explanation_html
 from .pictures.animations import save_gif, sweep_frames, transition_frames
 from .pictures.drawing import save_picture
@@ -29,6 +30,7 @@ def explain_images(
     label: str,
     action: str,
     boxes: Sequence[Boxes] | None = None,
+    names: Sequence[str] | None = None,
     **settings: Any,
 ) -> tuple[list[ExplainedImage], dict[str, Any]]:
     """Explain images one by one, each with a sweep over guidance scale from the same inversion.
@@ -39,10 +41,11 @@ def explain_images(
         label: the finding to remove or add.
         action: `"removed"` or `"added"`.
         boxes: of the finding in each image, in relative units.
+        names: what to call the images, by default "Image 1" and so on; printed, so they must not identify a person.
         settings: of the pipeline's call; with `target_probability` the sweep ends at the scale that was found.
 
     Returns:
-        The explained images, called "Image 1" and so on, and the settings used.
+        The explained images, and the settings used.
 
     Raises:
         ValueError: for an unknown action or label, or images that cannot be used.
@@ -67,7 +70,8 @@ def explain_images(
         arguments["guidance_scale"] = [share * scale for share in SWEEP]
         output = pipe(image, **target, **arguments, output_type="np")
         of_image = () if boxes is None else boxes[index]
-        explained.append(explain_sweep(output, label, action, f"Image {index + 1}", of_image))
+        name = f"Image {index + 1}" if names is None else names[index]
+        explained.append(explain_sweep(output, label, action, name, of_image))
         used = {**output.settings, "guidance_scale": scale if len(images) == 1 else "per image, see the sweeps"}
     return explained, used
 
@@ -75,11 +79,12 @@ def explain_images(
 def write_explanations(
     explained: Sequence[ExplainedImage], output_dir: str | Path, provenance: dict[str, Any] | None = None
 ) -> Path:
-    """Write the page, and for each image a panel and two animations.
+    """Write the page, a table, and for each image a panel and two animations.
 
     Args:
         explained: of `explain_images`.
-        output_dir: gets `explanations.html`, `panel-1.png`, `transition-1.gif`, `sweep-1.gif` and so on.
+        output_dir: gets `explanations.html`, `explanations.csv`, `explanations.json`, and `panel-1.png`,
+            `transition-1.gif`, `sweep-1.gif` and so on.
         provenance: what the page says about where it comes from.
 
     Returns:
@@ -91,4 +96,5 @@ def write_explanations(
         save_picture(explanation_panel(one), folder / f"panel-{number}.png")
         save_gif(transition_frames(one), folder / f"transition-{number}.gif")
         save_gif(sweep_frames(one), folder / f"sweep-{number}.gif", frame_milliseconds=_SWEEP_MILLISECONDS)
+    write_explanation_table(explained, folder, provenance)
     return write_explanation_html(explained, folder / PAGE_FILE, provenance=provenance)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from ..data.schema import INFO_FILE
 from ..option_parser import OptionParser
 from ..options import Range, check_options, option
 
@@ -153,27 +152,30 @@ class TrainingConfig:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
 
     @classmethod
-    def parser(cls, **kwargs: Any) -> OptionParser:
-        """The command line of the training; its defaults are those of `cls()`."""
+    def parser(cls: type[Config], presets: Mapping[str, Config] | None = None, description: str = "") -> OptionParser:
+        """The command line of the training; its defaults are those of `cls()`.
+
+        Args:
+            presets: configurations by name, for `--preset`.
+            description: for `--help`.
+        """
         hints = typing.get_type_hints(cls)
-        parser = OptionParser(*(hints[entry.name] for entry in dataclasses.fields(cls)), **kwargs)
-        parser.set_defaults(**cls().to_dict())
-        return parser
+        groups = [hints[entry.name] for entry in dataclasses.fields(cls)]
+        rows = {name: preset.to_dict() for name, preset in (presets or {}).items()}
+        return OptionParser(*groups, description=description, defaults=cls().to_dict(), presets=rows)
 
     @classmethod
-    def parse(cls: type[Config], argv: Sequence[str] | None, presets: Mapping[str, Config], **kwargs: Any) -> Config:
+    def parse(cls: type[Config], argv: Sequence[str] | None, presets: Mapping[str, Config]) -> Config:
         """Parse a command line whose `--preset` supplies defaults; what is given explicitly overrides them.
 
         Args:
             argv: the command line without the program; `None` is that of the process.
             presets: configurations by name.
-            kwargs: as for `argparse.ArgumentParser`, such as `description`.
 
         Raises:
             ValueError: for an unknown preset or argument.
         """
-        rows = {name: preset.to_dict() for name, preset in presets.items()}
-        return cls(*cls.parser(**kwargs).parse(argv, rows))
+        return cls(*cls.parser(presets).parse(argv))
 
     def with_options(self: Config, **options: Any) -> Config:
         """The same configuration with other values of some options, whichever groups they belong to.
@@ -226,6 +228,8 @@ def check_data_source(run: RunOptions, data: DataOptions) -> None:
     """
     if (data.dataset_dir is None) == (data.dataset_name is None) and not (run.dry_run and data.dataset_dir is None):
         raise ValueError("Exactly one of `dataset_dir` (a prepared folder) and `dataset_name` (on the Hub) is needed.")
+    from ..data.schema import INFO_FILE  # brings torch and datasets, which a command line must not wait for
+
     if data.dataset_dir is not None and not (Path(data.dataset_dir) / INFO_FILE).is_file():
         reason = f"holds no {INFO_FILE}" if Path(data.dataset_dir).is_dir() else "is no folder"
         raise ValueError(

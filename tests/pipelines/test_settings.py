@@ -14,9 +14,10 @@ import torch
 from support.components import random_images, tiny_pipeline, tiny_scheduler
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.counterfactual_options import given_options, stored_options
 from mediffusion_diffusers.explanation.request import ExplanationRequest
 from mediffusion_diffusers.option_parser import OptionParser
-from mediffusion_diffusers.pipelines.counterfactual import CounterfactualSettings, given_options, stored_options
+from mediffusion_diffusers.pipelines.counterfactual import CounterfactualSettings
 
 
 OPTIONS = {entry.name: entry for entry in dataclasses.fields(CounterfactualSettings)}

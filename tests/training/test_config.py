@@ -12,10 +12,10 @@ import pytest
 import torch
 from support.training import TINY_AUTOENCODER, TINY_JOINT, autoencoder_config, joint_config, oracle_config
 
+from mediffusion_diffusers.counterfactual_options import stored_options
 from mediffusion_diffusers.data.schema import load_prepared
 from mediffusion_diffusers.data.splits import LabelledSplit
 from mediffusion_diffusers.options import range_of
-from mediffusion_diffusers.pipelines.counterfactual import stored_options
 from mediffusion_diffusers.training.autoencoder.config import AutoencoderConfig
 from mediffusion_diffusers.training.autoencoder.dry_run import describe_autoencoder_run
 from mediffusion_diffusers.training.joint.config import JointConfig, LabelOptions

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..cells import identifier, is_missing, reads_as_missing, typed_column
 from ..conversion import SourceImage, write_sources
-from ..labels import LabelKind, Labels, read_column, read_columns
+from ...choices import LabelKind
+from ..labels import Labels, read_column, read_columns
 from ..pictures import open_picture
 from ..schema import SPLIT_OF_NAME, DatasetInfo
 from ..splits import check_draws, patient_validation_split

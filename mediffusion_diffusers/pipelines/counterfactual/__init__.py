@@ -1,13 +1,10 @@
 """Counterfactual images: the pipeline, and the settings that everything about its options follows from."""
 
 from .pipeline import MediffusionCounterfactualPipeline
-from .settings import CounterfactualSettings, describe_options, given_options, stored_options
+from .settings import CounterfactualSettings
 
 
 __all__ = [
     "CounterfactualSettings",
     "MediffusionCounterfactualPipeline",
-    "describe_options",
-    "given_options",
-    "stored_options",
 ]

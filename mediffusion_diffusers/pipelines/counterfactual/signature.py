@@ -1,4 +1,4 @@
-"""The settings as keyword arguments: a call's signature and docstring follow from `CounterfactualSettings`."""
+"""The settings as keyword arguments: a call's signature and docstring follow from `CounterfactualOptions`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, get_type_hints
 
-from .settings import CounterfactualSettings, describe_options, stored_options
+from ...counterfactual_options import CounterfactualOptions, describe_options, stored_options
 
 
 def takes_settings(**first_after: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -38,11 +38,11 @@ def takes_settings(**first_after: str) -> Callable[[Callable[..., Any]], Callabl
 
 def _merge(own: inspect.Signature, first_after: dict[str, str]) -> inspect.Signature:
     """The method's own parameters with those of the settings between them."""
-    hints = get_type_hints(CounterfactualSettings)
+    hints = get_type_hints(CounterfactualOptions)
     runs: dict[str, list[inspect.Parameter]] = {}
     starts = {setting: argument for argument, setting in first_after.items()}
     run: list[inspect.Parameter] = []
-    for entry in fields(CounterfactualSettings):
+    for entry in fields(CounterfactualOptions):
         if entry.name in starts:
             run = runs[starts[entry.name]] = []
         default = None if entry.name in stored_options() else entry.default
@@ -61,7 +61,7 @@ def _merge(own: inspect.Signature, first_after: dict[str, str]) -> inspect.Signa
 
 def _defaults() -> dict[str, str]:
     """The options that a checkpoint may store, in words."""
-    default = {entry.name: entry.default for entry in fields(CounterfactualSettings)}
+    default = {entry.name: entry.default for entry in fields(CounterfactualOptions)}
     return {
         "stored": ", ".join(f"`{name}`" for name in stored_options()),
         "defaults": ", ".join(f"{name} {default[name]!r}" for name in stored_options()),

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from ...options import Range, option
 from ..config import HubOptions, OptimizerOptions, TrainingConfig, check_hub, check_resolution
-from .patch_discriminator import smallest_image
 
 
 _Count = Annotated[int, Range(at_least=1)]
@@ -82,6 +81,8 @@ class AutoencoderConfig(TrainingConfig):
         check_hub(self.run, self.hub)
         if self.autoencoder.pretrained_vae is None:
             self._check_shape()
+        from .patch_discriminator import smallest_image  # brings torch
+
         smallest = smallest_image(self.loss.disc_num_layers)
         if self.has_discriminator and self.data.image_size < smallest:
             raise ValueError(

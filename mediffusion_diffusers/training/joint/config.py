@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from ...counterfactual_options import given_options
 from ...options import Range, option
-from ...pipelines.counterfactual import given_options
 from ..config import HubOptions, TrainingConfig, check_hub, check_resolution
 
 
@@ -158,7 +158,6 @@ class SpeedOptions:
     compile: str | None = option(
         None,
         "Compile the U-Net's pass with torch.compile; the backend is inductor unless another is named.",
-        nargs="?",
         const="inductor",
         metavar="BACKEND",
     )

@@ -1,0 +1,19 @@
+"""Words that options choose among, each set in one place; nothing is imported that a command line would wait for."""
+
+from typing import Literal
+
+
+# Where the classifier is asked: the model's own, in three places (see `guidance.predict_guided`).
+OwnGuidanceMode = Literal["zt", "x0_detached", "x0"]
+
+# What is done to a finding.
+Direction = Literal["remove", "add"]
+
+# Which rows of a dataset are explained (see `explanation.request`).
+RowRule = Literal["all", "labelled", "predicted"]
+
+# What lists of labels hold (see `data.labels`).
+LabelKind = Literal["auto", "names", "indices", "vectors"]
+
+# How a labelled share is drawn (see `data.splits`).
+Draw = Literal["patient", "class"]

@@ -1,0 +1,87 @@
+"""The command `mediffusion`: everything that this package does, from the command line.
+
+`python -m mediffusion_diffusers` is the same, and `accelerate launch -m mediffusion_diffusers train joint ...` runs a
+command in several processes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+import typer
+
+from ..notices import CARD_NOTICE
+from ..option_parser import call, new_app
+from . import (
+    calibrate_guidance,
+    classify_images,
+    doctor,
+    evaluate_classification,
+    evaluate_counterfactuals,
+    explain_dataset,
+    explain_images,
+    generate_images,
+    prepare_dataset,
+    publish,
+    run_demo,
+    train,
+)
+from .boundary import run_command
+from .command import Command, group_of
+
+
+NAME = "mediffusion"
+
+# By name: a command, or what a group is for and its commands.
+COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
+    "explain": explain_images.COMMAND,
+    "classify": classify_images.COMMAND,
+    "generate": generate_images.COMMAND,
+    "prepare": (prepare_dataset.HELP, prepare_dataset.COMMANDS),
+    "train": ("Train the autoencoder, the joint model, or the outside classifier that judges.", train.COMMANDS),
+    "calibrate": calibrate_guidance.COMMAND,
+    "evaluate": (
+        "Measure a checkpoint on held-out images.",
+        {"classification": evaluate_classification.COMMAND, "counterfactuals": evaluate_counterfactuals.COMMAND},
+    ),
+    "explain-dataset": explain_dataset.COMMAND,
+    "publish": publish.COMMAND,
+    "demo": run_demo.COMMAND,
+    "doctor": doctor.COMMAND,
+}
+
+
+def build() -> typer.Typer:
+    """The application, with completion for bash, zsh, fish and PowerShell."""
+    app = new_app(
+        name=NAME,
+        help=f"Classify, generate and explain medical images with one diffusion model.\n\n{CARD_NOTICE}",
+        no_args_is_help=True,
+    )
+    for name, command in COMMANDS.items():
+        if isinstance(command, Command):
+            command.add_to(app, name)
+        else:
+            app.add_typer(group_of(command[1], command[0]), name=name)
+    return app
+
+
+def main(*words: str) -> None:
+    """Run the command that the process's command line names, and end the process.
+
+    Args:
+        words: before the command line, for a script that is one command.
+
+    Raises:
+        SystemExit: always.
+    """
+    argv = [*words, *sys.argv[1:]]
+    run_command(lambda: call(typer.main.get_command(build()), argv, NAME), " ".join((NAME, *_command_words(argv))))
+
+
+def _command_words(argv: Sequence[str]) -> list[str]:
+    """The words at the beginning of a command line that name the command."""
+    found = COMMANDS.get(argv[0]) if argv else None
+    is_in_group = isinstance(found, tuple) and len(argv) > 1 and argv[1] in found[1]
+    return list(argv[: 0 if found is None else 2 if is_in_group else 1])
