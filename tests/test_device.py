@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mediffusion_diffusers.device import DeviceOptions, memory_format_for, pick_device, pick_dtype, switch_tf32
+from mediffusion_diffusers.device import memory_format_for, pick_device, pick_dtype, switch_tf32
+from mediffusion_diffusers.device_options import DeviceOptions
 from mediffusion_diffusers.option_parser import OptionParser
 
 

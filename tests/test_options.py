@@ -75,14 +75,14 @@ def test_a_preset_is_a_row_of_defaults_that_the_command_line_overrules():
         ["--preset=small", "--steps=7"],
     )
     for line in lines:
-        assert OptionParser(Schedule).parse(line, presets) == (Schedule("small", 0.1, steps=7, flip=True),)
+        assert OptionParser(Schedule, presets=presets).parse(line) == (Schedule("small", 0.1, steps=7, flip=True),)
     for negation in ("--no-use_ema", "--no_use_ema", "--no-use-ema"):
         assert not OptionParser(Schedule).parse([negation])[0].use_ema
     for negation in (["--no-controls"], ["--no_controls"], ["--controls", "false"]):
         assert not OptionParser(Schedule).parse(negation)[0].controls
     for negation in (["--no-flip"], ["--no_flip"], ["--flip", "false"]):
-        assert not OptionParser(Schedule).parse(["--preset", "small", *negation], presets)[0].flip
+        assert not OptionParser(Schedule, presets=presets).parse(["--preset", "small", *negation])[0].flip
     with pytest.raises(ValueError, match=r"`preset` must be one of \['small'\], but got 'large'"):
-        OptionParser(Schedule).parse(["--preset", "large"], presets)
+        OptionParser(Schedule, presets=presets).parse(["--preset", "large"])
     with pytest.raises(ValueError, match=r"Preset 'wrong' sets options that do not exist: \['pace'\]"):
-        OptionParser(Schedule).parse(["--preset", "wrong"], {"wrong": {"pace": 1}})
+        OptionParser(Schedule, presets={"wrong": {"pace": 1}}).parse(["--preset", "wrong"])

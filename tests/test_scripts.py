@@ -9,12 +9,24 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "training"
 MODEL = ("--pretrained_model_name_or_path", "nowhere")
+COMMANDS = {
+    "calibrate_guidance": "calibrate",
+    "evaluate_classification": "evaluate classification",
+    "evaluate_counterfactuals": "evaluate counterfactuals",
+    "explain_dataset": "explain-dataset",
+    "explain_images": "explain",
+    "prepare_dataset": "prepare",
+    "run_demo": "demo",
+    "train_autoencoder": "train autoencoder",
+    "train_joint": "train joint",
+    "train_oracle": "train oracle",
+}
 COMMAND_LINES = {
     "calibrate_guidance": (*MODEL, "--dataset_dir", "nowhere"),
     "evaluate_classification": (*MODEL, "--dataset_dir", "nowhere", "--output_dir", "out"),
     "evaluate_counterfactuals": (*MODEL, "--dataset_dir", "nowhere", "--output_dir", "out"),
     "explain_dataset": ("--pretrained_model_name_or_path", "./nowhere", "--dataset", "nowhere", "--output_dir", "out"),
-    "explain_images": (*MODEL, "--images", "nowhere.png", "--away", "Mass", "--output_dir", "nowhere.txt"),
+    "explain_images": (*MODEL, "nowhere.png", "--away", "Mass", "--output_dir", "nowhere.txt"),
     "run_demo": ("--output_dir", "nowhere.txt"),
     "train_autoencoder": ("--dataset_dir", "nowhere", "--output_dir", "out"),
     "train_joint": ("--dataset_dir", "nowhere", "--output_dir", "out"),
@@ -28,7 +40,7 @@ def test_every_script_helps(script, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
     assert ended.value.code == 0
-    assert f"usage: {script}.py" in capsys.readouterr().out
+    assert f"Usage: mediffusion {COMMANDS[script]} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("script", COMMAND_LINES)
@@ -41,4 +53,4 @@ def test_what_is_missing_is_said_in_one_sentence(script, tmp_path, monkeypatch, 
     said = capsys.readouterr().err
     sentence = f"{ended.value.code}\n" if isinstance(ended.value.code, str) else said
     assert ended.value.code not in (0, None) and "Traceback" not in said
-    assert sentence.startswith(f"{script}.py: ") and sentence.count("\n") == 1, sentence
+    assert sentence.startswith(f"mediffusion {COMMANDS[script]}: ") and sentence.count("\n") == 1, sentence

@@ -131,7 +131,7 @@ def _torchvision() -> Finding:
 def _diffusers() -> Finding:
     from diffusers import UNet2DModel
 
-    from .. import MediffusionCounterfactualPipeline
+    from ..pipelines import MediffusionCounterfactualPipeline
 
     return Finding("pipelines", "ok", f"{UNet2DModel.__name__} and {MediffusionCounterfactualPipeline.__name__} load")
 

@@ -134,7 +134,7 @@ class DatasetInfo:
         if not path.is_file():
             raise ValueError(
                 f"`folder` must be a prepared dataset (a folder with {INFO_FILE}), but {str(folder)!r} is none. "
-                "Write one with training/prepare_dataset.py."
+                "Write one with `mediffusion prepare`."
             )
         known = {each.name for each in fields(cls)}
         try:
@@ -145,7 +145,7 @@ class DatasetInfo:
             return cls(**{key: value for key, value in values.items() if key in known})
         except (AttributeError, TypeError, ValueError, OSError) as error:
             raise ValueError(
-                f"Cannot read {path}: {error}. Convert the dataset again with prepare_dataset.py."
+                f"Cannot read {path}: {error}. Convert the dataset again with `mediffusion prepare`."
             ) from error
 
 
@@ -280,7 +280,7 @@ def _check_shards(files: Sequence[Path], split: str, info: DatasetInfo) -> None:
     if num_rows != info.num_rows.get(split, num_rows):
         raise ValueError(
             f"{files[-1].parent} holds {num_rows:,} rows of {split!r}, but {INFO_FILE} names "
-            f"{info.num_rows[split]:,}. Copy it again, or convert the dataset again with prepare_dataset.py."
+            f"{info.num_rows[split]:,}. Copy it again, or convert the dataset again with `mediffusion prepare`."
         )
     if num_rows == 0:
         raise ValueError(f"The split {split!r} of {info.name!r} has no row. Choose another `split`.")

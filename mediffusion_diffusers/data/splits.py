@@ -114,8 +114,8 @@ class LabelledSplit:
             split = cls(**{**given, "image_ids": tuple(given["image_ids"])})
         except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"`path` must be a split file written by prepare_dataset.py split, but {str(path)!r} cannot be read: "
-                f"{type(error).__name__}: {error}."
+                f"`path` must be a split file written by `mediffusion prepare split`, but {str(path)!r} cannot be "
+                f"read: {type(error).__name__}: {error}."
             ) from error
         if split.hash != stored:
             raise ValueError(

@@ -122,7 +122,7 @@ def find_dataset(
     if not shards:
         raise ValueError(
             f"`dataset` must hold parquet files{f' of the split {split!r}' if split else ''}, but {text!r} holds "
-            f"{'others' if found.shards else 'none'}. Convert pictures with prepare_dataset.py; on the Hub, the "
+            f"{'others' if found.shards else 'none'}. Convert pictures with `mediffusion prepare`; on the Hub, the "
             "revision 'refs/convert/parquet' may have them."
         )
     return replace(found, shards=shards)

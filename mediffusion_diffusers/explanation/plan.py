@@ -149,7 +149,7 @@ def _check_label_names(job: ExplanationJob, dataset: InputDataset) -> None:
     if dataset.label_names is None:
         raise ValueError(
             "`rows='labelled'` needs a prepared dataset, whose dataset_info.json names the labels, but "
-            f"{dataset.name!r} is none. Convert it with prepare_dataset.py, or choose by the model's decision with "
+            f"{dataset.name!r} is none. Convert it with `mediffusion prepare`, or choose by the model's decision with "
             "`rows='predicted'`."
         )
     unknown = [name for name in (*job.request.away, *job.request.towards) if name not in dataset.label_names]

@@ -68,7 +68,7 @@ class DataOptions:
 
     _argument_group_name = "data"
 
-    dataset_dir: str | None = option(None, "Prepared dataset folder (see prepare_dataset.py).")
+    dataset_dir: str | None = option(None, "Prepared dataset folder (see `mediffusion prepare`).")
     dataset_name: str | None = option(None, "Dataset repository on the Hub in the same layout.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of `dataset_name`.")
     validation_share: Annotated[float, Range(at_least=0, below=100)] = option(
@@ -233,7 +233,7 @@ def check_data_source(run: RunOptions, data: DataOptions) -> None:
     if data.dataset_dir is not None and not (Path(data.dataset_dir) / INFO_FILE).is_file():
         reason = f"holds no {INFO_FILE}" if Path(data.dataset_dir).is_dir() else "is no folder"
         raise ValueError(
-            f"`dataset_dir` must be a folder written by prepare_dataset.py, but {data.dataset_dir!r} {reason}."
+            f"`dataset_dir` must be a folder written by `mediffusion prepare`, but {data.dataset_dir!r} {reason}."
         )
 
 

@@ -1,6 +1,6 @@
 """One row per experiment: configurations of the training scripts, overridden by what the command line says.
 
-The labelled share is no argument: `prepare_dataset.py split` draws it once, and `--labelled_split` names the file.
+The labelled share is no argument: `mediffusion prepare split` draws it once, and `--labelled_split` names the file.
 """
 
 from __future__ import annotations

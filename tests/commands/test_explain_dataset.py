@@ -1,6 +1,6 @@
 import pytest
 
-from mediffusion_diffusers.commands.explain_dataset import job_of, parser
+from mediffusion_diffusers.commands.explain_dataset import COMMAND, job_of
 from mediffusion_diffusers.explanation.job_array import job_array_place
 
 
@@ -21,7 +21,7 @@ def test_a_command_line_becomes_a_job():
         "--batch_size",
         "4",
     )
-    job = job_of(*parser().parse(line)[:2], {})
+    job = job_of(*COMMAND.parser.parse(line)[:2], {})
     assert job.request.away == ("Mass", "Effusion") and job.request.towards == ()
     expected = {"away": ["Mass", "Effusion"], "strength": 0.3, "controls": False}
     assert job.request.pipeline_arguments() == expected
@@ -31,14 +31,14 @@ def test_a_command_line_becomes_a_job():
 
 def test_controls_are_made_unless_they_are_left_out():
     made, left_out = (
-        job_of(*parser().parse((*LINE, "--away", "Mass", *extra))[:2], {}) for extra in ((), ("--no-controls",))
+        job_of(*COMMAND.parser.parse((*LINE, "--away", "Mass", *extra))[:2], {}) for extra in ((), ("--no-controls",))
     )
     assert made.request.controls and not left_out.request.controls
 
 
 def test_the_manifest_never_names_a_local_path(tmp_path):
     line = (*LINE[2:], "--pretrained_model_name_or_path", str(tmp_path), "--away", "Mass")
-    assert job_of(*parser().parse(line)[:2], {}).model is None
+    assert job_of(*COMMAND.parser.parse(line)[:2], {}).model is None
 
 
 @pytest.mark.parametrize(

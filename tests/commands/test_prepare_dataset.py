@@ -32,10 +32,10 @@ def test_chestxray14_then_split(tmp_path, capsys):
              "--output", tmp_path / path)  # fmt: skip
         split = LabelledSplit.load(tmp_path / path)
         assert (split.share, split.by, split.seed, split.dataset) == (30, by, 4, "chestxray14")
-        printed = capsys.readouterr().out
+        printed, said = capsys.readouterr()
         assert split.hash in printed
         assert f"{split.num_images} of 21 training images" in printed
-        assert "Warning: The labelled split (30.0 % by" in printed  # no Hernia, among others
+        assert "Warning: The labelled split (30.0 % by" in said  # no Hernia, among others
     with pytest.raises(ValueError, match="The labelled split is empty"):
         main("split", "--dataset_dir", tmp_path / "set", "--share", 1, "--output", tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()

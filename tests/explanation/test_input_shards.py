@@ -39,7 +39,7 @@ def test_brackets_and_stars_of_a_folder_are_letters(phantoms, tmp_path, folder):
 def test_what_is_no_dataset(phantoms, tmp_path):
     with pytest.raises(ValueError, match="must be a folder, a parquet file, a pattern or `organisation/name`"):
         find_dataset(tmp_path / "nowhere" / "deep")
-    with pytest.raises(ValueError, match=r"must hold parquet files.*holds none.*prepare_dataset.py"):
+    with pytest.raises(ValueError, match=r"must hold parquet files.*holds none.*mediffusion prepare"):
         find_dataset(tmp_path)
     with pytest.raises(ValueError, match=r"of the split 'test'.*holds others"):
         find_dataset(phantoms, "test")

@@ -11,13 +11,13 @@ from support.explanation import output_bytes
 from support.processes import kill_tree, start
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
-from mediffusion_diffusers.commands.explain_dataset import job_of, parser
+from mediffusion_diffusers.commands.explain_dataset import COMMAND, job_of
 from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
 
 
 def run_here(line, log=None, environment=None):
     """Run a command line of explain_dataset.py in this process, with one thread as the others have."""
-    options, edit, _ = parser().parse(line[line.index(str(kill_matrix.SCRIPT)) + 1 :])
+    options, edit, _ = COMMAND.parser.parse(line[line.index(str(kill_matrix.SCRIPT)) + 1 :])
     torch.set_num_threads(1)
     return explain_dataset(
         MediffusionCounterfactualPipeline.from_pretrained(options.pretrained_model_name_or_path),

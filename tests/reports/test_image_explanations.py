@@ -42,7 +42,7 @@ def test_unknown_action(pipe):
 def test_page_panels_and_animations_of_a_file(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     random_pil(1)[0].save(tmp_path / "JOHN_DOE.png")
-    places = ["--images", tmp_path / "JOHN_DOE.png", "--pretrained_model_name_or_path", tmp_path / "model"]
+    places = [tmp_path / "JOHN_DOE.png", "--pretrained_model_name_or_path", tmp_path / "model"]
     options = ["--towards", "Mass", "--output_dir", tmp_path / "out", "--num_inference_steps", "2", "--device", "cpu"]
     assert main([str(each) for each in (*places, *options)]) == 0
     page = (tmp_path / "out/explanations.html").read_text()

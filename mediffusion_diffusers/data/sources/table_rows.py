@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...choices import LabelKind
 from ..cells import identifier, is_missing, reads_as_missing, typed_column
 from ..conversion import SourceImage, write_sources
-from ...choices import LabelKind
 from ..labels import Labels, read_column, read_columns
 from ..pictures import open_picture
 from ..schema import SPLIT_OF_NAME, DatasetInfo

@@ -124,7 +124,7 @@ def load_training_data(
     if split is not None and split.dataset != info.name:
         raise ValueError(
             f"`labelled_split` was drawn from dataset {split.dataset!r}, but {str(folder)!r} holds {info.name!r}. "
-            "Draw a split of this dataset with prepare_dataset.py split."
+            "Draw a split of this dataset with `mediffusion prepare split`."
         )
 
     rows = ImageRows(load_prepared(folder, "train"), options.cache_images, "training images")
