@@ -46,7 +46,6 @@ from mediffusion_diffusers.evaluation.counterfactual_study import (
     DIRECTIONS,
     KEYWORDS,
     CounterfactualStudyRunner,
-    cosine_to_truth,
 )
 from mediffusion_diffusers.evaluation.counterfactual_summary import summarize
 from mediffusion_diffusers.evaluation.counterfactuals import Counterfactuals
@@ -58,6 +57,7 @@ from mediffusion_diffusers.evaluation.guidance_calibration import (
     best_guidance,
 )
 from mediffusion_diffusers.evaluation.provenance import describe_provenance
+from mediffusion_diffusers.evaluation.truth import cosines_to_truth
 
 
 STRENGTH = 0.3
@@ -148,7 +148,7 @@ def figures(made: Counterfactuals, truth: np.ndarray | None, seconds: float | No
     if seconds is not None:
         row["cpu_seconds_per_image"] = seconds / len(made)
     if truth is not None:
-        row["cosine_to_truth"] = cosine_to_truth(made, truth)
+        row["cosine_to_truth"] = float(cosines_to_truth(made.images, made.originals, truth).mean())
         row["error_to_truth"] = float(np.sqrt(((made.images - truth) ** 2).mean()))
         row["error_of_original_to_truth"] = float(np.sqrt(((made.originals - truth) ** 2).mean()))
     return row

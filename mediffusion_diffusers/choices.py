@@ -17,3 +17,6 @@ LabelKind = Literal["auto", "names", "indices", "vectors"]
 
 # How a labelled share is drawn (see `data.splits`).
 Draw = Literal["patient", "class"]
+
+# What is asked of a procedure by further edits (see `evaluation.sanity_checks`).
+SanityCheck = Literal["reversibility", "diversity", "head_randomisation"]

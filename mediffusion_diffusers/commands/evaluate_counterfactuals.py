@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..counterfactual_options import given_options
 from ..device_options import DeviceOptions
+from ..evaluation.measure_options import MeasureOptions
 from ..option_parser import OptionParser
 from ..options import Range, option, required
 from ..output_folder import claimed_folder
@@ -43,7 +44,13 @@ class Options(StudyOptions):
 EditOptions = given_options()
 
 
-def run(options: Options, edit: Any, device_options: DeviceOptions, result_options: ResultOptions) -> None:
+def run(
+    options: Options,
+    measures: MeasureOptions,
+    edit: Any,
+    device_options: DeviceOptions,
+    result_options: ResultOptions,
+) -> None:
     """Run the study, write it and print its main figures.
 
     Raises:
@@ -68,7 +75,9 @@ def run(options: Options, edit: Any, device_options: DeviceOptions, result_optio
             device,
             dtype,
         )
-        study = runner.run(directions_of(options.direction), options.num_images_per_label, options.only_with_boxes)
+        study = runner.run(
+            directions_of(options.direction), options.num_images_per_label, options.only_with_boxes, measures
+        )
         if result_options.json:
             say_result(study.to_dict())
         else:
@@ -88,6 +97,10 @@ def _say(study: CounterfactualStudy) -> None:
             oracle = results["oracle"]
             parts.append(f"oracle Diff {_number(oracle['diff'], '+.3f')}")
             parts.append(f"Other diff {_number(oracle['other_diff'], '.3f')}")
+        if "to_truth" in results:
+            parts.append(f"error to the truth {_number(results['to_truth']['error'], '.2f')}")
+        if "realism" in results:
+            parts.append(f"edited-or-real AUROC {_number(results['realism'].get('detector_auroc'), '.2f')}")
         if "localisation" in results:
             ratio = results["localisation"]["vs_original"].get("ratio")
             parts.append(f"inside/outside {_number(ratio, '.2f')}")
@@ -101,6 +114,9 @@ def _number(value: float | None, form: str) -> str:
 
 
 COMMAND = Command(
-    OptionParser(Options, EditOptions, DeviceOptions, ResultOptions, description=first_paragraph(__doc__)), run
+    OptionParser(
+        Options, MeasureOptions, EditOptions, DeviceOptions, ResultOptions, description=first_paragraph(__doc__)
+    ),
+    run,
 )
 main = COMMAND.main

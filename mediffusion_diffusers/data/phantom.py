@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..image_processor import numpy_to_pil
-from .phantom_anatomy import PHANTOM_LABELS, PhantomPatients, draw_patient, paint
+from ..options import Range, check_number
+from .phantom_anatomy import PHANTOM_LABELS, PhantomPatients, draw_patient, paint, with_findings_of
 from .pictures import encode_png
 from .schema import MULTI_LABEL, DatasetInfo, make_row
 from .writer import check_output_folder, write_prepared
@@ -30,6 +31,7 @@ BOX_SHARE = 0.15  # a box bounds what changes by more than this share of the fin
 MIN_CANVAS = 64  # the smallest size that is painted directly; smaller pictures are averages of it
 # Population index of the first patient of each split: the test patients stay the same however many are trained on.
 SPLIT_START = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
+WAYS_SEED = 777  # of the patients whose findings `true_ways` takes
 _MIN_VISIBLE = 1 / 255  # a finding that changes no pixel by one grey level of 8 bits has no box
 _CHUNK = 64  # patients painted at once: small enough for the processor's cache
 _ROWS = 250  # patients in memory at once while a dataset is written
@@ -44,6 +46,7 @@ __all__ = [
     "render",
     "sample_patients",
     "true_counterfactual",
+    "true_ways",
 ]
 
 
@@ -273,6 +276,47 @@ def true_counterfactual(row: Mapping[str, Any], label: str, image_size: int | No
     Raises:
         ValueError: if the label is unknown or the row is not a phantom of this version.
     """
+    patients, labels, column, size = _patient_of(row, label, image_size)
+    labels[:, column] = 1 - labels[:, column]
+    return render(patients, labels, size)[0]
+
+
+def true_ways(
+    row: Mapping[str, Any], label: str, num_ways: int, image_size: int | None = None, seed: int = WAYS_SEED
+) -> torch.Tensor:
+    """Render the patient of a prepared phantom row with one finding present in many ways, each of them true.
+
+    A finding that is added may lie on either side, be large or small, faint or dense: one counterfactual among many
+    would judge a true addition elsewhere as wrong. So the finding's own parameters are drawn anew, as other patients
+    have them; the patient stays.
+
+    Args:
+        row: as for `true_counterfactual`, and so are the others.
+        label: the finding to show.
+        num_ways: ways to draw, at least 1; the first is the patient's own.
+        image_size: side of the picture in pixels; None takes the size of the row's image.
+        seed: the population that the other ways are taken from.
+
+    Returns:
+        Shape `(num_ways, 1, image_size, image_size)`, float32 in [0, 1].
+
+    Raises:
+        ValueError: as `true_counterfactual`, and if `num_ways` is below 1.
+    """
+    check_number("num_ways", num_ways, Range(at_least=1), whole=True)
+    patients, labels, column, size = _patient_of(row, label, image_size)
+    many = patients.select(np.zeros(num_ways, dtype=np.int64))
+    if num_ways > 1:
+        donors, _ = load_patients(seed, range(num_ways - 1))
+        many = with_findings_of(many, donors, label, first=1)
+    labels[:, column] = 1
+    return render(many, labels.repeat(num_ways, 1), size)
+
+
+def _patient_of(
+    row: Mapping[str, Any], label: str, image_size: int | None
+) -> tuple[PhantomPatients, torch.Tensor, int, int]:
+    """The patient of a prepared row, its labels, the column of a finding, and the size to render at."""
     if label not in PHANTOM_LABELS:
         raise ValueError(f"`label` must be one of {', '.join(PHANTOM_LABELS)}, but got {label!r}.")
     metadata = json.loads(row["metadata"])
@@ -283,6 +327,4 @@ def true_counterfactual(row: Mapping[str, Any], label: str, image_size: int | No
         )
     patients, _ = load_patients(metadata["phantom_seed"], [metadata["phantom_index"]])
     labels = torch.as_tensor(row["labels"], dtype=torch.float32)[None].clone()
-    column = PHANTOM_LABELS.index(label)
-    labels[:, column] = 1 - labels[:, column]
-    return render(patients, labels, image_size or row["image"].size[0])[0]
+    return patients, labels, PHANTOM_LABELS.index(label), image_size or row["image"].size[0]

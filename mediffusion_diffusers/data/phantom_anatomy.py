@@ -145,6 +145,26 @@ def draw_patient(seed: int, index: int) -> tuple[np.ndarray, dict[str, np.ndarra
     return parameters, textures, chances
 
 
+def with_findings_of(
+    patients: PhantomPatients, donors: PhantomPatients, label: str, first: int = 0
+) -> PhantomPatients:
+    """Patients who have one finding as others would have it: its side, place, size, contrast and texture.
+
+    Args:
+        patients: from `first` on as many as `donors`; all else about them stays.
+        donors: whose finding they get.
+        label: one of `PHANTOM_LABELS`.
+        first: position of the first patient that changes.
+    """
+    finding = label.lower()
+    columns = [column for name, column in _COLUMN.items() if name.startswith(f"{finding}_")]
+    parameters, textures = patients.parameters.clone(), dict(patients.textures)
+    parameters[first:, columns] = donors.parameters[:, columns]
+    if finding in textures:
+        textures[finding] = torch.cat([textures[finding][:first], donors.textures[finding]])
+    return PhantomPatients(patients.seed, patients.index, parameters, textures)
+
+
 def draw_noise(patients: PhantomPatients, size: int) -> torch.Tensor:
     """The white noise of each patient at one picture size: shape `(num, size, size)`, standard normal."""
     noise = [

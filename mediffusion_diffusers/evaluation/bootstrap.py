@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -70,22 +71,16 @@ def bootstrap(
     Raises:
         ValueError: if a number is out of range.
     """
-    check_number("num_resamples", num_resamples, Range(at_least=2), whole=True)
-    check_number("confidence", confidence, Range(above=0, below=1))
-    check_number("seed", seed, Range(at_least=0), whole=True)
+    _check_numbers(num_resamples, confidence, seed)
     patients = patient_numbers(patient_ids)
     num_patients = int(patients.max(initial=-1)) + 1
     estimate = statistic(np.ones(len(patients)))
     values: list[float] = []
     if num_patients >= _MIN_PATIENTS and not np.isnan(estimate):
-        generator = np.random.default_rng(seed)
-        for _ in tqdm(range(num_resamples), desc="Bootstrap", disable=not show_progress):
-            drawn = np.bincount(generator.integers(num_patients, size=num_patients), minlength=num_patients)
+        draws = _draw_patients(num_patients, num_resamples, seed)
+        for drawn in tqdm(draws, desc="Bootstrap", disable=not show_progress):
             values.append(statistic(drawn[patients].astype(np.float64)))
-    known = [value for value in values if not np.isnan(value)]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(known, [tail, 1 - tail]) if known else (np.nan, np.nan)
-    return Interval(float(estimate), float(low), float(high), confidence, num_resamples, num_patients)
+    return _interval(estimate, np.array(values), confidence, num_resamples, num_patients)
 
 
 def bootstrap_macro_auroc(
@@ -143,11 +138,39 @@ def bootstrap_mean(
         num_resamples: as for `bootstrap`, and so are the others.
     """
     values, patients = _known_values(values, patient_ids)
+    return bootstrap_quotient(values, np.ones(len(values)), patients, num_resamples, confidence, seed)
 
-    def mean(weights: np.ndarray) -> float:
-        return float((weights * values).sum() / weights.sum()) if weights.any() else float("nan")
 
-    return bootstrap(mean, patients, num_resamples, confidence, seed)
+def bootstrap_quotient(
+    numerators: np.ndarray,
+    denominators: np.ndarray,
+    patient_ids: Sequence[Hashable],
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Interval of a quotient of two sums over images, all resamples at once.
+
+    Args:
+        numerators: shape `(num_images,)`.
+        denominators: same shape; where they sum to 0 there is no figure.
+        patient_ids: as for `bootstrap`, and so are the others.
+    """
+    _check_numbers(num_resamples, confidence, seed)
+    _check_one_patient_per_image(patient_ids, len(numerators))
+    patients = patient_numbers(patient_ids)
+    num_patients = int(patients.max(initial=-1)) + 1
+    above, below = (np.bincount(patients, one, minlength=num_patients) for one in (numerators, denominators))
+
+    def quotient(counts: np.ndarray) -> np.ndarray:
+        sums = counts @ below
+        return np.where(sums > 0, counts @ above / np.where(sums > 0, sums, 1), np.nan)
+
+    estimate = float(quotient(np.ones((1, num_patients)))[0])
+    values = np.empty(0)
+    if num_patients >= _MIN_PATIENTS and not np.isnan(estimate):
+        values = quotient(_draw_patients(num_patients, num_resamples, seed))
+    return _interval(estimate, values, confidence, num_resamples, num_patients)
 
 
 def bootstrap_median(
@@ -172,11 +195,38 @@ def patient_numbers(patient_ids: Sequence[Hashable]) -> np.ndarray:
     return np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)[1].reshape(-1)
 
 
+@lru_cache(maxsize=4)
+def _draw_patients(num_patients: int, num_resamples: int, seed: int) -> np.ndarray:
+    """How often each patient is drawn in each resample, shape `(num_resamples, num_patients)`."""
+    generator = np.random.default_rng(seed)
+    draws = np.empty((num_resamples, num_patients), dtype=np.int32)
+    for counts in draws:
+        counts[:] = np.bincount(generator.integers(num_patients, size=num_patients), minlength=num_patients)
+    draws.flags.writeable = False
+    return draws
+
+
+def _interval(
+    estimate: float, values: np.ndarray, confidence: float, num_resamples: int, num_patients: int
+) -> Interval:
+    """The percentile interval of the resamples in which the figure exists."""
+    known = values[~np.isnan(values)]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)
+    return Interval(float(estimate), float(low), float(high), confidence, num_resamples, num_patients)
+
+
 def _known_values(values: np.ndarray, patient_ids: Sequence[Hashable]) -> tuple[np.ndarray, list[int]]:
     values = np.asarray(values, dtype=np.float64)
     _check_one_patient_per_image(patient_ids, len(values))
     is_known = ~np.isnan(values)
     return values[is_known], patient_numbers(patient_ids)[is_known].tolist()
+
+
+def _check_numbers(num_resamples: int, confidence: float, seed: int) -> None:
+    check_number("num_resamples", num_resamples, Range(at_least=2), whole=True)
+    check_number("confidence", confidence, Range(above=0, below=1))
+    check_number("seed", seed, Range(at_least=0), whole=True)
 
 
 def _check_one_patient_per_image(patient_ids: Sequence[Hashable], num_images: int) -> None:

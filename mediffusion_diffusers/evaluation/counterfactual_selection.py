@@ -114,6 +114,41 @@ def _draw_in_turns(fits: np.ndarray, patients: np.ndarray, most: int) -> list[li
     return taken
 
 
+def first_of_each(targets: np.ndarray, num: int) -> np.ndarray:
+    """Places of `num` images, the first of each label, then the second, and so on, in their own order."""
+    turn = np.array([np.sum(targets[:place] == target) for place, target in enumerate(targets)], dtype=np.int64)
+    return np.sort(np.lexsort((targets, turn))[:num])
+
+
+def matching_rows(labels: np.ndarray, selection: Selection, direction: str) -> np.ndarray:
+    """For each image another one, that shows what its counterfactual should: its labels, with the target toggled.
+
+    Where none is left with all these labels, one that has (`"add"`) or lacks (`"remove"`) the target. None serves
+    twice, and none that is itself explained.
+
+    Args:
+        labels: 1, 0 or NaN, shape `(num, num_labels)`; unknown ones match.
+        selection: the images.
+        direction: `"remove"` or `"add"`.
+
+    Returns:
+        Rows, at most as many as there are images.
+    """
+    is_free = ~np.isin(np.arange(len(labels)), selection.rows)
+    wanted_value = 1.0 if direction == "add" else 0.0
+    rows: list[int] = []
+    for row, target in zip(selection.rows.tolist(), selection.targets.tolist(), strict=True):
+        wanted = labels[row].copy()
+        wanted[target] = wanted_value
+        fits = is_free & (labels[:, target] == wanted_value)
+        differs = np.nan_to_num(np.abs(labels - wanted)).sum(1)
+        candidates = np.flatnonzero(fits)
+        if len(candidates):
+            rows.append(int(candidates[differs[candidates].argmin()]))
+            is_free[rows[-1]] = False
+    return np.array(rows, dtype=np.int64)
+
+
 def rows_with_box(boxes: Sequence[Sequence[Mapping[str, float]]], num_labels: int) -> dict[int, np.ndarray]:
     """By label, the rows that have a box of it."""
     found: dict[int, list[int]] = {label: [] for label in range(num_labels)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,28 +13,25 @@ import torch
 from tqdm.auto import tqdm
 
 from ..choices import Direction
-from ..controls import plain_gradient_control, random_noise_control
-from ..data.phantom import PHANTOM_VERSION, true_counterfactual
-from ..guidance import build_target, sampling_mode
 from ..image_processor import normalize
 from ..models.oracle_classifier import OracleClassifier, load_oracle
 from ..pipelines import MediffusionClassifyPipeline, MediffusionCounterfactualPipeline
 from ..pipelines.counterfactual import CounterfactualSettings
 from ..regions import region_to_pixels
-from .counterfactual_selection import (
-    SELECTION_RULE,
-    Selection,
-    rows_with_box,
-    select_images,
-    target_masks,
-    wrong_masks,
-)
-from .counterfactual_summary import localise, localise_per_label, summarize, summarize_per_label
-from .counterfactuals import Counterfactuals, Scores, mean_absolute_change
+from .classification import nan_to_none
+from .counterfactual_selection import SELECTION_RULE, Selection, first_of_each, rows_with_box, select_images
+from .counterfactual_summary import LocalisedDirection, summarize_per_label
+from .counterfactuals import Counterfactuals, Scores
+from .direction_measures import DirectionMeasures
 from .finished_study import CounterfactualStudy, StudiedDirection
 from .held_out import HeldOutSplit
-from .localisation import LocalisationCase
+from .measure_options import MeasureOptions
 from .provenance import checkpoint_hash, describe_provenance, patients_of_oracle
+from .references import References
+from .sanity_checks import check_sanity
+from .study_controls import average_change, latent_regions, plain_gradient, random_noise, random_regions
+from .truth import error_to_truth
+from .validity import Validity
 
 
 KEYWORDS = {"remove": "away", "add": "towards"}  # the pipeline's arguments
@@ -87,6 +83,7 @@ class CounterfactualStudyRunner:
         self.single_label = not self.info.is_multi_label
         self.labels, self.patient_ids = self.held_out.labels, self.held_out.patient_ids
         self.boxes: list[list[dict[str, float]]] = self.dataset["boxes"][:]
+        self.references = References(self.held_out, self.pipeline)
         self.provenance = describe_provenance(pipeline_folder, self.info, split)
         self.oracle: OracleClassifier | None = None
         if oracle_path is not None:
@@ -120,7 +117,11 @@ class CounterfactualStudyRunner:
         return np.full(len(self.label_names), 0.5) if stored is None else np.asarray(stored, dtype=np.float64)
 
     def run(
-        self, directions: Sequence[str] = DIRECTIONS, num_images_per_label: int = 16, only_with_boxes: bool = False
+        self,
+        directions: Sequence[str] = DIRECTIONS,
+        num_images_per_label: int = 16,
+        only_with_boxes: bool = False,
+        options: MeasureOptions | None = None,
     ) -> CounterfactualStudy:
         """Select, explain and measure.
 
@@ -128,6 +129,7 @@ class CounterfactualStudyRunner:
             directions: `"remove"`, `"add"` or both.
             num_images_per_label: at most so many images for each label and direction.
             only_with_boxes: remove findings only where they have a box.
+            options: what is measured; None measures what the defaults of `MeasureOptions` say.
 
         Raises:
             ValueError: if no image fits, or the model's or the oracle's scores are not finite.
@@ -138,7 +140,7 @@ class CounterfactualStudyRunner:
         for direction in directions:
             chosen = self.select(direction, num_images_per_label, only_with_boxes)
             if len(chosen):
-                study.directions[direction] = self._study(chosen, direction)
+                study.directions[direction] = self._study(chosen, direction, options or MeasureOptions())
             else:
                 study.notes.append(f"No image fits the direction {direction!r}: {SELECTION_RULE[direction]}.")
         if not study.directions:
@@ -181,114 +183,150 @@ class CounterfactualStudyRunner:
         decisions[known, before[known].argmax(1)] = True
         return decisions
 
-    def _study(self, chosen: Selection, direction: str) -> StudiedDirection:
+    def _study(self, chosen: Selection, direction: str, options: MeasureOptions) -> StudiedDirection:
         counterfactuals = self.explain(chosen, direction)
-        height, width = counterfactuals.images.shape[-2:]
-        masks = target_masks(self.boxes, chosen, height, width)
-        wrong = wrong_masks(self.boxes, chosen, height, width, self.seed)
         truth = self.truth(chosen)
+        validity = Validity(self.pipeline, counterfactuals.originals, self.batch_size, self.seed)
+        measures = DirectionMeasures(
+            counterfactuals,
+            validity,
+            self.oracle,
+            self.references.real_images(chosen, direction, truth),
+            truth,
+            self.references.true_ways(chosen, options.num_true_ways) if direction == "add" else None,
+        )
         results: dict[str, Any] = {
             "selection": SELECTION_RULE[direction],
-            **summarize(counterfactuals),
-            "per_label": summarize_per_label(counterfactuals, self.label_names),
+            **measures.of_ours(),
+            "per_label": summarize_per_label(counterfactuals, self.label_names, truth),
         }
-        patients = counterfactuals.patients
-        cases = {
-            name: LocalisationCase(counterfactuals.images - others, masks, chosen.targets, wrong)
-            for name, others in (("vs_original", counterfactuals.originals), ("vs_null", counterfactuals.null_images))
-        }
+        places = LocalisedDirection.of(self.boxes, chosen, counterfactuals, self.seed)
         # Where a finding is added there is no box to find: it may appear in other places than the annotator's.
-        has_boxes = direction == "remove" and bool(masks.any())
+        has_boxes = direction == "remove" and places.has_boxes
         if has_boxes:
             results["localisation"] = {
-                name: {**localise(case, patients), "per_label": localise_per_label(case, patients, self.label_names)}
-                for name, case in cases.items()
+                "vs_original": places.localise(counterfactuals.originals, self.label_names),
+                "vs_null": places.localise(counterfactuals.null_images, self.label_names),
             }
         results["controls"] = {}
         control_scores: dict[str, np.ndarray] = {}
-        for name, images in self.controls(counterfactuals, chosen, direction).items():
+        for name, images in self.controls(counterfactuals, chosen, direction, options.region_controls).items():
             changed = self.rescore(counterfactuals, images)
-            results["controls"][name] = summarize(changed)
+            results["controls"][name] = measures.of_control(name, changed)
             if changed.oracle is not None:
                 control_scores[name] = changed.oracle.after
             if has_boxes:
-                case = LocalisationCase(images - counterfactuals.originals, masks, chosen.targets, wrong)
-                results["controls"][name]["localisation"] = localise(case, patients)
-            if truth is not None:
-                results["controls"][name]["cosine_to_truth"] = cosine_to_truth(changed, truth)
+                local = replace(places, images=images).localise(counterfactuals.originals)
+                results["controls"][name]["localisation"] = local
         if truth is not None:
-            results["cosine_to_truth"] = cosine_to_truth(counterfactuals, truth)
-            results["truth"] = summarize(self.rescore(counterfactuals, truth))
-            distance = mean_absolute_change(counterfactuals.images, truth)
-            results["truth"]["l1_of_counterfactual"] = float(distance.mean())
-        rows = chosen.rows.tolist()
-        boxes = [
-            [box for box in self.boxes[row] if int(box["label"]) == target]
-            for row, target in zip(rows, chosen.targets.tolist(), strict=True)
-        ]
-        image_ids = [self.dataset["image_id"][row] for row in rows]
-        return StudiedDirection(counterfactuals, image_ids, boxes, truth, control_scores, results)
+            results["truth"] = measures.of_truth(self.rescore(counterfactuals, truth))
+            null = error_to_truth(counterfactuals.null_images, counterfactuals.originals, truth)
+            results["to_truth"]["null_error"] = null
+        if options.checks:
+            rows = first_of_each(counterfactuals.targets, options.num_check_images)
+            some, seeds = counterfactuals.select(rows), self._seeds(chosen.rows[rows])
+            results["checks"] = check_sanity(self, some, seeds, options.checks)
+        image_ids = [self.dataset["image_id"][row] for row in chosen.rows.tolist()]
+        return StudiedDirection(counterfactuals, image_ids, places.boxes, truth, control_scores, nan_to_none(results))
 
-    def explain(self, chosen: Selection, direction: str) -> Counterfactuals:
-        """Run the pipeline with `settings`; noise, if any, belongs to the image and not to its place in a batch."""
-        images: dict[str, list[np.ndarray]] = {"originals": [], "images": [], "null_images": []}
+    def explain(
+        self, chosen: Selection, direction: str, per_row: Mapping[str, Sequence[Any]] | None = None
+    ) -> Counterfactuals:
+        """Run the pipeline with `settings`; noise, if any, belongs to the image and not to its place in a batch.
+
+        Args:
+            chosen: images and targets.
+            direction: `"remove"` or `"add"`.
+            per_row: further arguments of the pipeline, one value for each image.
+        """
+        images = self.held_out.read(chosen.rows, self.pipeline)[1]
+        made = self.edit(images, chosen.targets, direction, self._seeds(chosen.rows), per_row)
+        oracle = None
+        if self.oracle is not None:
+            before, after, null = map(self._ask_oracle, (made.originals, made.images, made.null_images))
+            oracle = Scores(before, after, null, self.oracle.thresholds)
+        return replace(made, oracle=oracle, patient_ids=[self.patient_ids[row] for row in chosen.rows.tolist()])
+
+    def edit(
+        self,
+        images: torch.Tensor,
+        targets: np.ndarray,
+        direction: str,
+        seeds: Sequence[int],
+        per_row: Mapping[str, Sequence[Any]] | None = None,
+        pipeline: MediffusionCounterfactualPipeline | None = None,
+    ) -> Counterfactuals:
+        """Edit any images with `settings`.
+
+        Args:
+            images: shape `(num, channels, height, width)` in [0, 1].
+            targets: label to change in each, shape `(num,)`.
+            direction: `"remove"` or `"add"`.
+            seeds: of each image's noise.
+            per_row: further arguments of the pipeline, one value for each image.
+            pipeline: another one than the study's, of the same labels.
+
+        Returns:
+            The counterfactuals, without an outside classifier's scores.
+        """
+        pictures: dict[str, list[np.ndarray]] = {"originals": [], "images": [], "null_images": []}
         own: dict[str, list[np.ndarray]] = {"before": [], "after": [], "null": []}
         regions: list[np.ndarray] = []
-        for part in self._parts(len(chosen), f"Explaining ({direction})"):
-            rows = chosen.rows[part]
-            output = self.pipeline(
-                image=self.held_out.read(rows, self.pipeline)[1],
-                **{KEYWORDS[direction]: [[self.label_names[target]] for target in chosen.targets[part].tolist()]},
-                **self.settings,
-                generator=[torch.Generator().manual_seed(self.seed * 1_000_003 + int(row)) for row in rows],
+        for part in self._parts(len(targets), f"Explaining ({direction})"):
+            names = [[self.label_names[target]] for target in targets[part].tolist()]
+            output = (pipeline or self.pipeline)(
+                image=images[part],
+                **{KEYWORDS[direction]: names},
+                **{**self.settings, **{name: list(values[part]) for name, values in (per_row or {}).items()}},
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
                 output_type="pt",
                 controls=False,  # the study makes its own, with more steps and on the pixels
             )
-            for name in images:
-                images[name].append(getattr(output, name).float().cpu().numpy())
+            for name in pictures:
+                pictures[name].append(getattr(output, name).float().cpu().numpy())
             for name in own:
                 own[name].append(getattr(output, f"probabilities_{name}").float().cpu().numpy())
             if output.region is not None:
-                regions.append(region_to_pixels(output.region, len(rows), output.image_size))
-            self.used_settings = output.settings
-        pictures = {name: np.concatenate(parts) for name, parts in images.items()}
-        scores = Scores(**{name: np.concatenate(parts) for name, parts in own.items()}, thresholds=self.own_thresholds)
-        oracle = None
-        if self.oracle is not None:
-            before, after, null = (self._ask_oracle(pictures[name]) for name in images)
-            oracle = Scores(before, after, null, self.oracle.thresholds)
+                regions.append(region_to_pixels(output.region, len(names), output.image_size))
+            if not per_row and pipeline is None:
+                self.used_settings = output.settings
+        originals, edited, null = (np.concatenate(parts) for parts in pictures.values())
         return Counterfactuals(
-            **pictures,
-            targets=chosen.targets,
+            originals,
+            edited,
+            null,
+            targets=targets,
             direction=direction,
-            own=scores,
-            oracle=oracle,
+            own=Scores(**{name: np.concatenate(parts) for name, parts in own.items()}, thresholds=self.own_thresholds),
             regions=np.concatenate(regions) if regions else None,
-            patient_ids=[self.patient_ids[row] for row in chosen.rows.tolist()],
         )
 
-    def controls(self, counterfactuals: Counterfactuals, chosen: Selection, direction: str) -> dict[str, np.ndarray]:
-        """Plain gradient, in the counterfactual's region, and random noise, with the L1 of each counterfactual."""
-        l1 = mean_absolute_change(counterfactuals.images, counterfactuals.originals)
-        pushed, noised = [], []
-        for part in self._parts(len(chosen), f"Controls ({direction})"):
-            originals, size = self._tensor(counterfactuals.originals[part]), self._tensor(l1[part])
-            names = [[self.label_names[target]] for target in chosen.targets[part].tolist()]
-            towards, away = (names, None) if direction == "add" else (None, names)
-            problem_type = self.pipeline.unet.config.problem_type
-            target = build_target(towards, away, len(names), self.label_names, problem_type)
+    def controls(
+        self, counterfactuals: Counterfactuals, chosen: Selection, direction: str, with_regions: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Changed images that explain nothing, by name; see `study_controls`.
 
-            def log_probability(pixels: torch.Tensor, target: Any = target) -> torch.Tensor:
-                latents = self.pipeline.encode_pixels(normalize(pixels))
-                return target.log_prob(self.pipeline.classify_latents(latents))
-
-            regions = counterfactuals.regions
-            mask = 1.0 if regions is None else self._tensor(regions[part])
-            with sampling_mode(self.pipeline.vae, self.pipeline.unet):
-                pushed.append(plain_gradient_control(originals, size, log_probability, mask=mask).cpu().numpy())
-            generator = torch.Generator().manual_seed(self.seed + int(chosen.rows[part][0]))
-            noised.append(random_noise_control(originals, size, generator).cpu().numpy())
-        return {"plain_gradient": np.concatenate(pushed), "random_noise": np.concatenate(noised)}
+        Args:
+            counterfactuals: that they stand beside.
+            chosen: their images.
+            direction: of the study.
+            with_regions: also make the same edit in a random region and in the inverse one, as dear as the study's.
+        """
+        parts = self._parts(len(chosen), f"Controls ({direction})")
+        pushed = [plain_gradient(self.pipeline, counterfactuals, part) for part in parts]
+        made = {
+            "plain_gradient": np.concatenate(pushed),
+            "random_noise": random_noise(counterfactuals, self.seed),
+            "average_change": average_change(counterfactuals),
+        }
+        if not with_regions:
+            return made
+        regions = latent_regions(counterfactuals, self.pipeline.latent_size)
+        originals, seeds = torch.from_numpy(counterfactuals.originals), self._seeds(chosen.rows)
+        places = {"random_region": random_regions(regions, self.seed), "inverse_region": 1 - regions}
+        for name, masks in places.items():
+            made[name] = self.edit(originals, chosen.targets, direction, seeds, {"mask": list(masks)}).images
+        return made
 
     def rescore(self, counterfactuals: Counterfactuals, images: np.ndarray) -> Counterfactuals:
         """The same originals and null edits with other changed images."""
@@ -305,12 +343,11 @@ class CounterfactualStudyRunner:
 
     def truth(self, chosen: Selection) -> np.ndarray | None:
         """True counterfactuals, if the dataset is a phantom's."""
-        rows = [self.dataset[row] for row in chosen.rows.tolist()]
-        if not all(json.loads(row["metadata"]).get("phantom_version") == PHANTOM_VERSION for row in rows):
-            return None
-        size = self.pipeline.image_size[0]
-        pairs = zip(rows, chosen.targets.tolist(), strict=True)
-        return np.stack([true_counterfactual(row, self.label_names[target], size).numpy() for row, target in pairs])
+        return self.references.truth(chosen)
+
+    def _seeds(self, rows: np.ndarray) -> list[int]:
+        """Of each image's noise."""
+        return [self.seed * 1_000_003 + int(row) for row in rows]
 
     def _own(self, images: torch.Tensor) -> np.ndarray:
         """The model's probabilities."""
@@ -355,19 +392,6 @@ class CounterfactualStudyRunner:
         if shared := self.provenance.get("patients_shared_with_oracle"):
             notes.append(f"The oracle was trained on {shared} patients of this split: its verdict is not independent.")
         return notes
-
-
-def cosine_to_truth(counterfactuals: Counterfactuals, truth: np.ndarray) -> float:
-    """Cosine between the change that was made and the one that should have been, mean over images; 1 is perfect.
-
-    Args:
-        counterfactuals: what was made.
-        truth: true counterfactuals, shape of the images.
-    """
-    change = (counterfactuals.images - counterfactuals.originals).reshape(len(truth), -1)
-    wanted = (truth - counterfactuals.originals).reshape(len(truth), -1)
-    norms = np.linalg.norm(change, axis=1) * np.linalg.norm(wanted, axis=1)
-    return float(np.mean((change * wanted).sum(1) / np.maximum(norms, 1e-12)))
 
 
 def _finite(scores: np.ndarray, whose: str) -> np.ndarray:

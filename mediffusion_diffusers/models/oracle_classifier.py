@@ -58,6 +58,31 @@ class OracleClassifier:
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of images in [-1, 1], shape `(batch, channels, height, width)`; differentiable."""
+        return self.model(pixel_values=self._prepare(images)).logits.float()
+
+    @torch.no_grad()
+    def features(self, images: torch.Tensor, batch_size: int = 250) -> torch.Tensor:
+        """The last hidden state, averaged over places: what distances of distributions are measured in.
+
+        Args:
+            images: as for `__call__`, and so is `batch_size`.
+
+        Returns:
+            Shape `(num, num_features)`, float32, on the CPU.
+        """
+        parts = []
+        for part in images.split(batch_size):
+            last = self.model(pixel_values=self._prepare(part), output_hidden_states=True).hidden_states[-1].float()
+            parts.append((last.mean((2, 3)) if last.ndim == 4 else last.mean(1)).cpu())  # maps, or tokens
+        return torch.cat(parts)
+
+    @property
+    def network(self) -> str:
+        """What kind of network it is, for tables."""
+        return f"{type(self.model).__name__}, {self.resolution}x{self.resolution}"
+
+    def _prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """Images as the network takes them."""
         expected = self.model.config.num_channels
         if images.ndim != 4 or images.shape[1] != expected:
             raise ValueError(
@@ -66,8 +91,7 @@ class OracleClassifier:
         parameter = next(self.model.parameters())
         images = images.to(device=parameter.device, dtype=parameter.dtype)
         images = resize_for_oracle(images, self.resolution)
-        images = images.contiguous(memory_format=memory_format_for(images.device))
-        return self.model(pixel_values=images).logits.float()
+        return images.contiguous(memory_format=memory_format_for(images.device))
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, batch_size: int = 250) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from ..reports.measure_tables import has_measures, measures_caption, measures_table
 from ..reports.tables import (
     CLASSIFICATION_CAPTION,
     HEADINGS,
@@ -141,13 +142,13 @@ def _shown(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _shown_direction(direction: str, part: Mapping[str, Any]) -> dict[str, Any]:
+    tables = [(study_table(part), study_caption(part))]
+    if has_measures(part):
+        tables.append((measures_table(part), measures_caption(part)))
     return {
         "heading": HEADINGS[direction],
         "introduction": study_introduction(direction, part),
-        "tables": [
-            (study_table(part), study_caption(part)),
-            (study_label_table(part), study_label_caption(part)),
-        ],
+        "tables": [*tables, (study_label_table(part), study_label_caption(part))],
     }
 
 

@@ -9,7 +9,13 @@ from typing import Any
 
 Table = tuple[list[str], list[list[Any]]]  # headings, and rows of cells
 HEADINGS = {"remove": "Removing a finding", "add": "Adding a finding"}
-CONTROLS = {"plain_gradient": "plain gradient", "random_noise": "random noise"}
+CONTROLS = {
+    "plain_gradient": "plain gradient",
+    "random_noise": "random noise",
+    "average_change": "average change of other patients",
+    "random_region": "same edit, random region",
+    "inverse_region": "same edit, inverse region",
+}
 CLASSIFICATION_CAPTION = (
     "Sensitivity at the threshold that gave 90 % or 95 % specificity on the validation patients, and the specificity "
     "that it gives here. A random score has AUROC 0.5 and an AUPRC of the prevalence. ECE: expected calibration "
@@ -80,12 +86,11 @@ def study_introduction(direction: str, part: Mapping[str, Any]) -> str:
 
 
 def study_table(part: Mapping[str, Any]) -> Table:
-    """Counterfactual, null edit, controls and truth of one direction, side by side."""
-    has_oracle, has_boxes, has_truth = "oracle" in part, "localisation" in part, "truth" in part
+    """What classifiers say of counterfactual, null edit, controls and truth of one direction, side by side."""
+    has_oracle, has_boxes = "oracle" in part, "localisation" in part
     columns = ["", "own flips"]
     columns += ["oracle Diff", "oracle Other diff", "oracle flips"] if has_oracle else []
     columns += ["L1", "high frequency"] + (["inside / outside", "in a wrong box"] if has_boxes else [])
-    columns += ["cosine to truth"] if has_truth else []
 
     def row(name: str, summary: Mapping[str, Any], localisation: Mapping[str, Any] | None) -> list[Any]:
         cells: list[Any] = [name, summary["own"]["flip_rate"]]
@@ -95,16 +100,16 @@ def study_table(part: Mapping[str, Any]) -> Table:
         cells += [summary["change"]["l1"], summary["change"]["high_frequency_share"]]
         if has_boxes:
             cells += [(localisation or {}).get(key) for key in ("ratio", "wrong_box_ratio")]
-        return [*cells, summary.get("cosine_to_truth")] if has_truth else cells
+        return cells
 
     rows = [row("counterfactual", part, part.get("localisation", {}).get("vs_original"))]
     null: list[Any] = ["null edit", None]
     if has_oracle:
         null += [part["oracle"]["null"] - part["oracle"]["before"], part["oracle"]["null_other_diff"], None]
-    rows.append(null + [part["change"]["null_l1"]] + [None] * (1 + 2 * has_boxes + has_truth))
+    rows.append(null + [part["change"]["null_l1"]] + [None] * (1 + 2 * has_boxes))
     for name, control in part["controls"].items():
         rows.append(row(CONTROLS[name], control, control.get("localisation")))
-    if has_truth:
+    if "truth" in part:
         rows.append(row("true counterfactual", part["truth"], None))
     return columns, rows
 
@@ -115,18 +120,14 @@ def study_caption(part: Mapping[str, Any]) -> str:
         "Own flips: share of the model's decisions that turned over; any change can do that. Diff: mean change of the "
         "target's probability (Tables 4 to 7). Other diff: mean absolute change of the other findings'. L1: mean "
         "absolute change of a pixel, as a share of the intensity range. High frequency: share of the change's "
-        "energy above half of the highest frequency; white noise has 0.80. Gradient and noise are scaled, image by "
-        "image, to the counterfactual's L1."
+        "energy above half of the highest frequency; white noise has 0.80. Gradient, noise and average change are "
+        "scaled, image by image, to the counterfactual's L1; the gradient is confined to its region."
     )
     if "localisation" in part:
         text += (
             " Inside/outside: median ratio of the change inside the true box to that outside. In a wrong box: the "
             "same in boxes of other findings. An image-independent change of the central body would earn "
             f"{format_value(part['localisation']['vs_original'].get('central_body_ratio'))}."
-        )
-    if "truth" in part:
-        text += (
-            " Cosine to truth: between the change made and the one that the true counterfactual makes; 1 is perfect."
         )
     return text
 
@@ -136,6 +137,7 @@ def study_label_table(part: Mapping[str, Any]) -> Table:
     has_oracle, has_boxes = "oracle" in part, "localisation" in part
     columns = ["finding", "images", "own before", "own after", "own flips"]
     columns += ["oracle before", "oracle after", "Diff", "Other diff"] if has_oracle else []
+    columns += ["error to truth", "cosine"] if "to_truth" in part else []
     columns += ["inside / outside", "wrong box", "average box"] if has_boxes else []
     rows = []
     for name, summary in part["per_label"].items():
@@ -143,6 +145,8 @@ def study_label_table(part: Mapping[str, Any]) -> Table:
         cells = [name, summary["num_images"], own["before"], own["after"], own["flip_rate"]]
         if has_oracle:
             cells += [summary["oracle"][key] for key in ("before", "after", "diff", "other_diff")]
+        if "to_truth" in part:
+            cells += [summary["to_truth"][key] for key in ("error", "cosine")]
         if has_boxes:
             local = part["localisation"]["vs_original"].get("per_label", {}).get(name, {})
             cells += [local.get(key) for key in ("ratio", "wrong_box_ratio", "average_box_ratio")]

@@ -61,6 +61,8 @@ def line_of(world, tmp_path):
             options |= {"away": PHANTOM_LABELS[0]}
         if name != "evaluate_classification":
             options |= {"num_inference_steps": 2}
+        if name == "evaluate_counterfactuals":
+            options |= {"num_true_ways": 2, "region_controls": "false"}
         options |= {"device": "cpu", **changes}
         line = []
         for key, value in options.items():

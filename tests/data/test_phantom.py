@@ -14,6 +14,7 @@ from mediffusion_diffusers.data.phantom import (
     render,
     sample_patients,
     true_counterfactual,
+    true_ways,
 )
 from mediffusion_diffusers.data.schema import load_info, load_prepared
 
@@ -121,6 +122,7 @@ def test_true_counterfactual_toggles_one_finding(population):
         (lambda patients, labels: render(patients, labels * float("nan"), 32), "unknown finding"),
         (lambda patients, labels: render(patients, labels, 4), "`image_size` must be at least 8"),
         (lambda patients, labels: true_counterfactual(_row(0, labels[0]), "Hernia", 32), "`label` must be one of"),
+        (lambda patients, labels: true_ways(_row(0, labels[0]), "Mass", 0, 32), "`num_ways` must be a whole number"),
         (lambda patients, labels: true_counterfactual({"metadata": "{}"}, "Mass", 32), "must be a phantom of version"),
     ],
 )
@@ -155,6 +157,20 @@ def test_test_split_does_not_depend_on_the_others(prepared, tmp_path):
     alone, among = load_prepared(tmp_path / "alone", "test"), load_prepared(prepared, "test")
     assert alone["image_id"][:] == among["image_id"][:2]
     assert np.array_equal(np.asarray(alone[1]["image"]), np.asarray(among[1]["image"]))
+
+
+def test_a_finding_has_many_true_ways(population):
+    """The first is the patient's own; all change the finding alone, each somewhere else."""
+    patients, labels = population
+    row = _row(5, torch.zeros_like(labels[5]))
+    without = render(patients.select([5]), torch.zeros(1, len(PHANTOM_LABELS)), 32)
+    for label in PHANTOM_LABELS:
+        ways = true_ways(row, label, 4, image_size=32)
+        torch.testing.assert_close(ways[0], true_counterfactual(row, label, image_size=32), rtol=0, atol=0)
+        change = (ways - without).abs().amax((1, 2, 3))
+        assert ways.shape == (4, 1, 32, 32) and (change > 1 / 255).all()
+        assert len({float(one) for one in (ways - without).square().sum((1, 2, 3))}) == 4
+        torch.testing.assert_close(ways[:2], true_ways(row, label, 2, image_size=32), rtol=0, atol=0)
 
 
 def test_true_counterfactual_of_a_prepared_row_differs_in_the_box_only(prepared):

@@ -8,6 +8,7 @@ import torch
 from support.components import random_images, random_pil, tiny_pipeline, tiny_scheduler, tiny_unet, tiny_vae
 from support.devices import assert_same, same_on
 from support.explanation import output_table
+from support.studies import QUICK_LINE
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
@@ -80,6 +81,7 @@ def test_evaluate_counterfactuals(on_both, phantoms):
         "<place>/out",
         "--num_images_per_label",
         2,
+        *QUICK_LINE,
     )
     places = on_both(evaluate_counterfactuals, *line, "--direction", "remove", "--guidance_scale", 20, *EDIT)
     assert_same_figures(places, "out/counterfactuals.json")

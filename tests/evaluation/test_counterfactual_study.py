@@ -2,18 +2,22 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from support.components import tiny_scheduler, tiny_unet, tiny_vae
+from support.studies import QUICK
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.data.phantom import PHANTOM_LABELS, prepare_phantoms
-from mediffusion_diffusers.data.schema import DatasetInfo, load_info
+from mediffusion_diffusers.data.schema import DatasetInfo, load_info, parquet_files
 from mediffusion_diffusers.evaluation.counterfactual_study import CounterfactualStudyRunner
+from mediffusion_diffusers.evaluation.measure_options import MeasureOptions
 from mediffusion_diffusers.models.oracle_classifier import PATIENTS_FILE, OracleClassifier, patient_digest
 from mediffusion_diffusers.reports.pages.counterfactual_study import write_study
 from mediffusion_diffusers.reports.pictures.counterfactual_study import load_figures
+from mediffusion_diffusers.reports.tables import CONTROLS
 from mediffusion_diffusers.training.oracle.config import NetworkOptions
 from mediffusion_diffusers.training.oracle.task import build_oracle
 
@@ -44,7 +48,8 @@ def runner(folders):
 
 @pytest.fixture(scope="module")
 def study(runner):
-    return runner.run(("remove", "add"), num_images_per_label=3)
+    options = MeasureOptions(num_true_ways=3, checks=["reversibility", "head_randomisation"], num_check_images=2)
+    return runner.run(("remove", "add"), num_images_per_label=3, options=options)
 
 
 def test_selection_and_numbers(study):
@@ -60,8 +65,46 @@ def test_controls_change_as_much_as_the_counterfactual(study):
     for studied in study.directions.values():
         l1 = studied.results["change"]["l1"]
         assert l1 > 0
-        for control in studied.results["controls"].values():
-            assert control["change"]["l1"] == pytest.approx(l1, rel=1e-3)
+        controls = studied.results["controls"]
+        for name in ("plain_gradient", "random_noise", "average_change"):
+            assert controls[name]["change"]["l1"] == pytest.approx(l1, rel=1e-3)
+        assert set(controls) == set(CONTROLS)
+
+
+def test_the_truth_is_where_every_measure_says_it_is(study):
+    """It has error 0 and cosine 1, not editing has error 1: whatever else is measured stands between."""
+    for direction, studied in study.directions.items():
+        truth, ours = studied.results["truth"]["to_truth"], studied.results["to_truth"]
+        assert truth["error"] == 0 and truth["cosine"] == pytest.approx(1) and truth["region_iou"] == 1
+        assert truth["share_closer"] == 1 and ours["error"] > 0
+        assert ("nearest_error" in ours) is (direction == "add")
+        if direction == "add":
+            assert truth["nearest_error"] == 0 and ours["num_ways"] == 3
+
+
+def test_controls_stand_beside_ours_with_the_difference(study):
+    results = study.directions["remove"].results
+    for control in results["controls"].values():
+        minus = control["ours_minus_it"]
+        assert minus["error"] == pytest.approx(results["to_truth"]["error"] - control["to_truth"]["error"])
+        assert minus["error_interval_95"][0] <= minus["error"] <= minus["error_interval_95"][1]
+    assert set(results["validity"]) == {"denoised_flip_rate", "smoothed_flip_rate", "cout"}
+    assert set(results["checks"]) == {"num_images", "reversibility", "head_randomisation"}
+    assert results["checks"]["num_images"] == 2
+
+
+def test_data_without_a_known_truth_is_compared_with_other_images(folders, tmp_path):
+    shutil.copytree(folders / "data", tmp_path / "data")
+    for path in parquet_files(tmp_path / "data", "test"):
+        table = pq.read_table(path)
+        column = table.column_names.index("metadata")
+        table = table.set_column(column, "metadata", [["{}"] * len(table)])
+        pq.write_table(table, path)
+    runner = CounterfactualStudyRunner(folders / "pipeline", tmp_path / "data", settings=SETTINGS)
+    results = runner.run(("remove",), 2, options=QUICK).directions["remove"].results
+    assert "to_truth" not in results and "truth" not in results
+    assert "other images" in results["realism"]["compared_with"] and "kid" not in results["realism"]
+    assert "random_region" not in results["controls"]
 
 
 def test_the_plain_gradient_moves_the_model_more_than_noise(study):
@@ -85,7 +128,7 @@ def test_localisation_is_for_removals_and_truth_for_phantoms(study):
 def test_batches_do_not_matter(folders, study):
     one = CounterfactualStudyRunner(
         folders / "pipeline", folders / "data", "test", folders / "oracle", SETTINGS, batch_size=64
-    ).run(("remove",), num_images_per_label=3)
+    ).run(("remove",), num_images_per_label=3, options=QUICK)
     images = (one.directions["remove"].counterfactuals.images, study.directions["remove"].counterfactuals.images)
     np.testing.assert_allclose(*images, atol=1e-4)
 
@@ -94,7 +137,7 @@ def test_unguided_equals_the_null_edit(folders):
     runner = CounterfactualStudyRunner(
         folders / "pipeline", folders / "data", settings={**SETTINGS, "guidance_scale": 0.0}
     )
-    results = runner.run(("remove",), 2).directions["remove"].results
+    results = runner.run(("remove",), 2, options=QUICK).directions["remove"].results
     assert results["change"]["l1_vs_null"] == 0
     assert results["own"]["diff_vs_null"] == 0
     assert "oracle" not in results
@@ -107,7 +150,7 @@ def test_an_oracle_that_knows_the_patients_is_told(folders, tmp_path):
     runner = CounterfactualStudyRunner(
         folders / "pipeline", folders / "data", oracle_path=tmp_path / "oracle", settings=SETTINGS
     )
-    study = runner.run(("remove",), 1)
+    study = runner.run(("remove",), 1, options=QUICK)
     assert study.provenance["patients_shared_with_oracle"] == 1
     assert any("not independent" in note for note in study.notes)
 
@@ -127,14 +170,16 @@ def test_an_edit_within_a_region_is_told(folders):
     for mask, is_told in (("auto", True), (None, False)):
         settings = {**SETTINGS, "mask": mask}
         runner = CounterfactualStudyRunner(folders / "pipeline", folders / "data", settings=settings)
-        assert any("within a region only" in note for note in runner.run(("remove",), 1).notes) is is_told
+        assert (
+            any("within a region only" in note for note in runner.run(("remove",), 1, options=QUICK).notes) is is_told
+        )
 
 
 def test_a_study_without_a_suitable_image_says_so(folders):
     runner = CounterfactualStudyRunner(folders / "pipeline", folders / "data", settings=SETTINGS)
     runner.labels[:] = 0
     with pytest.raises(ValueError, match="No image fits the direction 'remove'"):
-        runner.run(("remove",), 1)
+        runner.run(("remove",), 1, options=QUICK)
 
 
 def test_labels_must_agree(folders, tmp_path):
@@ -155,4 +200,4 @@ def test_written_study_is_complete(study, tmp_path):
     assert set(load_figures(tmp_path)) == {"panel-remove", "panel-add", "oracle-remove", "oracle-add"}
     assert Image.open(tmp_path / "panel-remove.png").width > 800
     text = report.read_text()
-    assert "true counterfactual" in text and provenance["checkpoint"] in text
+    assert "true counterfactual" in text and "Edited or real" in text and provenance["checkpoint"] in text

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from support.components import tiny_pipeline, tiny_scheduler, tiny_unet, tiny_vae
+from support.studies import QUICK
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.data.phantom import PHANTOM_LABELS, prepare_phantoms
@@ -94,5 +95,5 @@ def evaluated(tmp_path_factory):
         "pipeline": root / "pipeline",
         "info": load_info(root / "data"),
         "classification": json.loads(json.dumps(study_classification(root / "pipeline", root / "data", "test", 20))),
-        "study": runner.run(("remove", "add"), num_images_per_label=2),
+        "study": runner.run(("remove", "add"), num_images_per_label=2, options=QUICK),
     }

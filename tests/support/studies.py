@@ -6,12 +6,15 @@ from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.data.phantom import PHANTOM_LABELS, prepare_phantoms
 from mediffusion_diffusers.data.schema import DatasetInfo, load_info, make_row
 from mediffusion_diffusers.data.writer import write_prepared
+from mediffusion_diffusers.evaluation.measure_options import MeasureOptions
 from mediffusion_diffusers.models.oracle_classifier import OracleClassifier
 from mediffusion_diffusers.training.oracle.config import NetworkOptions
 from mediffusion_diffusers.training.oracle.task import build_oracle
 from support.components import tiny_scheduler, tiny_unet, tiny_vae
 
 
+QUICK = MeasureOptions(num_true_ways=2, region_controls=False)
+QUICK_LINE = ("--num_true_ways", "2", "--no-region_controls")
 # They find three labels in every image, and the others in none.
 THRESHOLDS = [1e-6, 1e-6, 1e-6, 1 - 1e-6, 1 - 1e-6]
 
