@@ -9,7 +9,7 @@ FLOOR_TESTS := tests/models tests/pipelines tests/test_guidance.py tests/trainin
 	tests/hub/test_community_pipelines.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo phantom-checkpoint test test-floors quality style docs-check kill-matrix clean
+.PHONY: help install bundle demo phantom-checkpoint test test-floors quality style docs-check kill-matrix clean
 
 help:
 	@echo "make demo        the whole road on generated images, in minutes: demo/report.html"
@@ -17,6 +17,7 @@ help:
 	@echo "make test        quality and all tests"
 	@echo "make test-floors tests of models, pipelines and checkpoints with the oldest versions that setup.cfg allows"
 	@echo "make quality     ruff and mypy, changing nothing"
+	@echo "make bundle      write pipelines/*.py anew, after a change of what they are generated from"
 	@echo "make style       let ruff format and mend"
 	@echo "make kill-matrix kill runs at random moments, start them again, compare bit for bit; some minutes"
 	@echo "make docs-check  links and Python examples of the documents"
@@ -60,6 +61,9 @@ quality: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bundle: install
+	$(BIN)/python -m mediffusion_diffusers.publishing.single_file pipelines
 
 style: install
 	$(BIN)/ruff check --fix .

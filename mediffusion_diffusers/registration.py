@@ -12,7 +12,12 @@ from typing import Any
 
 
 LIBRARY_NAME = "mediffusion_diffusers"
-LOADABLE_CLASSES = ("JointUNet2DModel", "MultistepDDIMScheduler", "SpaceToDepthAutoencoder")
+# What a `model_index.json` may name of this package, and the module that has it.
+LOADABLE_CLASSES = {
+    "JointUNet2DModel": "mediffusion_diffusers.models",
+    "MultistepDDIMScheduler": "mediffusion_diffusers.schedulers",
+    "SpaceToDepthAutoencoder": "mediffusion_diffusers.models",
+}
 TABLES = "diffusers.pipelines.pipeline_loading_utils"  # the module of diffusers that holds its tables
 
 
@@ -30,9 +35,11 @@ def register_with_diffusers() -> None:
 
 
 def _register(tables: ModuleType) -> None:
-    methods = {name: ["save_pretrained", "from_pretrained"] for name in LOADABLE_CLASSES}
-    tables.LOADABLE_CLASSES[LIBRARY_NAME] = methods
-    tables.ALL_IMPORTABLE_CLASSES.update(methods)
+    for name, module in LOADABLE_CLASSES.items():
+        methods = ["save_pretrained", "from_pretrained"]
+        for library in (LIBRARY_NAME, module):
+            tables.LOADABLE_CLASSES.setdefault(library, {})[name] = methods
+        tables.ALL_IMPORTABLE_CLASSES[name] = methods
 
 
 class _WhenLoaded(MetaPathFinder):

@@ -4,17 +4,10 @@ import inspect
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Union
+from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DDPMScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
-)
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
 from ..device import memory_format_for
@@ -22,21 +15,14 @@ from ..guidance import sampling_mode
 from ..hub import hub_access
 from ..image_processor import ImageInput, MediffusionImageProcessor
 from ..latents import decode_latents, encode_pixels, vae_scale_factor
-from ..models import JointUNet2DModel, SpaceToDepthAutoencoder
+from ..models import JointUNet2DModel
 from ..models.config_rules import MAX_SIDE
 from ..models.model_folder import CONVERT, check_finite, check_pipeline_folder, safetensors_alone
 from .call_state import CallState, ThreadCalls
+from .components import Autoencoder, Scheduler, check_components, with_own_classes
 
 
 logger = logging.get_logger(__name__)
-
-# Schedulers with `alphas_cumprod`, whole timesteps and a free choice of them, on latents of unit variance.
-SCHEDULERS = (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler)
-
-# As diffusers reads them off `__init__` when it loads a pipeline: its older versions know neither `X | Y` nor
-# annotations that are strings.
-Autoencoder = Union[AutoencoderKL, SpaceToDepthAutoencoder]  # noqa: UP007
-Scheduler = Union[DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler]  # noqa: UP007
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -109,15 +95,31 @@ class MediffusionPipeline(DiffusionPipeline):
         kwargs = safetensors_alone(kwargs)
         if source is not None and os.path.isdir(source):
             check_pipeline_folder(source)
-        pipe = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
-        for module in pipe.components.values():
+        return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """As [`~diffusers.ConfigMixin.register_to_config`]; diffusers notes here where a loaded pipeline came from.
+
+        Raises:
+            ValueError: as `from_pretrained`, for weights and sizes.
+        """
+        super().register_to_config(**kwargs)  # type: ignore[misc]
+        source = kwargs.get("_name_or_path")
+        if source is None:
+            return
+        for module in self.components.values():
             check_finite(module, source)
-        if None not in (pipe.vae, pipe.unet) and max(pipe.image_size) > MAX_SIDE:
+        if None not in (self.vae, self.unet) and max(self.image_size) > MAX_SIDE:
             raise ValueError(
-                f"{str(source)!r} is for images of {pipe.image_size} pixels; the largest side is {MAX_SIDE}."
+                f"{str(source)!r} is for images of {self.image_size} pixels; the largest side is {MAX_SIDE}."
             )
-        pipe._lay_out()
-        return pipe
+        self._lay_out()
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """As [`~diffusers.ConfigMixin.load_config`], with the models of this package in place of a checkpoint's."""
+        config = super().load_config(*args, **kwargs)  # type: ignore[misc]
+        return (with_own_classes(config[0]), *config[1:]) if isinstance(config, tuple) else with_own_classes(config)
 
     @classmethod
     def download(cls, pretrained_model_name: str | os.PathLike, **kwargs: Any) -> Any:
@@ -268,37 +270,6 @@ class MediffusionPipeline(DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, but got "
                 f"{unknown}."
             )
-
-
-def check_components(vae: Any, unet: Any, scheduler: Any) -> None:
-    """Refuse components that do not fit one another; None stands for one that is not there.
-
-    Raises:
-        ValueError: naming the component.
-    """
-    if unet is not None and not isinstance(getattr(unet, "_orig_mod", unet), JointUNet2DModel):
-        raise ValueError(
-            f"`unet` must be a JointUNet2DModel, but got {type(unet).__name__}, which has no classifier head. "
-            "Extend it with `JointUNet2DModel.from_unet(unet, num_labels=...)` and train the head."
-        )
-    if vae is not None and "latent_channels" not in vae.config:
-        raise ValueError(
-            f"`vae` must be an AutoencoderKL or a SpaceToDepthAutoencoder, but got {type(vae).__name__}. Use the "
-            "autoencoder that the U-Net was trained with."
-        )
-    if vae is not None and unet is not None and vae.config.latent_channels != unet.config.in_channels:
-        raise ValueError(
-            f"`unet` takes {unet.config.in_channels} latent channels, but `vae` makes "
-            f"{vae.config.latent_channels}. Use the autoencoder that the U-Net was trained with."
-        )
-    if vae is not None and vae.config.in_channels not in (1, 3):
-        raise ValueError(f"`vae` must take 1 (grey) or 3 (RGB) channels, but takes {vae.config.in_channels}.")
-    if scheduler is not None and not isinstance(scheduler, SCHEDULERS):
-        raise ValueError(
-            f"`scheduler` must be one of {', '.join(kind.__name__ for kind in SCHEDULERS)}, which can start at "
-            f"any timestep, but got {type(scheduler).__name__}. Make one with "
-            "`DDIMScheduler.from_config(scheduler.config)`."
-        )
 
 
 def check_output_type(output_type: Any, known: Sequence[str] = ("pil", "np", "pt", "latent")) -> None:
