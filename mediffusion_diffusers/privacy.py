@@ -25,17 +25,18 @@ def without_tokens(text: str, token: str | None = None) -> str:
     return _TOKEN.sub("***", text if not token else text.replace(token, "***"))
 
 
-def require_private(api: Any, repo_id: str) -> None:
+def require_private(api: Any, repo_id: str, repo_type: str = "model") -> None:
     """Refuse a repository that is public, before anything is uploaded that shall be private.
 
     Args:
         api: a `huggingface_hub.HfApi` with the user's token.
-        repo_id: repository of a model, which must exist.
+        repo_id: the repository, which must exist.
+        repo_type: `"model"`, `"space"` or `"dataset"`.
 
     Raises:
         ValueError: if it is public.
     """
-    if not api.model_info(repo_id).private:
+    if not api.repo_info(repo_id, repo_type=repo_type).private:
         raise ValueError(
             f"A private repository was asked for, but {repo_id} exists and is public. Nothing was uploaded. Make it "
             "private in its settings on the Hub, or name another repository."

@@ -1,15 +1,17 @@
-"""Publish a pipeline with its card, or an autoencoder, in the Hugging Face Hub, as one commit.
+"""Publish a pipeline with its card, an autoencoder, or an app as a Space, in the Hugging Face Hub, as one commit.
 
 mediffusion publish runs/cxr-2pct org/mediffusion-cxr --private
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..option_parser import OptionParser
 from ..options import check_options, option, required
+from ..publishing.options import PublishOptions
 from .command import Command, ResultOptions, first_paragraph
 from .results import say_result
 
@@ -24,44 +26,38 @@ class Options:
 
     folder: Path = required("Folder of a pipeline or an autoencoder, with its card as README.md.", positional=True)
     repo_id: str = required("Repository, as organisation/name.", positional=True)
-    private: bool = option(False, "Make the repository private; a public one is refused.")
-    commit_message: str = option("Upload a Mediffusion pipeline", "Title of the commit.")
-    revision: str | None = option(None, "Branch to commit to; by default main.")
-    create_pr: bool = option(False, "Open a pull request instead of committing.")
+    space: bool = option(False, "The folder holds an app: publish it as a Space.")
 
     def __post_init__(self) -> None:
         check_options(self)
 
 
-def run(options: Options, result_options: ResultOptions) -> None:
+def run(options: Options, publish_options: PublishOptions, result_options: ResultOptions) -> None:
     """Publish, and say where. The token is that of `hf auth login` or HF_TOKEN.
 
     Raises:
         ValueError: if the folder cannot be published.
         PermissionError: without a login, or without the right to write.
+        HubFailure: if the Hub cannot be reached or fails.
     """
-    from ..publishing.upload import publish_autoencoder_folder, publish_pipeline_folder
+    from ..publishing.upload import publish_autoencoder_folder, publish_pipeline_folder, publish_space
 
-    if (options.folder / "model_index.json").is_file() or not (options.folder / "config.json").is_file():
-        url = publish_pipeline_folder(
-            options.folder,
-            options.repo_id,
-            private=options.private,
-            commit_message=options.commit_message,
-            revision=options.revision,
-            create_pr=options.create_pr,
-        )
-    elif options.revision is not None or options.create_pr:
-        raise ValueError("`revision` and `create_pr` are for pipelines; an autoencoder goes to main.")
+    has_index = (options.folder / "model_index.json").is_file()
+    if options.space:
+        publish = publish_space
+    elif has_index or not (options.folder / "config.json").is_file():
+        publish = publish_pipeline_folder
     else:
-        url = publish_autoencoder_folder(
-            options.folder, options.repo_id, private=options.private, commit_message=options.commit_message
-        )
+        publish = publish_autoencoder_folder
+    published = publish(options.folder, options.repo_id, publish_options)
     if result_options.json:
-        say_result({"url": url})
+        say_result(published.to_dict())
+    elif published.url is None:
+        print(published)
     else:
-        print(url)
+        print(published, file=sys.stderr)
+        print(published.url)
 
 
-COMMAND = Command(OptionParser(Options, ResultOptions, description=first_paragraph(__doc__)), run)
+COMMAND = Command(OptionParser(Options, PublishOptions, ResultOptions, description=first_paragraph(__doc__)), run)
 main = COMMAND.main

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from .upload import forget_local_paths
+from .contents import forget_local_paths
 
 
 INDEX_FILE = "model_index.json"

@@ -1,72 +1,102 @@
-"""Upload a saved pipeline folder, with its own model card, to the Hugging Face Hub."""
+"""To the Hugging Face Hub: a pipeline with the code that runs it anywhere, an autoencoder, or the app as a Space."""
 
-import json
+from __future__ import annotations
+
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub import HfApi, metadata_load
 
-from ..atomic_files import write_text
-from ..privacy import holds_token, is_local_path, require_private
+from ..privacy import require_private
+from .commit import commit_files, said_in_one_line
+from .contents import PublishedFile, contents_of
+from .options import PublishOptions
+from .retries import NUM_ATTEMPTS, with_retries
+from .single_file import files_beside_weights
 
 
-# Patterns of `fnmatch`, whose `*` also crosses folders. What resumes a run, what names places on the training
-# machine (the card repeats the arguments without them) and what belongs to the user's account stays at home.
-IGNORE_PATTERNS = (
-    *("checkpoint-*", "*/checkpoint-*", "optimizer*", "*/optimizer*", "scheduler.bin", "scaler.pt", "random_states*"),
-    *("logs/*", "runs/*", "wandb/*", "*.log", "*.out", "*events.out.tfevents.*", "training_config.json"),
-    *("__pycache__/*", "*/__pycache__/*", "*.tmp", "*.partial", "*.lock", "*.pkl"),
-    *("token", "*/token", "*.token", "stored_tokens", "*/stored_tokens"),
-    *(".*", "*/.*"),
-)
-_TEXT_SUFFIXES = (".csv", ".html", ".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ".yml")
+@dataclass(frozen=True)
+class Publication:
+    """What was published.
+
+    Args:
+        repo_id: `"organisation/name"`.
+        url: of the commit or pull request, or of the commit that holds it all already; `None` for a dry run.
+        files: all that belongs to it, by name.
+        sent: those of them that the Hub did not have; all of them for a dry run, which does not ask.
+    """
+
+    repo_id: str
+    url: str | None
+    files: Sequence[PublishedFile]
+    sent: Sequence[PublishedFile]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {
+            "repo_id": self.repo_id,
+            "url": self.url,
+            "files": [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in self.files],
+            "sent": [file.path for file in self.sent],
+        }
+
+    def __str__(self) -> str:
+        if self.url is None:
+            total = sum(file.size for file in self.files)
+            lines = [f"{len(self.files)} files with {total:,} bytes would be sent to {self.repo_id}:"]
+            return "\n".join([*lines, *map(str, self.files)])
+        if not self.sent:
+            return f"{self.repo_id} has all {len(self.files)} files already: {self.url}"
+        return f"{len(self.sent)} of {len(self.files)} files sent to {self.repo_id}: {self.url}"
 
 
 def publish_pipeline_folder(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     repo_id: str,
+    options: PublishOptions | None = None,
     token: str | None = None,
-    private: bool = False,
-    commit_message: str = "Upload a Mediffusion pipeline",
-    revision: str | None = None,
-    create_pr: bool = False,
-) -> str:
-    """Upload a folder written by a pipeline's `save_pretrained`, together with the `README.md` in it, as one commit.
+    num_attempts: int = NUM_ATTEMPTS,
+) -> Publication:
+    """Upload a folder written by a pipeline's `save_pretrained`, with the `README.md` in it, as one commit.
 
-    The repository and the branch are created when they do not exist. Left out are `checkpoint-*`, logs, caches,
-    optimizer states, credentials and `training_config.json`, which may name local paths. Where the configs note the
-    local folder that a component was once loaded from (`_name_or_path`), the note is deleted, in the folder as well.
+    Beside the weights goes code that runs them where this package is not installed; see `single_file`. Left out are
+    `checkpoint-*`, logs, caches, optimizer states, credentials, local paths and `training_config.json`, which may name
+    some. Files of an earlier publish that the folder no longer has stay. What the Hub has already is not sent again,
+    and where it has everything there is no commit.
 
     Args:
-        folder: holds `model_index.json`, the components and the model card as `README.md`.
-        repo_id: `"organisation/name"`, or `"name"` for a repository of the user who is logged in.
+        folder: holds `model_index.json`, the components and the model card as `README.md`; it is not changed.
+        repo_id: `"organisation/name"`, or `"name"` for a repository of the user who is logged in; made if it is new.
+        options: see [`PublishOptions`].
         token: a token that may write to the repository; by default that of `hf auth login` or `HF_TOKEN`.
-        private: whether the repository is hidden from the public.
-        commit_message: title of the commit.
-        revision: branch to commit to; `main` by default.
-        create_pr: open a pull request against `revision` instead of committing to it.
+        num_attempts: how often to try where the network or the Hub fails.
 
     Returns:
-        URL of the commit.
+        What was, or would be, sent, and where it is.
 
     Raises:
-        ValueError: if the folder is no pipeline folder, has no card or holds a token, or if `private=True` is asked
-            for a repository that is public.
+        ValueError: if the folder is no pipeline folder, has no card or holds a token, if a repository is public that
+            shall be private, or if the Hub has no such repository or branch.
         PermissionError: if nobody is logged in or the token may not write to the repository.
+        HubFailure: if the Hub cannot be reached or fails, after `num_attempts`.
     """
-    return _publish(Path(folder), "model_index.json", (), repo_id, token, private, commit_message, revision, create_pr)
+    folder = Path(folder)
+    _require(folder, "model_index.json", "Save the pipeline there with `pipeline.save_pretrained(folder)` first.")
+    _require(folder, "README.md", "Write the card first: `render_model_card(...).save(folder / 'README.md')`.")
+    files = contents_of(folder, generated=files_beside_weights(folder), token=token)
+    return _publish(files, repo_id, "model", options, token, num_attempts)
 
 
 def publish_autoencoder_folder(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     repo_id: str,
+    options: PublishOptions | None = None,
     token: str | None = None,
-    private: bool = False,
-    commit_message: str = "Upload an autoencoder",
-) -> str:
+    num_attempts: int = NUM_ATTEMPTS,
+) -> Publication:
     """Upload the folder of a trained autoencoder like `publish_pipeline_folder`, which says what is left out.
 
     The panels of `samples/` show images of patients and stay at home as well.
@@ -74,98 +104,87 @@ def publish_autoencoder_folder(
     Args:
         folder: holds the autoencoder's `config.json` and weights, and the model card as `README.md`.
         repo_id: see `publish_pipeline_folder`, as for the arguments that follow.
+        options: see [`PublishOptions`].
         token: a token that may write to the repository.
-        private: whether the repository is hidden from the public.
-        commit_message: title of the commit.
+        num_attempts: how often to try.
 
     Returns:
-        URL of the commit.
+        As `publish_pipeline_folder`.
 
     Raises:
-        ValueError: as `publish_pipeline_folder`.
-        PermissionError: as `publish_pipeline_folder`.
+        ValueError: as `publish_pipeline_folder`, as for the other errors.
     """
-    return _publish(Path(folder), "config.json", ("samples/*",), repo_id, token, private, commit_message, None, False)
+    folder = Path(folder)
+    _require(folder, "config.json", "Save the autoencoder there with `vae.save_pretrained(folder)` first.")
+    _require(folder, "README.md", "Write the card first: `render_autoencoder_card(...).save(folder / 'README.md')`.")
+    files = contents_of(folder, ignore=["samples/*"], token=token)
+    return _publish(files, repo_id, "model", options, token, num_attempts)
+
+
+def publish_space(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    options: PublishOptions | None = None,
+    token: str | None = None,
+    num_attempts: int = NUM_ATTEMPTS,
+) -> Publication:
+    """Upload a folder with an app as a Space, which the Hub then builds and runs.
+
+    Args:
+        folder: holds the app, and a `README.md` whose front matter names its `sdk` (`gradio`, `docker` or `static`).
+        repo_id: the Space, `"organisation/name"`; see `publish_pipeline_folder`, as for the arguments that follow.
+        options: see [`PublishOptions`].
+        token: a token that may write to the Space.
+        num_attempts: how often to try.
+
+    Returns:
+        As `publish_pipeline_folder`.
+
+    Raises:
+        ValueError: if the README names no `sdk`; and as `publish_pipeline_folder`, as for the other errors.
+    """
+    folder = Path(folder)
+    _require(folder, "README.md", "A Space needs one, whose front matter names its `sdk`.")
+    sdk = (metadata_load(folder / "README.md") or {}).get("sdk")
+    if sdk not in ("gradio", "docker", "static"):
+        raise ValueError(
+            f"README.md of a Space must name its `sdk` (gradio, docker or static) in the front matter, but that of "
+            f"{folder.name!r} says {sdk!r}."
+        )
+    return _publish(contents_of(folder, token=token), repo_id, "space", options, token, num_attempts, sdk)
+
+
+def _require(folder: Path, name: str, what_to_do: str) -> None:
+    if not (folder / name).is_file():
+        raise ValueError(f"`folder` must hold {name}, but {folder.name!r} does not. {what_to_do}")
 
 
 def _publish(
-    folder: Path,
-    index_file: str,
-    private_files: tuple[str, ...],
+    files: Sequence[PublishedFile],
     repo_id: str,
+    repo_type: str,
+    options: PublishOptions | None,
     token: str | None,
-    private: bool,
-    commit_message: str,
-    revision: str | None,
-    create_pr: bool,
-) -> str:
-    _check_folder(folder, index_file, token)
-    forget_local_paths(folder)
+    num_attempts: int,
+    space_sdk: str | None = None,
+) -> Publication:
+    options = options or PublishOptions()
+    if options.dry_run:
+        return Publication(repo_id, None, files, files)
     api = HfApi(token=token)
-    try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if private:
-            require_private(api, repo_id)
-        if revision is not None and not revision.startswith("refs/"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-            ignore_patterns=[*IGNORE_PATTERNS, *private_files],
-        )
-    except HfHubHTTPError as error:
-        if error.response.status_code == 401:
-            raise PermissionError(
-                f"Publishing to {repo_id} needs a login, and there is none or its token is not valid. "
-                "Run `hf auth login`, set HF_TOKEN or pass `token=`."
-            ) from error
-        if error.response.status_code == 403:
-            raise PermissionError(
-                f"The token may not write to {repo_id}. Use one with the role 'write' of a user who belongs to "
-                "that organisation, or choose another `repo_id`."
-            ) from error
-        raise
-    return commit.commit_url
 
+    def send() -> Publication:
+        with said_in_one_line(repo_id, token):
+            name = api.create_repo(
+                repo_id, private=options.private, exist_ok=True, repo_type=repo_type, space_sdk=space_sdk
+            ).repo_id
+            if options.private:
+                require_private(api, name, repo_type)
+            if options.revision is not None and not options.revision.startswith("refs/"):
+                api.create_branch(name, branch=options.revision, exist_ok=True, repo_type=repo_type)
+            message, revision = options.commit_message, options.revision
+            url, sent = commit_files(api, name, repo_type, files, message, revision, options.create_pr)
+        return Publication(name, url, files, sent)
 
-def _check_folder(folder: Path, index_file: str, token: str | None) -> None:
-    """Raise `ValueError` unless the folder is a pipeline or a model with a card and without credentials."""
-    if not (folder / index_file).is_file():
-        kind = "pipeline" if index_file == "model_index.json" else "model"
-        raise ValueError(
-            f"`folder` must be a {kind} folder, which has a {index_file}, but {folder.name!r} has none. Save the "
-            f"{kind} there with `{kind}.save_pretrained(folder)` first."
-        )
-    if not (folder / "README.md").is_file():
-        raise ValueError(
-            f"`folder` must hold its model card as README.md, but {folder.name!r} has none. "
-            "Write it first: `render_model_card(...).save(folder / 'README.md')`."
-        )
-    for path in _published_text_files(folder):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        if holds_token(text, token):
-            raise ValueError(
-                f"{path.relative_to(folder)} in `folder` holds an access token, and nothing was uploaded. "
-                "Remove it from the file, and revoke it if the file was ever shared."
-            )
-
-
-def _published_text_files(folder: Path) -> Iterator[Path]:
-    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in _TEXT_SUFFIXES]
-    for path in filter_repo_objects(paths, ignore_patterns=list(IGNORE_PATTERNS)):
-        if (folder / path).is_file():
-            yield folder / path
-
-
-def forget_local_paths(folder: Path) -> None:
-    """Delete the `_name_or_path` that diffusers writes into configs, where it is a path on this machine."""
-    for path in _published_text_files(folder):
-        if path.name not in ("model_index.json", "config.json", "scheduler_config.json"):
-            continue
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if is_local_path(config.get("_name_or_path")):
-            del config["_name_or_path"]
-            write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    # A pull request whose answer was lost may be open: to ask again would open another.
+    return with_retries(send, f"Publishing to {repo_id}", token, 1 if options.create_pr else num_attempts)

@@ -1,40 +1,93 @@
-"""The files in pipelines/ turn one checkpoint into each of the three pipelines."""
+"""A published checkpoint answers the same where this package is not installed: from the Hub, and from a folder."""
 
-from pathlib import Path
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import snapshot_download
 
-import mediffusion_diffusers
-
-
-ROOT = Path(__file__).parents[2]
-CLASSES = {
-    "mediffusion_classify": "MediffusionClassifyPipeline",
-    "mediffusion_guided": "MediffusionGuidedPipeline",
-    "mediffusion_counterfactual": "MediffusionCounterfactualPipeline",
-}
-
-
-def test_there_is_one_file_for_each_pipeline_class():
-    assert {path.stem for path in (ROOT / "pipelines").glob("*.py")} == set(CLASSES)
-    assert all(hasattr(mediffusion_diffusers, name) for name in CLASSES.values())
+from mediffusion_diffusers import (
+    MediffusionClassifyPipeline,
+    MediffusionCounterfactualPipeline,
+    MediffusionGuidedPipeline,
+)
+from mediffusion_diffusers.publishing.upload import publish_pipeline_folder
 
 
-def test_the_files_work_as_custom_pipeline_of_a_folder_and_of_the_hub(hub, pipeline_folder):
-    upload = (
-        "import sys; from huggingface_hub import HfApi; api = HfApi(); api.create_repo('org/model');"
-        "api.upload_folder(repo_id='org/model', folder_path=sys.argv[1], ignore_patterns=['checkpoint-*', '.*'])"
-    )
-    hub.run_python(upload, pipeline_folder, token=hub.token)
-    script = """
+ANSWER = '''
+def answers(classify, counterfactual, guided):
+    """What three pipelines say of the same image, as arrays by name."""
+    image = np.random.default_rng(0).random((2, 16, 16, 1), dtype=np.float32)
+    for pipe in (classify, counterfactual, guided):
+        pipe.set_progress_bar_config(disable=True)
+    explained = counterfactual(image, away=["Mass"], mask="auto", output_type="np")
+    generator = torch.Generator().manual_seed(0)
+    generated = guided("Effusion", num_inference_steps=2, generator=generator, output_type="np")
+    return {
+        "probabilities": classify(image).probabilities,
+        "images": explained.images,
+        "null_images": explained.null_images,
+        "plain_gradient_images": explained.plain_gradient_images,
+        "generated": generated.images,
+    }
+'''
+# Of what this project needs only torch, diffusers, transformers, pillow and what they need themselves.
+WITHOUT_THE_PACKAGE = f"""
 import sys
-import mediffusion_diffusers
+for name in ("mediffusion_diffusers", "accelerate", "datasets", "evaluate", "jinja2", "sklearn", "pydicom"):
+    sys.modules[name] = None
+import numpy as np
+import torch
 from diffusers import DiffusionPipeline
-
-for source in ("org/model", sys.argv[1]):
-    for name in sys.argv[2:]:
-        pipe = DiffusionPipeline.from_pretrained(
-            source, custom_pipeline=f"pipelines/{name}.py", trust_remote_code=True
-        )
-        print(type(pipe).__name__, type(pipe.unet).__name__)
+{ANSWER}
+for place, source in (("hub", "org/model"), ("folder", sys.argv[1])):
+    pipes = [
+        DiffusionPipeline.from_pretrained(source, custom_pipeline=name, trust_remote_code=True)
+        for name in ("mediffusion_classify", "mediffusion_counterfactual", "mediffusion_guided")
+    ]
+    np.savez(f"{{sys.argv[2]}}/{{place}}.npz", **answers(*pipes))
 """
-    lines = hub.run_python(script, pipeline_folder, *CLASSES, cwd=ROOT).stdout.splitlines()
-    assert lines == 2 * [f"{name} JointUNet2DModel" for name in CLASSES.values()]
+
+
+@pytest.fixture
+def published(hub, pipeline_folder):
+    with hub.this_process(hub.token):
+        publish_pipeline_folder(pipeline_folder, "org/model")
+    return "org/model"
+
+
+def package_answers(source):
+    scope = {"np": np, "torch": torch}
+    exec(ANSWER, scope)
+    kinds = (MediffusionClassifyPipeline, MediffusionCounterfactualPipeline, MediffusionGuidedPipeline)
+    return scope["answers"](*(kind.from_pretrained(source) for kind in kinds))
+
+
+def test_without_the_package_the_answers_are_the_same_bit_for_bit(hub, published, tmp_path):
+    with hub.this_process():
+        folder = snapshot_download(published, local_dir=tmp_path / "copy")
+        expected = package_answers(published)
+    completed = hub.run_python(WITHOUT_THE_PACKAGE, folder, tmp_path)
+    assert "might require" not in completed.stderr and "Expected types" not in completed.stderr, completed.stderr
+    for place in ("hub", "folder"):
+        with np.load(tmp_path / f"{place}.npz") as found:
+            for name, values in expected.items():
+                np.testing.assert_array_equal(found[name], values, err_msg=f"{name}, {place}")
+
+
+def test_the_package_runs_its_own_code_without_a_question_and_offline(hub, published, tmp_path):
+    machine = {"HF_HOME": str(tmp_path / "home")}
+    with hub.this_process(environment=machine):
+        online = MediffusionClassifyPipeline.from_pretrained(published)
+    with hub.this_process(environment={**machine, "HF_HUB_OFFLINE": "1"}):
+        offline = MediffusionClassifyPipeline.from_pretrained(published)
+    for pipe in (online, offline):
+        assert type(pipe.unet).__module__ == "mediffusion_diffusers.models.joint_unet_2d"
+        assert type(pipe.vae).__module__ == "mediffusion_diffusers.models.autoencoder_space_to_depth"
+        assert pipe.config["unet"] == ("mediffusion_diffusers", "JointUNet2DModel")
+
+
+def test_what_was_loaded_is_saved_as_before(pipeline_folder, tmp_path):
+    pipe = MediffusionClassifyPipeline.from_pretrained(pipeline_folder)
+    pipe.save_pretrained(tmp_path / "again")
+    entry = '"mediffusion_diffusers",\n    "JointUNet2DModel"'
+    assert entry in (tmp_path / "again" / "model_index.json").read_text()

@@ -4,7 +4,15 @@
 says which files there are.
 """
 
-from .files import COMPONENT_FILE, PIPELINES, files_beside_weights, outdated_files, single_files, write_single_files
+from .files import (
+    COMPONENT_FILE,
+    PIPELINES,
+    files_beside_weights,
+    outdated_files,
+    single_files,
+    write_files_beside_weights,
+    write_single_files,
+)
 
 
 __all__ = [
@@ -13,5 +21,6 @@ __all__ = [
     "files_beside_weights",
     "outdated_files",
     "single_files",
+    "write_files_beside_weights",
     "write_single_files",
 ]

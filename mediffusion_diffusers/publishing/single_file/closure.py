@@ -92,10 +92,12 @@ class Closure:
             for definition in module.definitions
             if definition in needed
         ]
-        return cls(ordered, list(externals.values()), sorted(stand_ins.values(), key=lambda one: one.name))
+        return cls(
+            _without_copies(ordered), list(externals.values()), sorted(stand_ins.values(), key=lambda one: one.name)
+        )
 
     def new_names(self) -> dict[Definition, str]:
-        """Other names for private definitions whose names are taken by others; equal ones are one.
+        """Other names for private definitions whose names are taken by others.
 
         Raises:
             ValueError: if public names collide.
@@ -106,7 +108,7 @@ class Closure:
         for definition in self.definitions:
             for name in definition.names:
                 owner = owners.setdefault(name, definition)
-                if name not in taken and (owner is definition or owner.text == definition.text):
+                if name not in taken and owner is definition:
                     continue
                 if not name.startswith("_") or len(definition.names) > 1:
                     other = owner.module.name if owner is not definition else "another library"
@@ -116,6 +118,15 @@ class Closure:
                     )
                 renamed[definition] = f"{name}_{definition.module.path.stem}"
         return renamed
+
+
+def _without_copies(definitions: list[Definition]) -> list[Definition]:
+    """The definitions without those that say again what another says in the same words, such as each `logger`."""
+    kept: dict[object, Definition] = {}
+    for definition in definitions:
+        meanings = [definition.module.resolve(name) for name in definition.used_names if name not in definition.names]
+        kept.setdefault((definition.names, definition.text, *meanings), definition)
+    return list(kept.values())
 
 
 def _refuse_asking(definition: Definition, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def files_beside_weights(folder: Path) -> dict[str, str]:
     texts = single_files()
     paths = {f"{name}.py": texts[f"{name}.py"] for name in PIPELINES}
     return paths | {f"{name}/{COMPONENT_FILE}": texts[COMPONENT_FILE] for name in own}
+
+
+def write_files_beside_weights(folder: str | os.PathLike[str]) -> None:
+    """Make a pipeline folder work where this package is not installed, as publishing does for what it sends.
+
+    Args:
+        folder: written by a pipeline's `save_pretrained`.
+    """
+    for path, text in files_beside_weights(Path(folder)).items():
+        write_text(Path(folder) / path, text)
 
 
 def outdated_files(folder: Path) -> list[str]:

@@ -132,26 +132,23 @@ class Module:
             return
         if node.module == "__future__":
             return
-        target = self._relative(node)
+        if node.level and (node.module is None or node.names[0].name == "*"):
+            raise ValueError(
+                f"{self.name}, line {node.lineno}: a single file cannot import a whole module of the package. Import "
+                "the names that are used."
+            )
         for alias in node.names:
             bound = alias.asname or alias.name
-            if target is None:
-                self.imports[bound] = External(str(node.module), alias.name, bound)
-            elif node.module is None or alias.name == "*":
-                raise ValueError(
-                    f"{self.name}, line {node.lineno}: a single file cannot import a whole module of the package. "
-                    "Import the names that are used."
-                )
+            if node.level:
+                self.imports[bound] = Internal(self._imported_from(node), alias.name)
             else:
-                self.imports[bound] = Internal(target, alias.name)
+                self.imports[bound] = External(str(node.module), alias.name, bound)
 
-    def _relative(self, node: ast.ImportFrom) -> Module | None:
-        """The module that a relative import names; `None` if the import is absolute."""
-        if not node.level:
-            return None
-        folder = self.path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+    def _imported_from(self, node: ast.ImportFrom) -> Module:
+        """The module that a relative import names."""
+        folder = self.path.parents[node.level - 1].joinpath(*str(node.module).split("."))
         file = folder.with_suffix(".py")
-        return Module.at(file if node.module and file.is_file() else folder / "__init__.py")
+        return Module.at(file if file.is_file() else folder / "__init__.py")
 
     def text_of(self, node: ast.stmt) -> tuple[int, str]:
         """Number of the first line of a statement, and its text, with decorators and the comment directly above."""

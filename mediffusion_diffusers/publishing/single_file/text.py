@@ -32,11 +32,9 @@ def file_text(docstring: str, closure: Closure, merged: Mapping[Definition, Defi
     body: list[str] = []
     new_names = closure.new_names()
     previous: Definition | None = None
-    written: set[tuple[tuple[str, ...], str]] = set()
     for definition in closure.definitions:
-        if definition in bases.values() or (definition.names, definition.text) in written:
+        if definition in bases.values():
             continue
-        written.add((definition.names, definition.text))
         if previous is None or definition.module is not previous.module:
             body += ["", "", f"# ---- {definition.module.name}", *[""] * (2 if definition.is_block else 1)]
         else:

@@ -21,6 +21,7 @@ def save_autoencoder(run: TrainingRun, vae: AutoencoderKL, info: DatasetInfo) ->
         info: what it was trained on.
     """
     from ...publishing.autoencoder_card import render_autoencoder_card
+    from ...publishing.options import PublishOptions
     from ...publishing.upload import publish_autoencoder_folder
 
     hub = run.hub
@@ -35,7 +36,6 @@ def save_autoencoder(run: TrainingRun, vae: AutoencoderKL, info: DatasetInfo) ->
     std = 1 / vae.config.scaling_factor
     run.say(f"Saved the autoencoder in {run.output_dir} (standard deviation of the latents {std:.4f}).")
     if hub.push_to_hub:
-        url = publish_autoencoder_folder(
-            run.output_dir, hub.repo_id, token=hub.hub_token, private=hub.hub_private_repo
-        )
-        run.say(f"Published it: {url}")
+        options = PublishOptions(hub.hub_private_repo)
+        published = publish_autoencoder_folder(run.output_dir, hub.repo_id, options, hub.hub_token)
+        run.say(f"Published it: {published.url}")

@@ -10,7 +10,6 @@ from ...metrics_log import read_metrics
 from ...models import JointUNet2DModel
 from ...privacy import without_tokens
 from ..data.training_data import TrainingData
-from ..run.hub_checkpoints import with_retries
 from ..run.output import CONFIG_FILE, METRICS_FILE, new_model
 from ..run.run import TrainingRun
 from .components import sampling_scheduler
@@ -36,6 +35,7 @@ def save_joint_pipeline(
         validation: the last validation; multi-label models get their thresholds from it.
     """
     from ...publishing.model_card import refresh_model_card
+    from ...publishing.options import PublishOptions
     from ...publishing.upload import publish_pipeline_folder
 
     hub = run.hub
@@ -52,17 +52,13 @@ def save_joint_pipeline(
         run.uploads.wait()
     token = hub.hub_token
     try:
-        url = with_retries(
-            lambda: publish_pipeline_folder(run.output_dir, hub.repo_id, token, hub.hub_private_repo),
-            "Publishing the pipeline",
-            token,
-        )
+        published = publish_pipeline_folder(run.output_dir, hub.repo_id, PublishOptions(hub.hub_private_repo), token)
     except Exception as error:  # the Hub's client raises many kinds
         raise OSError(
             f"The pipeline is saved in {run.output_dir}, but was not published: {without_tokens(str(error), token)} "
             "To publish it, start the same command again with `--resume_from_checkpoint latest`."
         ) from None
-    run.say(f"Published it: {url}")
+    run.say(f"Published it: {published.url}")
 
 
 def write_joint_pipeline(

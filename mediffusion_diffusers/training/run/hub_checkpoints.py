@@ -11,29 +11,26 @@ import os
 import re
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from diffusers.utils import logging
 
 from ...digests import sha256_of
 from ...hub import HUB_ERRORS, hub_access
 from ...privacy import require_private, without_tokens
+from ...publishing.retries import with_retries
 from .checkpoints import MANIFEST, DamagedCheckpoint, discard_checkpoint, find_checkpoint, load_checkpoint
 
 
 logger = logging.get_logger(__name__)
 
 CHECKPOINT_BRANCH = "checkpoints"
-NUM_ATTEMPTS, FIRST_DELAY = 5, 5.0
 _REVISION = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>.+)")
 _FILE = re.compile(rf"checkpoint-(\d+)/{re.escape(MANIFEST)}")
-
-Result = TypeVar("Result")
 
 
 def hub_source(resume_from: str | None, hub_model_id: str | None) -> tuple[str, str] | None:
@@ -259,11 +256,12 @@ class HubUploads:
     def _upload(self, stage: Path, step: int) -> None:
         from huggingface_hub import HfApi
 
+        from ...publishing.options import PublishOptions
         from ...publishing.upload import publish_pipeline_folder
 
         if (stage / "pipeline" / "README.md").is_file():
-            title = f"Upload the pipeline after {step} training steps"
-            publish_pipeline_folder(stage / "pipeline", self.repo_id, self.token, self.private, title)
+            options = PublishOptions(self.private, f"Upload the pipeline after {step} training steps")
+            publish_pipeline_folder(stage / "pipeline", self.repo_id, options, self.token, num_attempts=1)
         api = HfApi(token=self.token)
         repo_id = api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id
         if self.private:
@@ -276,45 +274,6 @@ class HubUploads:
             commit_message=f"checkpoint-{step}",
             delete_patterns="*",
         )
-
-
-def with_retries(
-    action: Callable[[], Result],
-    what: str,
-    token: str | None = None,
-    num_attempts: int | None = None,
-    first_delay: float | None = None,
-) -> Result:
-    """Try until it works, waiting twice as long each time; errors that no repetition mends are raised at once.
-
-    Args:
-        action: what to do.
-        what: its name in warnings.
-        token: never shown.
-        num_attempts: `NUM_ATTEMPTS` by default.
-        first_delay: seconds before the second attempt, `FIRST_DELAY` by default.
-
-    Returns:
-        What `action` returned.
-
-    Raises:
-        PermissionError: if the token may not do it.
-        ValueError: if the arguments are wrong.
-        Exception: the last one, after `num_attempts`.
-    """
-    num_attempts = NUM_ATTEMPTS if num_attempts is None else num_attempts
-    delay = FIRST_DELAY if first_delay is None else first_delay
-    for attempt in range(1, num_attempts):
-        try:
-            return action()
-        except (PermissionError, ValueError):
-            raise
-        except Exception as error:
-            text = without_tokens(str(error), token)
-            logger.warning(f"{what} failed ({attempt} of {num_attempts}), again in {delay:g} s: {text}")
-        time.sleep(delay)
-        delay *= 2
-    return action()
 
 
 def _link(source: str, target: str) -> Any:
