@@ -94,9 +94,12 @@ def test_the_card_disclaims_and_tells_how_to_load(run):
     card = render_model_card(**run)
     assert card.content.count(CARD_NOTICE) == 2
     assert "what changes this model's score: not causal, not anatomy, not disease\n  progression" in card.content
-    (example,) = re.findall(r"```python\n(.*?)```", card.content, re.S)
-    assert 'from_pretrained("org/mediffusion-phantom")' in example and len(example.strip().splitlines()) == 4
-    compile(example, "card", "exec")
+    with_package, without = re.findall(r"```python\n(.*?)```", card.content, re.S)
+    assert 'from_pretrained("org/mediffusion-phantom")' in with_package
+    assert "mediffusion_diffusers" not in without and "trust_remote_code=True" in without
+    for example in (with_package, without):
+        assert len(example.strip().splitlines()) <= 6
+        compile(example, "card", "exec")
     assert "{{" not in card.content and "None" not in card.content
 
 
