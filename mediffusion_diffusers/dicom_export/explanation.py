@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import new_file
+from ..data.dicom import without_warnings
 from ..reports.pictures.explained_image import ExplainedImage
 from .panel import panel_dataset
 from .report import report_dataset
@@ -28,6 +29,7 @@ class ExplanationFiles:
     report: Path
 
 
+@without_warnings()
 def write_explanation_dicom(
     explained: ExplainedImage,
     output_dir: str | os.PathLike[str],
@@ -83,8 +85,7 @@ def write_explanation_dicom(
     files = ExplanationFiles(folder / f"{stem}-panel.dcm", folder / f"{stem}-report.dcm")
     with new_file(files.report) as report_aside, new_file(files.panel) as panel_aside:
         for dataset, aside in ((panel, panel_aside), (report, report_aside)):
-            origin.hand_identity_to(dataset)
-            dataset.save_as(aside, enforce_file_format=True)
+            origin.save(dataset, aside)
     return files
 
 

@@ -72,7 +72,7 @@ class Source:
 
         The patient of a new study has an ID of its own, lest an archive take all of them for one person.
         """
-        if self.header is not None and self.carries_identity:  # the rest follows in `hand_identity_to`
+        if self.header is not None and self.carries_identity:  # the rest follows in `save`
             return {"study_instance_uid": tag_text(self.header, "StudyInstanceUID")}
         now = datetime.now()
         return {
@@ -107,17 +107,21 @@ class Source:
         if tag_text(self.header, "LossyImageCompression") == "01":
             image.LossyImageCompression = "01"
 
-    def hand_identity_to(self, dataset: SOPClass) -> None:
-        """Give a new file the patient and study of the source, if that was asked for.
+    def save(self, dataset: SOPClass, path: Path) -> None:
+        """Write a new file, with the patient and study of the source if that was asked for.
 
         Raises:
             ValueError: if their tags are damaged; it quotes none of them.
         """
         if self.header is None or not self.carries_identity:
+            dataset.save_as(path, enforce_file_format=True)
             return
         try:
             dataset.copy_patient_and_study_information(self.header)
             dataset.remove_private_tags()
+            dataset.save_as(path, enforce_file_format=True)
+        except OSError:
+            raise
         except Exception:  # pydicom converts values when they are asked for, and raises what the bytes lead it to
             raise ValueError(
                 "Patient and study of `source` cannot be carried over: their tags are damaged. Repair the file, or "

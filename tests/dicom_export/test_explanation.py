@@ -254,6 +254,25 @@ def test_what_cannot_be_written_is_said_before_anything_is(tmp_path, explained, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("whole", "damaged", "message"),
+    [
+        (b"1.2.999.4711.1", b"sentinel.4711.", "StudyInstanceUID must be valid UIDs"),
+        (b"US\x02\0\x04\0", b"US\x03\0\x04\0\0", "their tags are damaged"),  # no number has three bytes
+    ],
+)
+def test_damaged_tags_of_the_patient_are_not_quoted(tmp_path, explained, monkeypatch, caplog, whole, damaged, message):
+    draw_quickly(monkeypatch)
+    source = write_sentinels(tmp_path / "source", PregnancyStatus=4)
+    source.write_bytes(source.read_bytes().replace(whole, damaged))
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(ValueError, match=message) as failure:
+        warnings.simplefilter("always")
+        write_explanation_dicom(explained, tmp_path, CHECKPOINT, source=source, carry_over_identity=True)
+    said = [*(str(warning.message) for warning in caught), *caplog.messages, str(failure.value)]
+    assert "sentinel" not in " ".join(said).lower()
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_a_source_that_is_a_picture_has_no_identity_to_leave_out(tmp_path, explained, monkeypatch):
     draw_quickly(monkeypatch)
     random_picture(0).save(tmp_path / "a.png")

@@ -2,7 +2,7 @@
 
 from .file import check_single_grey_frame, may_be_dicom, read_dicom, read_header
 from .grey_scale import GreyScale
-from .identity import describing_metadata, tells_who
+from .identity import describing_metadata, tells_who, without_warnings
 from .tags import tag_text, tag_value
 from .window import Window, apply_window
 
@@ -19,4 +19,5 @@ __all__ = [
     "tag_text",
     "tag_value",
     "tells_who",
+    "without_warnings",
 ]

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ...item_boundary import reading, reason
 from .grey_scale import GreyScale
+from .identity import without_warnings
 from .tags import tag_number, tag_numbers, tag_text, tag_value
 
 
@@ -43,6 +44,7 @@ def may_be_dicom(path: str | os.PathLike[str]) -> bool:
         return True
 
 
+@without_warnings()
 def read_dicom(path: str | os.PathLike[str], name: str | None = None) -> Image.Image:
     """Read a single-frame grey DICOM image.
 
@@ -70,6 +72,7 @@ def read_dicom(path: str | os.PathLike[str], name: str | None = None) -> Image.I
         return Image.fromarray(GreyScale.of(dataset).to_levels(stored))
 
 
+@without_warnings()
 def read_header(path: str | os.PathLike[str], name: str | None = None) -> Dataset:
     """Read the tags of a DICOM file, without its pixels.
 

@@ -1,8 +1,12 @@
-"""What the tags of a DICOM file say of the person, and whether a text repeats any of it."""
+"""What the tags of a DICOM file say of the person, whether a text repeats any of it, and how warnings do not."""
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .tags import tag_text, tag_value
@@ -20,6 +24,21 @@ _NAME_TAGS = ("PatientName", "OtherPatientNames", "ReferringPhysicianName", "Per
 # Tags that describe the picture and not the person.
 _DESCRIBING_TAGS = {"modality": "Modality", "view": "ViewPosition", "body_part": "BodyPartExamined"}
 _CODE = re.compile(r"[\w .+/-]{1,16}")  # a code string (VR CS), with lower-case letters as some devices write them
+# Where Python says that a warning of pydicom comes from: its own modules, or those that called it.
+_WARNING_MODULES = r"pydicom|highdicom|mediffusion_diffusers\.(data\.dicom|dicom_export)"
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keep pydicom's warnings from console and logs, as they quote the values that they warn of."""
+    logger, silence = logging.getLogger("pydicom"), logging.Filter("nothing of pydicom")  # one each: calls are nested
+    logger.addFilter(silence)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=_WARNING_MODULES)
+            yield
+    finally:
+        logger.removeFilter(silence)
 
 
 def tells_who(header: Dataset, text: str) -> bool:

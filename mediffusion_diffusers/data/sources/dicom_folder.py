@@ -7,10 +7,8 @@ import hashlib
 import io
 import os
 import secrets
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +28,7 @@ from ..dicom import (
     tag_text,
     tag_value,
     tells_who,
+    without_warnings,
 )
 from ..label_table import LabelTable, read_label_table
 from ..listing import Listing, list_files
@@ -173,21 +172,13 @@ def convert_dicom(
         ]
         for split, members in splits.items()
     }
-    with _without_warnings():
+    with without_warnings():
         saved = write_sources(
             output, sources, info, report, strict=strict, num_workers=num_workers, overwrite=overwrite
         )
     if key_file is not None:
         _write_key(Path(key_file), [(file.name, images[file.name], patients[file.name]) for file in files])
     return saved
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Keep pydicom's warnings from the console, as they quote the values that they warn of."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pydicom")
-        yield
 
 
 def _read_headers(source: Path, salt: str, report: ConversionReport, strict: bool) -> list[_File]:
@@ -200,7 +191,7 @@ def _read_headers(source: Path, salt: str, report: ConversionReport, strict: boo
     # Counted and not named: what lies beside the images may be named after patients.
     report.ignored = {rule: ["(not named)"] * len(names) for rule, names in listing.ignored.items()}
     files = []
-    with _without_warnings():
+    with without_warnings():
         for name in tqdm(candidates, desc="DICOM headers", unit=" files"):
             try:
                 files.append(_read_file(listing.files[name], name, salt))
