@@ -43,10 +43,12 @@ class CounterfactualOptions:
         "Guided steps actually taken from the start to the clean image, whatever the strength (unlike diffusers' "
         "image-to-image pipelines, which take `strength` times as many).",
     )
-    start: Annotated[Literal["inversion", "noise"], Stored] = option(
+    start: Annotated[Literal["inversion", "noise", "noised_paths"], Stored] = option(
         "inversion",
         '`"inversion"` climbs to the noise level by deterministic inversion, which keeps the image\'s identity; '
-        '`"noise"` adds random noise, as the paper does.',
+        '`"noise"` adds random noise, as the paper does; `"noised_paths"` noises the image afresh at every step, '
+        "`num_noises` times, and averages by how much guidance deviates from that: closest to the truth, and without "
+        "guidance the image itself.",
     )
     guidance_mode: Annotated[OwnGuidanceMode | Literal["external"], Stored] = option(
         "zt",
@@ -59,8 +61,10 @@ class CounterfactualOptions:
     solver_order: Annotated[int, Range(at_least=1, at_most=2)] = option(
         2, "2 (Adams-Bashforth, few steps suffice) or 1 (plain DDIM); unused with other schedulers."
     )
-    eta: Annotated[float, Range(at_least=0, at_most=1)] = option(
-        0.0, 'Share of fresh noise of DDIM; above 0 it implies first order and needs `start="noise"`.'
+    eta: Annotated[float | None, Range(at_least=0, at_most=1)] = option(
+        None,
+        'Share of fresh noise of DDIM, by default 1 with `start="noised_paths"` and else 0; above 0 it implies first '
+        "order and needs one of the starts with noise.",
     )
     start_snr: Annotated[float | None, Range(above=0)] = option(
         None,
@@ -94,13 +98,33 @@ class CounterfactualOptions:
         "everywhere",
         "Where the image may change: a mask, boxes, or one of them per counterfactual (see "
         '[`~mediffusion_diffusers.regions.prepare_region`]); `"auto"`: where an edit without a mask changes most; or '
-        '`"everywhere"`. Outside, the latents stay those of the null edit, bit for bit.',
+        '`"everywhere"`. Outside, the latents stay those of the null edit, bit for bit; and with `detail="keep"` the '
+        "image itself stays outside a given mask.",
     )
     fade_guidance: Annotated[bool, Stored] = option(
         False,
         "Let the push fade within each step as the target becomes certain, instead of holding it as Eq. 2 does. Large "
         "scales then overshoot far less in few steps. Needs DDIM and `eta=0`; a scale calibrated without it is too "
         "small with it.",
+    )
+    quality: Annotated[Literal["fast", "best"] | None, Stored] = option(
+        None,
+        'One word for `start="noised_paths"`, its `num_noises` and its `num_inference_steps`: `"fast"` takes 22 '
+        'evaluations of the U-Net, `"best"` 76. Options that are named themselves come first.',
+    )
+    num_noises: Annotated[int | None, Range(at_least=1), Stored] = option(
+        4, 'With `start="noised_paths"`: noised copies per step, in pairs of a noise and its opposite.'
+    )
+    views: Annotated[Literal["shifts", "shifts_and_flips", "none"] | None, Stored] = option(
+        "shifts",
+        'With `start="noised_paths"`: how each copy is shown to the model, shifted by up to a latent position, and '
+        "mirrored where anatomy allows (not a chest: it moves the heart); deviations are averaged in the image's own "
+        "place.",
+    )
+    detail: Annotated[Literal["keep", "decoded"], Stored] = option(
+        "keep",
+        '`"keep"` adds what guidance changed to the image itself, so that the autoencoder and the noise change '
+        'nothing and the null edit is the image; `"decoded"` shows the decoded latents, as the paper does.',
     )
 
 

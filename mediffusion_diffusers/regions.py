@@ -124,9 +124,27 @@ def region_of_change(deviation: torch.Tensor, energy_share: float = 0.5) -> torc
     Returns:
         1 inside, 0 outside, shape `(rows, 1, height, width)`; 0 everywhere where nothing changed.
     """
-    size = F.avg_pool2d(deviation.float().abs().mean(1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
+    size = _mean_3x3(deviation.float().abs().mean(1, keepdim=True))
     energy, places = size.flatten(1).square().sort(dim=1, descending=True)
     before = energy.cumsum(1) - energy  # what larger changes hold together
     is_inside = (before < energy_share * energy.sum(1, keepdim=True)) & (energy > 0)
     region = torch.zeros_like(energy).scatter(1, places, is_inside.to(energy))
     return region.view_as(size).to(deviation)
+
+
+def soft_region_of_change(deviation: torch.Tensor, energy_share: float = 0.8) -> torch.Tensor:
+    """As `region_of_change`, with a border that fades over one position: the region averaged over 3 x 3 positions.
+
+    Args:
+        deviation: counterfactual minus null edit, shape `(rows, channels, height, width)`.
+        energy_share: as there; a soft border may hold more than a hard one.
+
+    Returns:
+        Shape `(rows, 1, height, width)`, in [0, 1].
+    """
+    return _mean_3x3(region_of_change(deviation, energy_share).float()).to(deviation)
+
+
+def _mean_3x3(values: torch.Tensor) -> torch.Tensor:
+    """Mean over each position and its neighbours, of those that exist; same shape."""
+    return F.avg_pool2d(values, 3, stride=1, padding=1, count_include_pad=False)

@@ -39,6 +39,21 @@ class CallState:
                 yield step, t
 
 
+class CountedUNet:
+    """A U-Net that counts on how many latents one call evaluates it.
+
+    Args:
+        unet: the joint model, which other calls may use at the same time.
+    """
+
+    def __init__(self, unet: Any):
+        self.unet, self.num_evaluations = unet, 0
+
+    def __call__(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.num_evaluations += len(sample)
+        return self.unet(sample, *args, **kwargs)
+
+
 class ThreadCalls(threading.local):
     """The running or last call of each thread."""
 

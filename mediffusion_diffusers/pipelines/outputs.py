@@ -76,7 +76,8 @@ class MediffusionCounterfactualPipelineOutput(BaseOutput):
     """Output of [`MediffusionCounterfactualPipeline`].
 
     The *null edit* has the same start, timesteps and noise as the counterfactual, at guidance scale 0: what it changes
-    is due to the autoencoder and the noise, not to the explanation.
+    is due to the autoencoder and the noise, not to the explanation. With `detail="keep"` it is the image itself, and
+    both differences are the explanation alone.
 
     Args:
         images: the counterfactuals, in the asked-for `output_type`.
@@ -104,7 +105,12 @@ class MediffusionCounterfactualPipelineOutput(BaseOutput):
         l1: mean absolute change of each counterfactual, in units of the full intensity range.
         high_frequency_shares: share of the change's energy above half of the highest frequency, of the
             counterfactual, the plain gradient and the noise (0.80), shape `(batch, 3)`.
-        region: where the image was allowed to change, on the latents' grid; None for everywhere.
+        region: where the image was allowed to change, on the latents' grid, in [0, 1]; None for everywhere.
+        agreement: with `start="noised_paths"`: how far its noises agree on the change of each place, on the latents'
+            grid, shape `(batch, 1, *latent_size)`, in [0, 1]: 1 where all of them make the same change, about
+            `1 / sqrt(num_noises)` where they have nothing in common. None with other starts.
+        unet_evaluations: evaluations of the U-Net that the edit of one counterfactual took, in the mean: the start,
+            the steps and the trials of a search, not the classification of pictures and not the controls.
         external_probabilities_before: the external classifier's probabilities for the originals.
         external_probabilities_after: for the counterfactuals.
         external_probabilities_null: for the null edits.
@@ -136,6 +142,8 @@ class MediffusionCounterfactualPipelineOutput(BaseOutput):
     l1: Scores | None = None
     high_frequency_shares: Scores | None = None
     region: np.ndarray | None = None
+    agreement: np.ndarray | None = None
+    unet_evaluations: float | None = None
     external_probabilities_before: Scores | None = None
     external_probabilities_after: Scores | None = None
     external_probabilities_null: Scores | None = None

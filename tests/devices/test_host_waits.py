@@ -19,6 +19,9 @@ SETTINGS = {
     "hold": {"hold": 0.02},
     "fade": {"fade_guidance": True},
     "region": {"mask": torch.eye(16)},
+    "noised paths": {"start": "noised_paths", "num_noises": 2},
+    "noised paths, one scale each": {"start": "noised_paths", "guidance_scale": [0.0, 6.0], "mask": torch.eye(16)},
+    "noised paths, hold": {"start": "noised_paths", "hold": 0.02, "guidance_mode": "x0_detached"},
 }
 
 

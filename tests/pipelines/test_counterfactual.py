@@ -250,6 +250,7 @@ class TestOutput:
             "solver_order": 2,
             "eta": 0.0,
             "hold": 0.0,
+            "detail": "keep",
         }
 
     def test_eta_means_first_order(self, pipe):

@@ -9,6 +9,7 @@ STARTS = {
     "inversion": {},
     "noise": {"start": "noise"},
     "noise-eta": {"start": "noise", "eta": 1.0},
+    "noised-paths": {"start": "noised_paths", "num_noises": 3},
 }
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..base import MediffusionPipeline, check_results, scores_to_output
 from ..outputs import MediffusionCounterfactualPipelineOutput
 from .controls import make_controls
+from .display import Display
 from .editor import Edit
-from .judge import ExternalJudge, Judge, OwnJudge, Shown, show
+from .judge import ExternalJudge, Judge, OwnJudge
 from .question import Question
 from .settings import CounterfactualSettings
 
 
 def assemble(
     pipe: MediffusionPipeline,
-    pixels: torch.Tensor,
-    clean_latents: torch.Tensor,
+    display: Display,
     question: Question,
     edit: Edit,
     settings: CounterfactualSettings,
@@ -27,13 +28,13 @@ def assemble(
     output_type: str,
     with_controls: bool,
     timesteps: list[int],
+    num_evaluations: int,
 ) -> MediffusionCounterfactualPipelineOutput:
     """Decode, classify and compare.
 
     Args:
         pipe: the pipeline.
-        pixels: of each image, in [-1, 1].
-        clean_latents: of each image.
+        display: how latents are shown.
         question: the counterfactuals.
         edit: their latents.
         settings: of the call.
@@ -42,30 +43,33 @@ def assemble(
         output_type: of the call.
         with_controls: whether to make the controls.
         timesteps: of the guided evaluations.
+        num_evaluations: of latents by the U-Net, for the edits.
 
     Raises:
         ValueError: if guidance has driven the latents beyond all numbers.
     """
-    edited, null = (show(pipe, latents, output_type) for latents in (edit.latents, edit.null_latents))
-    check_results((edit.null_latents, null.pictures), 0.0)
+    clean, edited = display.original, display.edited(edit, question.image_index)
+    null, null_rows = display.null(edit, question.image_index)
+    check_results((edit.null_latents, display.null_pictures(edit)), 0.0)
     check_results((edit.latents, edited.pictures), edit.guidance_scales)
-    clean = Shown(clean_latents if output_type == "latent" else pixels.to(clean_latents.device), clean_latents)
     every_row = torch.arange(len(question))
-    stages = {"before": (clean, question.image_index), "after": (edited, every_row), "null": (null, edit.null_index)}
+    stages = {"before": (clean, question.image_index), "after": (edited, every_row), "null": (null, null_rows)}
 
     fields: dict[str, Any] = {}
-    for stage, (shown, rows) in stages.items():
-        own = OwnJudge(pipe).probabilities(shown)[rows]
-        fields[f"probabilities_{stage}"] = scores_to_output(own, output_type)
-        if outside is not None:
-            outer = outside.probabilities(shown)[rows]
-            fields[f"external_probabilities_{stage}"] = scores_to_output(outer, output_type)
+    for prefix, asked in (("", OwnJudge(pipe)), ("external_", outside)):
+        if asked is None:
+            continue
+        for stage, (shown, rows) in stages.items():
+            is_image = stage == "null" and shown is clean  # about which it has been asked
+            known = fields.get(f"{prefix}probabilities_before") if is_image else None
+            fields[f"{prefix}probabilities_{stage}"] = asked.probabilities(shown)[rows] if known is None else known
+    fields = {name: scores_to_output(scores, output_type) for name, scores in fields.items()}
     original, counterfactual, unguided = (shown.pictures[rows].float() for shown, rows in stages.values())
     if with_controls and output_type != "latent":
-        latents = clean_latents[question.image_index]
-        pictures = (original, counterfactual, latents, edit.latents)
-        fields |= make_controls(pipe, judge, question, *pictures, output_type)
-    region = question.region
+        latents = clean.latents[question.image_index]
+        base = edit.null_latents[edit.null_index] if display.keeps_detail else latents
+        pictures = (original, counterfactual, latents, edit.latents - base)
+        fields |= make_controls(pipe, judge, question, *pictures, edit.region, output_type)
     return MediffusionCounterfactualPipelineOutput(
         images=_to_images(pipe, counterfactual, output_type),
         null_images=_to_images(pipe, unguided, output_type),
@@ -79,7 +83,9 @@ def assemble(
         reached=None if edit.reached is None else edit.reached.numpy(),
         timesteps=timesteps,
         settings=settings.to_dict(),
-        region=None if region is None else region.float().cpu().numpy(),
+        unet_evaluations=num_evaluations / len(question),
+        region=_to_array(edit.region),
+        agreement=_to_array(edit.agreement),
         external_label_names=None if outside is None else outside.label_names,
         **fields,
     )
@@ -96,3 +102,8 @@ def _to_difference(difference: torch.Tensor, output_type: str) -> Any:
         return difference
     difference = difference / 2
     return difference if output_type == "pt" else difference.cpu().permute(0, 2, 3, 1).numpy()
+
+
+def _to_array(latents: torch.Tensor | None) -> np.ndarray | None:
+    """A map on the latents' grid, float32."""
+    return None if latents is None else latents.float().cpu().numpy()

@@ -23,7 +23,8 @@ def make_controls(
     original: torch.Tensor,
     edited: torch.Tensor,
     latents: torch.Tensor,
-    edited_latents: torch.Tensor,
+    change: torch.Tensor,
+    region: torch.Tensor | None,
     output_type: str,
 ) -> dict[str, Any]:
     """Fields of the output: the plain gradient and noise at each counterfactual's size.
@@ -37,19 +38,20 @@ def make_controls(
         original: pictures of the rows in [-1, 1].
         edited: their counterfactuals.
         latents: of the originals.
-        edited_latents: of the counterfactuals, before they were decoded.
+        change: of the latents, that the counterfactuals show.
+        region: where they could change, or None.
         output_type: of the call.
     """
     question = question.to(latents)
     target = question.target
     originals, counterfactuals = denormalize(original), denormalize(edited)
     l1 = (counterfactuals - originals).abs().flatten(1).mean(1)
-    size = (edited_latents - latents).float().flatten(1).norm(dim=1)
+    size = change.float().flatten(1).norm(dim=1)
 
     def log_probability(changed: torch.Tensor) -> torch.Tensor:
         return target.clone().log_prob(judge.logits(changed).float())
 
-    mask = 1.0 if question.region is None else question.region
+    mask = 1.0 if region is None else region.to(latents)
     pushed = ascend_log_probability(latents, size, log_probability, mask=mask)
     # What the autoencoder alone changes is no part of the gradient.
     direction = pipe.decode_latents(pushed) - pipe.decode_latents(latents)

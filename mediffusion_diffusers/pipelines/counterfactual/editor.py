@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from ...guidance import GuidedPrediction, LatentClassifier, fade, hold_at, predict_epsilon, predict_guided
-from ...models import JointUNet2DModel
+from ...regions import region_of_change
 from ...schedulers import MultistepDDIMScheduler, time_grid
 from ..base import Generators, clone_generator, scheduler_step_kwargs
 from ..call_state import CallState
@@ -59,6 +59,8 @@ class Edit:
         guidance_scales: scale of each row, shape `(rows,)`.
         strengths: strength of each row, shape `(rows,)`.
         reached: whether a search reached its goal, bool, shape `(rows,)`; None without a search.
+        region: where rows could change, shape `(rows or 1, 1, *latent_size)` in [0, 1]; None for everywhere.
+        agreement: of several noises on the change of each position, shape `(rows, 1, *latent_size)`; None without.
     """
 
     latents: torch.Tensor
@@ -67,6 +69,8 @@ class Edit:
     guidance_scales: torch.Tensor
     strengths: torch.Tensor
     reached: torch.Tensor | None = None
+    region: torch.Tensor | None = None
+    agreement: torch.Tensor | None = None
 
 
 class Editor:
@@ -81,7 +85,7 @@ class Editor:
 
     def __init__(
         self,
-        unet: JointUNet2DModel,
+        unet: Any,
         scheduler: Any,
         settings: CounterfactualSettings,
         classifier: LatentClassifier | None = None,
@@ -101,9 +105,13 @@ class Editor:
         """
         watch.state.guidance_scale = question.guidance_scale
         latents, null_latents = self._denoise(start, question.to(start.latents), generator, watch)
+        return self._edit_of(start, question, latents, null_latents)
+
+    def _edit_of(self, start: Start, question: Question, latents: torch.Tensor, null_latents: torch.Tensor) -> Edit:
+        """Edited latents with what is known of each row."""
         strengths = torch.full((len(question),), float(start.strength))
-        scales = question.scales.float()
-        return Edit(latents, null_latents, question.image_index, scales, strengths)
+        scales, region = question.scales.float(), question.region
+        return Edit(latents, null_latents, question.image_index, scales, strengths, region=region)
 
     def timesteps(self, start: Start) -> list[int]:
         """Of the guided evaluations, noisiest first."""
@@ -137,16 +145,28 @@ class Editor:
         guidance_scale: Any,
         null_latents: torch.Tensor,
         null_output: torch.Tensor | None,
-        scheduler: Any,
+        null_type: str,
+        scheduler: Any = None,
     ) -> GuidedPrediction:
-        """The guided and the unguided prediction for each row; `null_*` are the null edit's, for labels to hold."""
+        """The guided and the unguided prediction for each row.
+
+        Args:
+            latents: z_t of each row.
+            t: a scalar.
+            question: the rows.
+            guidance_scale: of this step.
+            null_latents: the null edit's z_t of each row, for labels to hold.
+            null_output: the model's unguided prediction there, or None where it is not known.
+            null_type: `prediction_type` of that prediction.
+            scheduler: at this step, for guidance that fades.
+        """
         alpha, target = self.alphas_cumprod[t], question.target
-        place = (self.prediction_type, self.settings.guidance_mode, self.classifier)
+        place = (self.settings.guidance_mode, self.classifier)
         if target.hold > 0:
             if null_output is None:
-                null_output = self._predict(null_latents, t)
-            target = hold_at(target, self.unet, null_latents, t, null_output, alpha, *place)
-        predicted = predict_guided(self.unet, latents, t, target, guidance_scale, alpha, *place)
+                null_output, null_type = self._predict(null_latents, t), self.prediction_type
+            target = hold_at(target, self.unet, null_latents, t, null_output, alpha, null_type, *place)
+        predicted = predict_guided(self.unet, latents, t, target, guidance_scale, alpha, self.prediction_type, *place)
         if not self.settings.fade_guidance:
             return predicted
         step = (alpha, scheduler.noise_weight(), self.prediction_type)
@@ -187,7 +207,8 @@ class FollowPath(Editor):
                     on_path = start.path_latents[place][index]
                     latents = on_path + deviation
                     epsilon = start.path_epsilons[place][index] if step else None
-                    predicted = self._predict_guided(latents, t, question, scale, on_path, epsilon, scheduler)
+                    null = (on_path, epsilon, "epsilon")
+                    predicted = self._predict_guided(latents, t, question, scale, *null, scheduler)
                     change = predict_epsilon(predicted.model_output, latents, alpha, self.prediction_type)
                     if epsilon is None:  # the top of the path, where z = z*
                         epsilon = predict_epsilon(predicted.unguided, latents, alpha, self.prediction_type)
@@ -231,7 +252,7 @@ class Sample(Editor):
             elif is_unguided(scale):
                 model_output = self._predict(latents, t)
             else:
-                null = (null_latents[index], null_output[index])
+                null = (null_latents[index], null_output[index], self.prediction_type)
                 model_output = self._predict_guided(latents, t, question, scale, *null, scheduler).model_output
             latents = scheduler.step(model_output, t, latents, **step_kwargs).prev_sample
             null_latents = null_scheduler.step(null_output, t, null_latents, **null_step_kwargs).prev_sample
@@ -246,3 +267,20 @@ class Sample(Editor):
 def is_unguided(guidance_scale: Any) -> bool:
     """Whether all scales are 0."""
     return bool((torch.as_tensor(guidance_scale) == 0).all())
+
+
+class WithinItsRegion:
+    """An editor that edits twice: everywhere, to find the region that the second edit is confined to.
+
+    Args:
+        editor: makes both edits.
+    """
+
+    def __init__(self, editor: Any):
+        self.editor = editor
+
+    def edit(self, start: Start, question: Question, generator: Generators, watch: Watch) -> Edit:
+        """As for an `Editor`; both edits get the same step noise."""
+        found = self.editor.edit(start, question, clone_generator(generator), watch)
+        region = region_of_change(found.latents - found.null_latents[found.null_index])
+        return self.editor.edit(start, question.within(region), generator, watch)

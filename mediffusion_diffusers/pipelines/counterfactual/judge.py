@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,27 +9,7 @@ import torch
 from ...guidance import ExternalClassifier, LatentClassifier
 from ...latents import decode_latents
 from ..base import MediffusionPipeline
-
-
-@dataclass(frozen=True)
-class Shown:
-    """Pictures as the user gets them, and what they are classified by.
-
-    Args:
-        pictures: shape `(num, channels, height, width)` in [-1, 1]; latents, where latents are asked for.
-        latents: of these pictures, encoded anew.
-    """
-
-    pictures: torch.Tensor
-    latents: torch.Tensor
-
-
-def show(pipe: MediffusionPipeline, latents: torch.Tensor, output_type: str) -> Shown:
-    """Decode latents; where latents are asked for they are their own picture."""
-    if output_type == "latent":
-        return Shown(latents, latents)
-    pictures = pipe.decode_latents(latents)
-    return Shown(pictures, pipe.encode_pixels(pictures))
+from .display import Shown
 
 
 class OwnJudge:

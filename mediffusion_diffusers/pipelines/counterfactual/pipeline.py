@@ -11,21 +11,22 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ...guidance import Labels
 from ...image_processor import ImageInput
-from ...regions import prepare_region, region_of_change
+from ...regions import prepare_region
 from ..base import (
     Generators,
     MediffusionPipeline,
     check_latents,
     check_output_type,
     check_switch,
-    clone_generator,
     own_generator,
 )
-from ..call_state import changed_by_callback
+from ..call_state import CountedUNet, changed_by_callback
 from ..outputs import MediffusionCounterfactualPipelineOutput
 from .assemble import assemble
-from .editor import Edit, FollowPath, Sample, Watch
-from .judge import ExternalJudge, Judge, OwnJudge, as_external, show
+from .display import Display
+from .editor import Edit, Editor, FollowPath, Sample, Watch, WithinItsRegion
+from .judge import ExternalJudge, Judge, OwnJudge, as_external
+from .noised_paths import FollowNoisedPaths, NoisedPaths
 from .question import Question
 from .search import SmallestEdit, check_first_scales
 from .settings import CounterfactualSettings, strength_of_snr
@@ -88,13 +89,14 @@ class MediffusionCounterfactualPipeline(MediffusionPipeline):
             towards: labels to add: a name or index, several of them (for all images), or a list of lists: one per
                 image, or several per image, which then share its inversion.
             away: labels to remove, likewise. `towards` and `away` may be combined.
-            generator: for `start="noise"`: one, or one per image.
+            generator: for `start="noise"` and `start="noised_paths"`: one, or one per image. Without one, noised paths
+                begin with the same noise in every call.
             noise: for `start="noise"`: noise of the latents' shape instead of a generator's.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict: return an output object rather than a tuple of its fields.
             callback_on_step_end: called after each step as `callback(pipe, step, timestep, kwargs)`; with
-                `mask="auto"` in both edits, the one that finds the region and the one within it. It returns what it
-                changed of `kwargs`, or nothing.
+                `mask="auto"` in both edits, the one that finds the region and the one within it (noised paths need one
+                edit alone). It returns what it changed of `kwargs`, or nothing.
             callback_on_step_end_tensor_inputs: what it gets in `kwargs`: `"latents"`, `"null_latents"`.
             classifier: an image classifier of transformers, or an [`ExternalClassifier`] with its own preprocessing,
                 whose probabilities are reported. With `guidance_mode="external"` it guides, and `towards` and `away`
@@ -133,38 +135,32 @@ class MediffusionCounterfactualPipeline(MediffusionPipeline):
             names = callback_on_step_end_tensor_inputs
             return tuple(changed_by_callback(callback_on_step_end, self, step, t, tensors, names).values())
 
-        def as_shown(latents: torch.Tensor) -> torch.Tensor:
-            return judge.probabilities(show(self, latents, output_type))
-
         with self._running(*([] if outside is None else [outside])) as state:
             watch = Watch(state, self.progress_bar, None if callback_on_step_end is None else on_step)
 
             # 2. Encode deterministically, and climb to the noise level
-            latents = self.encode_pixels(pixels)
-            if settings.start == "noise":
-                generator, noise = self._draw_noise(latents, generator, noise)
-                if len(question) != len(pixels) or settings.finds_region or settings.target_probability is not None:
-                    generator = one_per_image(generator, len(pixels))
-            way = self._way(settings, latents, noise)
+            latents, unet = self.encode_pixels(pixels), CountedUNet(self.unet)
+            display = Display(self, pixels, latents, settings, output_type)
+            way, generator = self._way(unet, settings, latents, generator, noise, len(question))
             start = way.begin(torch.arange(len(pixels)), settings.strength, watch.shown)
 
             # 3. Denoise: the counterfactuals under guidance, the null edits from the same start without
-            kind = FollowPath if settings.follow_inversion else Sample
-            editor: Any = kind(self.unet, self.scheduler, settings, judge.latent_classifier)
+            editor: Any = self._editor(unet, settings, judge)
             timesteps = editor.timesteps(start)
             if settings.target_probability is not None:
+
+                def as_shown(trial: Edit, images: torch.Tensor) -> torch.Tensor:
+                    return judge.probabilities(display.edited(trial, images))
+
                 editor = SmallestEdit(editor, way, settings, as_shown, self.progress_bar)
-            if settings.finds_region:  # a first edit finds the region; the second gets the same step noise
-                found: Edit = editor.edit(start, question, clone_generator(generator), watch)
-                change = found.latents - found.null_latents[found.null_index]
-                question, generator = question.within(region_of_change(change)), clone_generator(generator)
+            if settings.finds_region and settings.start != "noised_paths":  # which finds it in the edit itself
+                editor = WithinItsRegion(editor)
             edit = editor.edit(start, question, generator, watch)
 
             # 4. Decode, classify the pictures that the user gets, make the controls, take the differences
             reporter = None if outside is None else ExternalJudge(self, outside)
-            output = assemble(
-                self, pixels, latents, question, edit, settings, judge, reporter, output_type, controls, timesteps
-            )
+            asked = (settings, judge, reporter, output_type, controls, timesteps)
+            output = assemble(self, display, question, edit, *asked, unet.num_evaluations)
         return output if return_dict else output.to_tuple()
 
     def resolve_settings(self, **options: Any) -> CounterfactualSettings:
@@ -209,19 +205,36 @@ class MediffusionCounterfactualPipeline(MediffusionPipeline):
             raise ValueError("`guidance_mode='external'` needs a `classifier`, an image classifier of transformers.")
         return ExternalJudge(self, outside)
 
-    def _way(self, settings: CounterfactualSettings, latents: torch.Tensor, noise: torch.Tensor | None) -> Way:
-        if noise is None:
-            return Inversion(self.unet, self.scheduler, settings, latents)
-        return AddedNoise(self.scheduler, latents, noise)
+    def _editor(self, unet: CountedUNet, settings: CounterfactualSettings, judge: Judge) -> Editor:
+        kind: type[Editor] = FollowPath if settings.follow_inversion else Sample
+        if settings.start == "noised_paths":
+            kind = FollowNoisedPaths
+        return kind(unet, self.scheduler, settings, judge.latent_classifier)
 
-    def _draw_noise(
-        self, latents: torch.Tensor, generator: Generators, noise: torch.Tensor | None
-    ) -> tuple[Generators, torch.Tensor]:
-        """A generator for step noise that can be cloned, and the noise to start from."""
+    def _way(
+        self,
+        unet: CountedUNet,
+        settings: CounterfactualSettings,
+        latents: torch.Tensor,
+        generator: Generators,
+        noise: torch.Tensor | None,
+        num_rows: int,
+    ) -> tuple[Way, Generators]:
+        """To the noise level, and a generator for step noise that can be cloned."""
+        num_images = len(latents)
+        if settings.start == "inversion":
+            return Inversion(unet, self.scheduler, settings, latents), generator
+        if settings.start == "noised_paths":
+            if generator is None:  # an explanation is the same every time, and in every batch
+                generator = [torch.Generator().manual_seed(0) for _ in range(num_images)]
+            own = one_per_image(generator, num_images)
+            return NoisedPaths(unet, self.scheduler, settings, latents, own), None
         generator = own_generator(generator)
         if noise is None:
             noise = randn_tensor(latents.shape, generator, latents.device, latents.dtype)
-        return generator, noise
+        if num_rows != num_images or settings.finds_region or settings.target_probability is not None:
+            generator = one_per_image(generator, num_images)
+        return AddedNoise(self.scheduler, latents, noise), generator
 
 
 def one_per_image(generator: Generators, num_images: int) -> list[torch.Generator]:

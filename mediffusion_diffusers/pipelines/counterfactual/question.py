@@ -75,6 +75,11 @@ class Question:
         region = self.region if self.region is None or len(self.region) == 1 else self.region[rows]
         return Question(self.image_index[rows], self.target.select(rows), self.scales[rows], region)
 
+    def repeat(self, num_times: int) -> Question:
+        """All rows, so many times one after another, without a region."""
+        rows = torch.arange(len(self)).repeat(num_times)
+        return Question(self.image_index[rows], self.target.select(rows), self.scales[rows])
+
     def at_scales(self, scales: torch.Tensor) -> Question:
         """The same at other scales, shape `(rows,)`."""
         return replace(self, scales=scales)

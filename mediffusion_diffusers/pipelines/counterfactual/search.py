@@ -101,7 +101,8 @@ class SmallestEdit:
         editor: makes each trial.
         way: to higher noise levels.
         settings: with `target_probability`.
-        judge: probabilities of edited latents as the user gets to see them, shape `(rows, num_labels)`.
+        judge: probabilities of an edit as the user gets to see it, shape `(rows, num_labels)`; takes the image of each
+            row too.
         progress_bar: of the pipeline.
     """
 
@@ -110,7 +111,7 @@ class SmallestEdit:
         editor: Editor,
         way: Way,
         settings: CounterfactualSettings,
-        judge: Callable[[torch.Tensor], torch.Tensor],
+        judge: Callable[[Edit, torch.Tensor], torch.Tensor],
         progress_bar: Callable[..., Any],
     ):
         assert settings.target_probability is not None
@@ -147,14 +148,14 @@ class SmallestEdit:
                 while len(rows):
                     asked = part.select(rows).at_scales(scales)
                     trial = self.editor.edit(start, asked, clone_generator(own), watch.silent())
-                    probabilities = self.judge(trial.latents).cpu()
+                    probabilities = self.judge(trial, images[asked.image_index]).cpu()
                     reached = has_reached(probabilities, asked.target.direction, self.goal)
                     found.take(pending[rows], trial, reached, probabilities.isfinite().all(1))
                     search.update(reached) if scales.any() else search.accept_without(reached)
                     rows, scales = search.active, search.scales
                     bar.update(len(question) - len(pending) + search.num_solved - bar.n)
                 found.null_latents.append(trial.null_latents)
-        return found.edit()
+        return found.edit(question.region)
 
 
 class FoundEdits:
@@ -166,6 +167,8 @@ class FoundEdits:
 
     def __init__(self, num_rows: int):
         self.latents: list[Any] = [None] * num_rows
+        self.regions: list[Any] = [None] * num_rows
+        self.agreements: list[Any] = [None] * num_rows
         self.scales, self.strengths = torch.zeros(num_rows), torch.zeros(num_rows)
         self.reached = torch.zeros(num_rows, dtype=torch.bool)
         self.null_index = torch.zeros(num_rows, dtype=torch.long)
@@ -186,16 +189,34 @@ class FoundEdits:
             if not (is_first or reached[place] or (is_finite[place] and not self.reached[row])):
                 continue
             self.latents[row] = trial.latents[place]
+            if trial.region is not None and len(trial.region) == len(rows):
+                self.regions[row] = trial.region[place]
+            if trial.agreement is not None:
+                self.agreements[row] = trial.agreement[place]
             self.scales[row], self.strengths[row] = trial.guidance_scales[place], trial.strengths[place]
             self.null_index[row] = num_nulls + trial.null_index[place]
             self.reached[row] |= reached[place]
 
-    def edit(self) -> Edit:
-        """All rows together."""
-        null_latents = torch.cat(self.null_latents)
+    def edit(self, region: torch.Tensor | None) -> Edit:
+        """All rows together.
+
+        Args:
+            region: that the question was asked within; None for those that the trials found, if any.
+        """
         return Edit(
-            torch.stack(self.latents), null_latents, self.null_index, self.scales, self.strengths, self.reached
+            torch.stack(self.latents),
+            torch.cat(self.null_latents),
+            self.null_index,
+            self.scales,
+            self.strengths,
+            self.reached,
+            _stacked(self.regions) if region is None else region,
+            _stacked(self.agreements),
         )
+
+
+def _stacked(rows: list[Any]) -> torch.Tensor | None:
+    return None if any(row is None for row in rows) else torch.stack(rows)
 
 
 def strength_ladder(strength: float, max_strength: float | None, factor: float = 1.4) -> list[float]:

@@ -13,6 +13,7 @@ from diffusers.utils import logging
 from ...counterfactual_options import CounterfactualOptions, stored_options
 from ...guidance import plain_scale, values_of_scale
 from ...options import check_number, check_options
+from .quality import spell_out
 
 
 logger = logging.get_logger(__name__)
@@ -54,7 +55,8 @@ class CounterfactualSettings(CounterfactualOptions):
             _checked(cls(**stored))
         except ValueError as error:
             raise ValueError(f"The checkpoint's `guidance_defaults` cannot be used: {error}") from None
-        settings = _checked(cls(**{**stored, **given}))
+        _checked(cls(**given))
+        settings = _checked(cls(**spell_out(given, stored)))
         return settings._at_a_strength(given, scheduler)._completed(given, scheduler)
 
     def check(self, scheduler: Any) -> None:
@@ -73,10 +75,10 @@ class CounterfactualSettings(CounterfactualOptions):
                     f"`{name}` counts the steps between the start and the clean image and must lie in "
                     f"[1, {max_timestep}] at `strength={self.strength}`, but got {steps}."
                 )
-        if self.start == "inversion" and (isinstance(scheduler, DDPMScheduler) or self.eta > 0):
+        if self.start == "inversion" and (isinstance(scheduler, DDPMScheduler) or self.eta):
             raise ValueError(
                 "`start='inversion'` needs deterministic steps, but the scheduler is DDPM or `eta` is above 0. Use "
-                "`start='noise'`, or a DDIMScheduler with `eta=0`."
+                "`start='noise'` or `start='noised_paths'`, or a DDIMScheduler with `eta=0`."
             )
         if scheduler.config.prediction_type == "epsilon" and scheduler.alphas_cumprod[max_timestep] == 0:
             raise ValueError(
@@ -113,21 +115,30 @@ class CounterfactualSettings(CounterfactualOptions):
     def _completed(self, given: Mapping[str, Any], scheduler: Any) -> CounterfactualSettings:
         """With every option that depends on others settled, and checked."""
         steps = self.num_inference_steps if self.num_inversion_steps is None else self.num_inversion_steps
+        has_paths = self.start == "noised_paths"
+        eta = float(has_paths) if self.eta is None else self.eta
         settings = replace(
             self,
             num_inversion_steps=steps if self.start == "inversion" else 0,
-            solver_order=1 if self.eta > 0 else self.solver_order,
+            eta=eta,
+            solver_order=1 if eta > 0 or has_paths else self.solver_order,
         )
         settings.check(scheduler)
         is_ddim = isinstance(scheduler, DDIMScheduler)
-        has_known_steps = is_ddim and self.eta == 0
+        needs_paths = {"`start='noised_paths'`": has_paths}
         needs = {
+            "quality": needs_paths,
+            "num_noises": needs_paths,
+            "views": needs_paths,
             "follow_inversion": {
                 "`start='inversion'`": self.start == "inversion",
                 "a DDIMScheduler": is_ddim,
                 "`num_inversion_steps` equal to `num_inference_steps`": steps == self.num_inference_steps,
             },
-            "fade_guidance": {"a DDIMScheduler and `eta=0`, whose steps are known in advance": has_known_steps},
+            "fade_guidance": {
+                "a DDIMScheduler and `eta=0`, whose steps are known in advance": is_ddim and eta == 0,
+                "`start='inversion'` or `start='noise'`": not has_paths,
+            },
         }
         impossible: dict[str, Any] = {}
         for name, conditions in needs.items():
@@ -135,7 +146,7 @@ class CounterfactualSettings(CounterfactualOptions):
             if missing and given.get(name):
                 raise ValueError(f"`{name}` needs {' and '.join(missing)}.")
             if missing:
-                impossible[name] = False
+                impossible[name] = False if isinstance(getattr(self, name), bool) else None
         return replace(settings, **impossible)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import DDPMScheduler
 
 from ...guidance import predict_epsilon
-from ...models import JointUNet2DModel
 from ...schedulers import MultistepDDIMScheduler
 from .settings import CounterfactualSettings, timestep_of
 
@@ -23,8 +22,9 @@ class Start:
         latents: one per image, at the noise level.
         strength: the noise level as a share of the schedule.
         timestep: the same as a timestep.
-        path_latents: the inversion's latents at each grid point, clean ones first; empty without an inversion.
-        path_epsilons: the noise predicted at each of them but the last.
+        path_latents: the latents at each grid point, clean ones first; empty without a path. Noised paths have a first
+            dimension more, the noises, at all points but the clean one.
+        path_epsilons: the noise predicted at each of them but the last; noised paths have none for the clean one.
     """
 
     latents: torch.Tensor
@@ -44,9 +44,7 @@ class Inversion:
         latents: clean, one per image.
     """
 
-    def __init__(
-        self, unet: JointUNet2DModel, scheduler: Any, settings: CounterfactualSettings, latents: torch.Tensor
-    ):
+    def __init__(self, unet: Any, scheduler: Any, settings: CounterfactualSettings, latents: torch.Tensor):
         self.unet, self.scheduler, self.settings, self.latents = unet, scheduler, settings, latents
 
     def begin(self, images: torch.Tensor, strength: float, shown: Callable[[Any], Iterable[Any]]) -> Start:
@@ -95,4 +93,8 @@ class AddedNoise:
         return Start(scheduler.add_noise(self.latents[images], self.noise[images], level), strength, timestep)
 
 
-Way = Inversion | AddedNoise
+class Way(Protocol):
+    """To a noise level: `Inversion`, `AddedNoise` or `NoisedPaths`."""
+
+    def begin(self, images: torch.Tensor, strength: float, shown: Callable[[Any], Iterable[Any]]) -> Start:
+        """Take some of the images there; as for `Inversion`."""
