@@ -19,12 +19,23 @@ class CallState:
         num_timesteps: number of denoising steps.
         interrupt: whether to skip the remaining steps.
         is_running: whether the call has not ended yet.
+        num_evaluations: on how many latents the U-Net was evaluated, where it was `counted`.
     """
 
     guidance_scale: Any = 0.0
     num_timesteps: int = 0
     interrupt: bool = False
     is_running: bool = False
+    num_evaluations: int = 0
+
+    def counted(self, unet: Callable[..., Any]) -> Callable[..., Any]:
+        """The U-Net, counting this call's evaluations; other calls may use the same one at the same time."""
+
+        def evaluate(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.num_evaluations += len(sample)
+            return unet(sample, *args, **kwargs)
+
+        return evaluate
 
     def steps(self, timesteps: torch.Tensor, shown: Callable[[Any], Iterable[Any]]) -> Iterator[tuple[int, Any]]:
         """Number and timestep of each denoising step, until a callback interrupts.
@@ -37,21 +48,6 @@ class CallState:
         for step, t in enumerate(shown(timesteps)):
             if not self.interrupt:
                 yield step, t
-
-
-class CountedUNet:
-    """A U-Net that counts on how many latents one call evaluates it.
-
-    Args:
-        unet: the joint model, which other calls may use at the same time.
-    """
-
-    def __init__(self, unet: Any):
-        self.unet, self.num_evaluations = unet, 0
-
-    def __call__(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.num_evaluations += len(sample)
-        return self.unet(sample, *args, **kwargs)
 
 
 class ThreadCalls(threading.local):

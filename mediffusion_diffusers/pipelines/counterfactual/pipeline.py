@@ -20,7 +20,7 @@ from ..base import (
     check_switch,
     own_generator,
 )
-from ..call_state import CountedUNet, changed_by_callback
+from ..call_state import changed_by_callback
 from ..outputs import MediffusionCounterfactualPipelineOutput
 from .assemble import assemble
 from .display import Display
@@ -139,7 +139,7 @@ class MediffusionCounterfactualPipeline(MediffusionPipeline):
             watch = Watch(state, self.progress_bar, None if callback_on_step_end is None else on_step)
 
             # 2. Encode deterministically, and climb to the noise level
-            latents, unet = self.encode_pixels(pixels), CountedUNet(self.unet)
+            latents, unet = self.encode_pixels(pixels), state.counted(self.unet)
             display = Display(self, pixels, latents, settings, output_type)
             way, generator = self._way(unet, settings, latents, generator, noise, len(question))
             start = way.begin(torch.arange(len(pixels)), settings.strength, watch.shown)
@@ -160,7 +160,7 @@ class MediffusionCounterfactualPipeline(MediffusionPipeline):
             # 4. Decode, classify the pictures that the user gets, make the controls, take the differences
             reporter = None if outside is None else ExternalJudge(self, outside)
             asked = (settings, judge, reporter, output_type, controls, timesteps)
-            output = assemble(self, display, question, edit, *asked, unet.num_evaluations)
+            output = assemble(self, display, question, edit, *asked, state.num_evaluations)
         return output if return_dict else output.to_tuple()
 
     def resolve_settings(self, **options: Any) -> CounterfactualSettings:
@@ -205,7 +205,7 @@ class MediffusionCounterfactualPipeline(MediffusionPipeline):
             raise ValueError("`guidance_mode='external'` needs a `classifier`, an image classifier of transformers.")
         return ExternalJudge(self, outside)
 
-    def _editor(self, unet: CountedUNet, settings: CounterfactualSettings, judge: Judge) -> Editor:
+    def _editor(self, unet: Any, settings: CounterfactualSettings, judge: Judge) -> Editor:
         kind: type[Editor] = FollowPath if settings.follow_inversion else Sample
         if settings.start == "noised_paths":
             kind = FollowNoisedPaths
@@ -213,7 +213,7 @@ class MediffusionCounterfactualPipeline(MediffusionPipeline):
 
     def _way(
         self,
-        unet: CountedUNet,
+        unet: Any,
         settings: CounterfactualSettings,
         latents: torch.Tensor,
         generator: Generators,
