@@ -8,7 +8,7 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = (".", "benchmarks", "docs", "docs/how-to", "model_cards", "pipelines", "tests", "training")
+FOLDERS = (".", "benchmarks", "docs", "docs/how-to", "model_cards", "pipelines", "space", "tests", "training")
 DOCUMENTS = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 
 

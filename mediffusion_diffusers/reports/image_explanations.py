@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ..guidance import scale_for
 from ..pipelines import MediffusionCounterfactualPipeline
+from ..pipelines.outputs import MediffusionCounterfactualPipelineOutput
 from .explanation_table import write_explanation_table
 from .pages.explanations import write_explanation_html
 from .pictures.animations import save_gif, sweep_frames, transition_frames
@@ -58,12 +59,8 @@ def explain_images(
         arguments = dict(settings)
         if arguments.get("target_probability") is not None:
             found = pipe(image, **target, **arguments, output_type="np", controls=False)
-            for bound in ("target_probability", "max_guidance_scale", "max_strength"):
-                arguments.pop(bound, None)
-            arguments["strength"] = float(found.strengths[0])
-            scale = float(found.guidance_scales[0])
-            if found.region is not None:  # a region found anew, by a larger scale, would make another edit
-                arguments["mask"] = found.region
+            arguments = same_edit(arguments, found)
+            scale = arguments["guidance_scale"]
         else:
             resolved = pipe.resolve_settings(guidance_scale=arguments.get("guidance_scale"))
             scale = scale_for(resolved.guidance_scale, list(target))  # type: ignore[arg-type]
@@ -74,6 +71,28 @@ def explain_images(
         explained.append(explain_sweep(output, label, action, name, of_image))
         used = {**output.settings, "guidance_scale": scale if len(images) == 1 else "per image, see the sweeps"}
     return explained, used
+
+
+def same_edit(
+    arguments: Mapping[str, Any], output: MediffusionCounterfactualPipelineOutput, row: int = 0
+) -> dict[str, Any]:
+    """Arguments of a call that makes a counterfactual again without searching, so that it can be varied.
+
+    Args:
+        arguments: of the call that made it.
+        output: what that call returned, with pictures of any type.
+        row: which counterfactual.
+
+    Returns:
+        The arguments with the scale, the strength and the region that were found, and without the bounds of a search.
+    """
+    bounds = ("target_probability", "max_guidance_scale", "max_strength")
+    again = {name: value for name, value in arguments.items() if name not in bounds}
+    assert output.guidance_scales is not None and output.strengths is not None
+    again["guidance_scale"], again["strength"] = float(output.guidance_scales[row]), float(output.strengths[row])
+    if output.region is not None:  # a region found anew, by another scale, would make another edit
+        again["mask"] = output.region[[row if len(output.region) > 1 else 0]]
+    return again
 
 
 def write_explanations(

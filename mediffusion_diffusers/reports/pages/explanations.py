@@ -12,7 +12,9 @@ from PIL import Image
 
 from ..pictures.drawing import (
     BOX_COLOUR,
+    DIFFERENCE_COLOURS,
     REGION_COLOUR,
+    colour_gradient,
     difference_limit,
     difference_pixels,
     picture_pixels,
@@ -23,19 +25,21 @@ from ..pictures.explanations import explanation_panel
 from .report import HtmlReport
 
 
-HOW_TO_READ = (
+_READ_SLIDERS = (
     "Each section shows one image and its counterfactual: the same image, changed until the model judges one finding "
     "differently. Move the slider with the mouse, a finger or the arrow keys. Differences are counterfactual minus "
-    "original: blue became darker, red brighter. p is the model's probability of the finding.\n\n"
+    "original: blue became darker, red brighter. p is the model's probability of the finding."
+)
+READ_CONTROLS = (
     "A change of p proves little by itself, so controls stand beside it. The null edit went the same way without "
     "guidance: it shows what the method changes by itself. The plain gradient changes p without any diffusion, and "
     "random noise explains nothing; both are as large as the counterfactual (L1: mean absolute change of a pixel, as "
     "a share of the intensity range). High frequency is the share of a change's energy above half of the highest "
     "frequency: anatomical changes are smooth, white noise has 0.80."
 )
+HOW_TO_READ = f"{_READ_SLIDERS}\n\n{READ_CONTROLS}"
 NOT_COMPUTED = "Not computed for this image: {}. Without them, what any change of this size does is unknown."
-_SMOOTH_FROM = 192  # pixels of height from which a browser may smooth a picture that it enlarges
-_GRADIENT_STOPS = 9
+SMOOTH_FROM = 192  # pixels of height from which a browser may smooth a picture that it enlarges
 _FADE_STEP = 0.05  # of the way, per press of an arrow key
 _FADE_MAPS = 5  # differences from none to whole: colours between two of them are nearly those of the scale
 
@@ -111,8 +115,8 @@ class ExplanationReport(HtmlReport):
             between=between,
             pictures=[_layer(name, picture_pixels(stop.image)) for name, stop in stops],
             maps=[_layer("Difference to the original", difference_pixels(one, limit)) for one in differences],
-            scale={"limit": limit, "colours": _gradient(limit)},
-            marks=_marks(explained),
+            scale={"limit": limit, "colours": colour_gradient(DIFFERENCE_COLOURS)},
+            marks=picture_marks(explained),
             step=_FADE_STEP if between else 1,
         )
 
@@ -153,6 +157,16 @@ def write_explanation_html(
     Raises:
         ValueError: for no image.
     """
+    return explanation_report(explained_images, title, subtitle, provenance).save(path)
+
+
+def explanation_report(
+    explained_images: Sequence[ExplainedImage],
+    title: str = "Counterfactual explanations",
+    subtitle: str = "",
+    provenance: Mapping[str, Any] | None = None,
+) -> ExplanationReport:
+    """The page that `write_explanation_html` writes."""
     if not explained_images:
         raise ValueError("`explained_images` must hold at least one explained image.")
     report = ExplanationReport(title, subtitle)
@@ -161,7 +175,7 @@ def write_explanation_html(
         report.add_explained_image(explained)
     if provenance:
         report.add_section("Provenance").add_provenance(provenance)
-    return report.save(path)
+    return report
 
 
 def _layer(name: str, pixels: np.ndarray) -> dict[str, Any]:
@@ -169,19 +183,13 @@ def _layer(name: str, pixels: np.ndarray) -> dict[str, Any]:
     return {"name": name, "image": Image.fromarray(pixels)}
 
 
-def _gradient(limit: float) -> list[str]:
-    """The colours of a difference's scale, from its lower end to its upper one."""
-    colours = difference_pixels(np.linspace(-limit, limit, _GRADIENT_STOPS)[None], limit)[0].tolist()
-    return ["#" + bytes(colour).hex() for colour in colours]
-
-
-def _marks(explained: ExplainedImage) -> dict[str, Any]:
+def picture_marks(explained: ExplainedImage) -> dict[str, Any]:
     """Boxes and region, which are drawn over the pictures, and the size of these."""
     height, width = explained.original.image.shape[-2:]
     return {
         "height": height,
         "width": width,
-        "is_pixelated": height < _SMOOTH_FROM,
+        "is_pixelated": height < SMOOTH_FROM,
         "names": ["box"] * bool(explained.boxes) + ["region"] * (explained.region is not None),
         "boxes": explained.boxes,
         "box_colour": BOX_COLOUR,

@@ -6,33 +6,50 @@ import base64
 import io
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from ..tables import format_value
 
 
-def render_page(**values: Any) -> str:
-    """A page; see `page.html` for what it takes."""
-    return _ENVIRONMENT.get_template("page.html").render(**values)
-
-
-def render_block(template: str, block: str, **values: Any) -> Markup:
-    """A part of a page.
+class Templates:
+    """The Jinja2 templates in the folders `templates` of packages, and the style sheets and scripts beside them.
 
     Args:
-        template: file that holds the block as a macro.
-        block: its name.
-        values: what it takes.
+        packages: the first that has a template of a name is asked for it.
     """
-    return getattr(_ENVIRONMENT.get_template(template).module, block)(**values)
 
+    def __init__(self, *packages: str):
+        self._environment = Environment(
+            loader=ChoiceLoader([PackageLoader(package) for package in packages]),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+        )
+        self._environment.filters.update(data_url=data_url, value=format_value)
 
-def packaged_text(*names: str) -> Markup:
-    """Our own style sheets or scripts, as they are."""
-    assert _ENVIRONMENT.loader is not None
-    return Markup("".join(_ENVIRONMENT.loader.get_source(_ENVIRONMENT, name)[0] for name in names))
+    def render(self, template: str, **values: Any) -> str:
+        """A whole template."""
+        return self._environment.get_template(template).render(**values)
+
+    def block(self, template: str, macro: str, /, **values: Any) -> Markup:
+        """A part of a page.
+
+        Args:
+            template: file that holds the block as a macro.
+            macro: its name.
+            values: what it takes.
+        """
+        return getattr(self._environment.get_template(template).module, macro)(**values)
+
+    def text(self, *names: str) -> Markup:
+        """Our own style sheets or scripts, as they are."""
+        assert self._environment.loader is not None
+        sources = (self._environment.loader.get_source(self._environment, name)[0] for name in names)
+        return Markup("".join(sources))
 
 
 def data_url(image: Image.Image) -> str:
@@ -40,14 +57,3 @@ def data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("mediffusion_diffusers.reports.pages"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
-_ENVIRONMENT.filters.update(data_url=data_url, value=format_value)

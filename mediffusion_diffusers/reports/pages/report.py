@@ -13,9 +13,10 @@ from PIL import Image
 
 from ...atomic_files import write_text
 from ...notices import PAGE_FOOTER, PAGE_NOTICE
-from .rendering import packaged_text, render_block, render_page
+from .rendering import Templates
 
 
+_TEMPLATES = Templates("mediffusion_diffusers.reports.pages")
 _SHOWN_WIDTH = 0.72  # of a figure's pixels, which are drawn dense enough for a fine screen
 
 
@@ -120,14 +121,15 @@ class HtmlReport:
 
     def render(self) -> str:
         """The page as text."""
-        return render_page(
+        return _TEMPLATES.render(
+            "page.html",
             title=self.title,
             subtitle=self.subtitle,
             notice=PAGE_NOTICE,
             footer=PAGE_FOOTER,
             parts=self._parts,
-            style=packaged_text(*self.styles),
-            script=packaged_text(*self.scripts),
+            style=_TEMPLATES.text(*self.styles),
+            script=_TEMPLATES.text(*self.scripts),
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -138,5 +140,5 @@ class HtmlReport:
         return path
 
     def _add(self, block: str, template: str = "blocks.html", **values: Any) -> HtmlReport:
-        self._parts.append(render_block(template, block, **values))
+        self._parts.append(_TEMPLATES.block(template, block, **values))
         return self

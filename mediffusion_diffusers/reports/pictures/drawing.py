@@ -22,6 +22,7 @@ from ...notices import PICTURE_NOTICE
 
 DPI = 130
 DIFFERENCE_COLOURS = "RdBu_r"
+_GRADIENT_STOPS = 9
 MIN_DIFFERENCE_SCALE = 0.05  # of the full intensity range: weaker changes stay pale
 PICTURE_SIDE = 256  # pixels that a picture's longer side is shown at, about
 MARGIN, GAP, LINE = 18, 14, 20  # pixels, of canvases
@@ -188,10 +189,20 @@ def picture_pixels(picture: np.ndarray) -> np.ndarray:
 
 def difference_pixels(difference: np.ndarray, limit: float) -> np.ndarray:
     """A signed difference `(height, width)`, on the scale -limit to limit, as 8-bit RGB `(height, width, 3)`."""
+    return map_pixels(np.asarray(difference) / (2 * limit) + 0.5, DIFFERENCE_COLOURS)
+
+
+def map_pixels(values: np.ndarray, colours: str) -> np.ndarray:
+    """Values in [0, 1], `(height, width)`, in the colours of a scale, as 8-bit RGB `(height, width, 3)`."""
     from matplotlib import colormaps
 
-    colours = colormaps[DIFFERENCE_COLOURS](np.asarray(difference) / (2 * limit) + 0.5, bytes=True)
-    return np.asarray(colours)[..., :3]
+    return np.asarray(colormaps[colours](np.asarray(values), bytes=True))[..., :3]
+
+
+def colour_gradient(colours: str) -> list[str]:
+    """A scale of colours from its lower end to its upper one, as style sheets write them."""
+    pixels = map_pixels(np.linspace(0, 1, _GRADIENT_STOPS)[None], colours)[0].tolist()
+    return ["#" + bytes(colour).hex() for colour in pixels]
 
 
 def show_picture(axes: Any, picture: np.ndarray) -> None:

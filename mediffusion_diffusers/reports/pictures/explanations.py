@@ -36,7 +36,8 @@ from .explained_image import ExplainedImage, GuidanceSweep, ScoredImage
 _SWEEP_SIDE, _SWEEP_COLUMN = 160, 110  # pixels: a sweep has many pictures
 _BAR_WIDTH = 200  # pixels, with what its ticks need
 _KEY_HEIGHT = 150  # pixels: the words and the colour bar below the original
-_SPREAD_COLOURS, _AGREEMENT_COLOURS = "Purples", "YlOrBr"
+AGREEMENT_COLOURS = "YlOrBr"
+_SPREAD_COLOURS = "Purples"
 
 
 def explanation_panel(explained: ExplainedImage) -> Image.Image:
@@ -72,7 +73,7 @@ def explanation_panel(explained: ExplainedImage) -> Image.Image:
             axes = canvas.axes(left, below, width, height)
             shown = show_difference(axes, explained.difference(image), limit)
             _draw_marks(axes, explained)
-            _write_lines(canvas, left, below + height + 8, _change_lines(explained, image), color=MUTED)
+            _write_lines(canvas, left, below + height + 8, change_lines(explained, image), color=MUTED)
         _write_key(canvas, explained, shown, below)
         canvas.notice()
         return canvas.to_image()
@@ -133,7 +134,7 @@ def agreement_figure(
                 shown = show_map(axes, deviation, _SPREAD_COLOURS, 0, limit)
                 colour_bar(canvas.figure, shown, bar, {0: "0", limit: f"{limit:.2f}"}, "horizontal")
             elif name == "Agreement":
-                shown = show_map(axes, shares, _AGREEMENT_COLOURS, 0, 1)
+                shown = show_map(axes, shares, AGREEMENT_COLOURS, 0, 1)
                 colour_bar(canvas.figure, shown, bar, {0: "0", 1: "1\nall agree"}, "horizontal")
             draw_boxes(axes, boxes, mean)
         canvas.notice()
@@ -210,7 +211,8 @@ def _score_lines(image: ScoredImage, before: ScoredImage | None = None) -> list[
     return lines
 
 
-def _change_lines(explained: ExplainedImage, image: ScoredImage) -> list[str]:
+def change_lines(explained: ExplainedImage, image: ScoredImage) -> list[str]:
+    """Size and smoothness of a change: `"L1 0.0123"`, `"high frequency 7 %"`."""
     share = explained.high_frequency(image)
     frequency = "no change" if math.isnan(share) else f"high frequency {100 * share:.0f} %"
     return [f"L1 {explained.change_size(image):.4f}", frequency]
