@@ -5,4 +5,4 @@ import os
 from mediffusion_diffusers import app
 
 
-app.launch(os.environ["MODEL"], server_name="0.0.0.0", server_port=7860)
+app.launch(os.environ.get("MODEL"), server_name="0.0.0.0", server_port=7860)

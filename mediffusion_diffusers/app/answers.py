@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..data import open_image
+from ..data.dicom import may_be_dicom, read_header, tag_text
 from ..explanation.agreement import Agreement, repeat_counterfactual
 from ..image_processor import denormalize
 from ..pipelines import MediffusionClassifyPipeline, MediffusionCounterfactualPipeline
@@ -44,6 +45,7 @@ class OpenedImage:
         given_size: width and height of what was given, in pixels.
         scores: the model's probabilities, for this one image.
         is_single_label: whether the model decides for one class, so that thresholds are unused.
+        names_patient: whether the file said that its pixels name the patient.
     """
 
     pixels: np.ndarray
@@ -51,6 +53,7 @@ class OpenedImage:
     given_size: tuple[int, int]
     scores: MediffusionClassifyPipelineOutput
     is_single_label: bool = False
+    names_patient: bool = False
 
     @property
     def probabilities(self) -> dict[str, float]:
@@ -104,7 +107,12 @@ def open_upload(path: str | Path, pipe: MediffusionCounterfactualPipeline) -> Op
         ValueError: for a file that is no single picture.
         ImportError: for DICOM without pydicom.
     """
-    return open_given(open_image(path, Path(path).name), pipe)
+    name = Path(path).name
+    opened = open_given(open_image(path, name), pipe)
+    if not may_be_dicom(path):
+        return opened
+    burned_in = tag_text(read_header(path, name), "BurnedInAnnotation").upper() == "YES"
+    return replace(opened, names_patient=burned_in)
 
 
 def open_given(image: Any, pipe: MediffusionCounterfactualPipeline, name: str = "") -> OpenedImage:

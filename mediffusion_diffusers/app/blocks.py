@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.pictures import encode_png
 from ..explanation.agreement import Agreement
 from ..notices import PAGE_NOTICE, PICTURE_NOTICE
-from ..reports.pages.explanations import READ_CONTROLS, SMOOTH_FROM, explanation_report, picture_marks
+from ..reports.pages.explanations import READ_CONTROLS, SMOOTH_FROM, picture_marks
 from ..reports.pages.rendering import Templates
 from ..reports.pictures.drawing import (
     DIFFERENCE_COLOURS,
@@ -28,8 +27,9 @@ from ..reports.pictures.drawing import (
     picture_pixels,
 )
 from ..reports.pictures.explained_image import ExplainedImage, ScoredImage
-from ..reports.pictures.explanations import AGREEMENT_COLOURS, change_lines, explanation_panel
+from ..reports.pictures.explanations import AGREEMENT_COLOURS, change_lines
 from .answers import Answer, OpenedImage, share_of_agreement
+from .files import DownloadFile
 
 
 _TEMPLATES = Templates("mediffusion_diffusers.app", "mediffusion_diffusers.reports.pages")
@@ -68,6 +68,8 @@ def opened_block(opened: OpenedImage) -> str:
     stretch = given_width * height / (given_height * width)
     if max(stretch, 1 / stretch) > 1.1:
         notes.append("Its sides were scaled differently, so shapes are distorted: crop it to the model's proportions.")
+    if opened.names_patient:
+        notes.append("The file says that its pixels name the patient.")
     return _block(
         "opened",
         name=opened.name,
@@ -171,39 +173,15 @@ def agreement_block(answer: Answer, agreement: Agreement) -> str:
     )
 
 
-def downloads_block(answer: Answer, explained: Sequence[ExplainedImage]) -> str:
-    """Links that hold the files themselves: a page with sliders, and a panel for each finding.
+def downloads_block(files: Sequence[DownloadFile], notes: Sequence[str] = ()) -> str:
+    """Links that hold the files themselves.
 
     Args:
-        answer: the answer.
-        explained: its explained images, with a sweep if there is one.
+        files: see `files`.
+        notes: what else is to be said.
     """
-    page = explanation_report(explained, subtitle=answer.heading, provenance=provenance(answer)).render()
-    files = [
-        ("explanation.html", "Page with sliders (HTML, works offline)", "text/html", page.encode()),
-        *(
-            (f"panel-{number}.png", f"Panel: {one.heading} (PNG)", "image/png", encode_png(explanation_panel(one)))
-            for number, one in enumerate(explained, start=1)
-        ),
-    ]
-    links = [
-        {"name": name, "text": text, "address": f"data:{kind};base64,{base64.b64encode(content).decode()}"}
-        for name, text, kind, content in files
-    ]
-    return _block("downloads", links=links)
-
-
-def provenance(answer: Answer) -> dict[str, Any]:
-    """What another needs to make the answer again."""
-    output = answer.output
-    assert output.guidance_scales is not None and output.strengths is not None
-    return {
-        **output.settings,
-        "removed": ", ".join(answer.request.remove) or None,
-        "added": ", ".join(answer.request.add) or None,
-        "guidance_scale": float(output.guidance_scales[0]),
-        "strength": float(output.strengths[0]),
-    }
+    links = [(file.name, file.text, base64.b64encode(file.content).decode()) for file in files]
+    return _block("downloads", links=links, notes=notes)
 
 
 def _block(macro: str, /, **values: Any) -> str:
@@ -251,13 +229,11 @@ def _remarks(answer: Answer) -> list[str]:
 
 def _settings(answer: Answer) -> str:
     """How the answer came about, in one line."""
-    output = answer.output
-    assert output.guidance_scales is not None and output.strengths is not None
+    settings = answer.output.settings_of(0)
     where = {"auto": "where the model changes most", "everywhere": "everywhere", "given": "in the given box"}
     return (
-        f"Guidance scale {float(output.guidance_scales[0]):.3g}, strength {float(output.strengths[0]):.2g}, "
-        f"{output.settings['num_inference_steps']} steps, {where[output.settings['mask']]}; "
-        f"{answer.seconds:.1f} seconds."
+        f"Guidance scale {settings['guidance_scale']:.3g}, strength {settings['strength']:.2g}, "
+        f"{settings['num_inference_steps']} steps, {where[settings['mask']]}; {answer.seconds:.1f} seconds."
     )
 
 

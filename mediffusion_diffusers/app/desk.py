@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.provenance import loaded_checkpoint_hash
 from ..pipelines import MediffusionCounterfactualPipeline
 from ..reports.pictures.explained_image import ExplainedImage
-from . import answers, blocks
+from . import answers, blocks, files
 from .answers import Answer, OnProgress, OpenedImage, no_progress
 from .edit_request import EditRequest
 
 
 NO_IMAGE = "Pick an example or drop an image first."
 NO_ANSWER = "Explain an image first."
+NO_DICOM = "DICOM files are not offered"
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,36 @@ class Desk:
     def downloads(self, answer: Answer | None, explained: Sequence[ExplainedImage] | None) -> str:
         """Links to the files, with the sweep where there is one.
 
+        DICOM files are left out, and it is said why, where they cannot be written.
+
         Raises:
             ValueError: without an answer.
         """
         answer = _given(answer)
-        return blocks.downloads_block(answer, explained or answer.explained)
+        explained = explained or answer.explained
+        dicom, notes = self.dicom_files(answer, explained)
+        made = [files.page_file(answer, explained), *files.panel_files(explained), *dicom]
+        return blocks.downloads_block(made, notes)
+
+    def dicom_files(
+        self, answer: Answer, explained: Sequence[ExplainedImage]
+    ) -> tuple[list[files.DownloadFile], list[str]]:
+        """DICOM files, or none and the reason."""
+        if answer.opened.names_patient:
+            return [], [f"{NO_DICOM}: the given file says that its pixels name the patient."]
+        try:
+            return files.dicom_files(answer, explained, self.checkpoint_hash), []
+        except (ValueError, ImportError) as error:
+            return [], [f"{NO_DICOM}: {error}"]
+
+    @cached_property
+    def checkpoint_hash(self) -> str:
+        """Of the weights.
+
+        Raises:
+            ValueError: if the pipeline was made of components.
+        """
+        return loaded_checkpoint_hash(self.pipe)
 
     def _opened(self, opened: OpenedImage) -> tuple[OpenedImage, str, list[str], list[str]]:
         return opened, blocks.opened_block(opened), *opened.suggested

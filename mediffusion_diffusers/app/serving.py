@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .. import examples as examples_of_package
 from ..options import Range, check_number
 from ..pipelines import MediffusionCounterfactualPipeline
 from ..stop_request import StopRequest
@@ -18,6 +19,8 @@ from .desk import Desk, Example
 if TYPE_CHECKING:
     import gradio
 
+Model = MediffusionCounterfactualPipeline | str | os.PathLike[str] | None
+
 TITLE = "See what a model looks for"
 LOOPBACK = "127.0.0.1"
 _MAX_FILE_SIZE = "512mb"
@@ -26,16 +29,17 @@ _QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
 
 
 def build(
-    pipe: MediffusionCounterfactualPipeline | str | os.PathLike[str],
-    examples: Sequence[Example] = (),
+    pipe: Model = None,
+    examples: Sequence[Example] | None = None,
     title: str = TITLE,
     num_parallel: int = 2,
 ) -> gradio.Blocks:
     """The page as gradio's `Blocks`, to launch or to mount elsewhere; see `launch`.
 
     Args:
-        pipe: the pipeline, or its folder or Hub repository.
-        examples: images to begin with; everybody who opens the page sees them.
+        pipe: the pipeline, or its folder or Hub repository; by default the checkpoint that comes with the package.
+        examples: images to begin with; everybody who opens the page sees them. By default those that come with the
+            package, for its checkpoint, and none for others.
         title: heading.
         num_parallel: explanations that are made at the same time, at least 1; others wait.
 
@@ -49,14 +53,16 @@ def build(
         from .layout import lay_out
     except ImportError as error:
         raise ImportError(f'The page needs gradio ({error}): pip install "mediffusion-diffusers[app]".') from error
+    if examples is None:
+        examples = boxed_examples() if pipe is None else ()
     page = lay_out(Desk(_loaded(pipe), examples), title, num_parallel)
     page.queue(default_concurrency_limit=num_parallel)
     return page
 
 
 def launch(
-    pipe: MediffusionCounterfactualPipeline | str | os.PathLike[str],
-    examples: Sequence[Example] = (),
+    pipe: Model = None,
+    examples: Sequence[Example] | None = None,
     title: str = TITLE,
     num_parallel: int = 2,
     server_name: str = LOOPBACK,
@@ -92,8 +98,8 @@ def launch(
 
 @contextmanager
 def serve(
-    pipe: MediffusionCounterfactualPipeline | str | os.PathLike[str],
-    examples: Sequence[Example] = (),
+    pipe: Model = None,
+    examples: Sequence[Example] | None = None,
     title: str = TITLE,
     num_parallel: int = 2,
     server_name: str = LOOPBACK,
@@ -120,11 +126,17 @@ def serve(
             page.close(verbose=False)
 
 
-def _loaded(pipe: MediffusionCounterfactualPipeline | str | os.PathLike[str]) -> MediffusionCounterfactualPipeline:
+def boxed_examples() -> list[Example]:
+    """The phantoms that come with the package, called by what they show."""
+    return [Example(" + ".join(one.labels) or "No finding", one.image) for one in examples_of_package.images()]
+
+
+def _loaded(pipe: Model) -> MediffusionCounterfactualPipeline:
     """The pipeline; one that is loaded here shows its progress on the page alone."""
     if isinstance(pipe, MediffusionCounterfactualPipeline):
         return pipe
-    loaded = MediffusionCounterfactualPipeline.from_pretrained(pipe)
+    source = examples_of_package.checkpoint() if pipe is None else pipe
+    loaded = MediffusionCounterfactualPipeline.from_pretrained(source)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
