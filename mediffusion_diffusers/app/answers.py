@@ -214,7 +214,7 @@ def agree(
         num_seeds: noises, at least 2.
         on_progress: see `OnProgress`.
     """
-    total = num_seeds * answer.output.settings["num_inference_steps"]
+    total = num_seeds * len(answer.output.timesteps)
     done = 0
 
     def on_step(*_: Any) -> None:

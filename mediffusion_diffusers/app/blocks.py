@@ -229,11 +229,11 @@ def _remarks(answer: Answer) -> list[str]:
 
 def _settings(answer: Answer) -> str:
     """How the answer came about, in one line."""
-    settings = answer.output.settings_of(0)
+    used = answer.output.settings_of(0)
     where = {"auto": "where the model changes most", "everywhere": "everywhere", "given": "in the given box"}
     return (
-        f"Guidance scale {settings['guidance_scale']:.3g}, strength {settings['strength']:.2g}, "
-        f"{settings['num_inference_steps']} steps, {where[settings['mask']]}; {answer.seconds:.1f} seconds."
+        f"Guidance scale {used['guidance_scale']:.3g}, strength {used['strength']:.2g}, "
+        f"{used['num_inference_steps']} steps, {where[used['mask']]}; {answer.seconds:.1f} seconds."
     )
 
 
