@@ -1,18 +1,22 @@
-# make demo   train, classify, explain on generated images, from nothing to demo/report.html
+# make demo   explain, train, classify, explain again on generated images, from nothing to demo/report.html
 # make test   what a change must pass: quality and all tests
 
 PYTHON ?= python3
 PYTEST_WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DEMO_INSTALLED := .venv/.installed-demo
+# A venv that was interrupted while it was made is made again.
+MAKE_VENV := $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 FLOOR_TESTS := tests/models tests/pipelines tests/test_guidance.py tests/training/test_checkpoints.py \
 	tests/hub/test_community_pipelines.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install bundle demo phantom-checkpoint test test-floors quality style docs-check kill-matrix clean
+.PHONY: help install bundle demo demo-full phantom-checkpoint test test-floors quality style docs-check kill-matrix clean
 
 help:
 	@echo "make demo        the whole road on generated images, in minutes: demo/report.html"
+	@echo "make demo-full   the same with more images and longer training: demo-full/report.html"
 	@echo "make phantom-checkpoint  train the checkpoint that comes with the package again; an hour or two"
 	@echo "make test        quality and all tests"
 	@echo "make test-floors tests of models, pipelines and checkpoints with the oldest versions that setup.cfg allows"
@@ -27,12 +31,21 @@ install: $(INSTALLED)
 
 # Runs again only when the requirements changed.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(MAKE_VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
 	touch $@
 
-demo: install
-	$(BIN)/python training/run_demo.py
+# Only what the demo needs; its modules are compiled when they are first imported, and the others never.
+$(DEMO_INSTALLED): setup.cfg pyproject.toml constraints.txt
+	$(MAKE_VENV)
+	test -e $(INSTALLED) || $(BIN)/python -m pip install --no-compile -c constraints.txt -e ".[training]"
+	touch $@
+
+demo: $(DEMO_INSTALLED)
+	$(BIN)/python -m mediffusion_diffusers demo
+
+demo-full: $(DEMO_INSTALLED)
+	$(BIN)/python -m mediffusion_diffusers demo --full --output_dir demo-full
 
 # The checkpoint of mediffusion_diffusers.examples: an hour or two on two cores; goes on where it was stopped.
 PHANTOM_RUN := runs/phantom

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mediffusion_diffusers"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "training").glob("*.py")])
 # Opening a file to write it: the ground floor, locks, and logs that grow while a process runs.
-OPENS = {"atomic_files.py", "output_folder.py", "metrics_log.py", "commands/run_demo.py"}
+OPENS = {"atomic_files.py", "output_folder.py", "metrics_log.py", "commands/demo/worker.py"}
 
 
 def name_of(path):

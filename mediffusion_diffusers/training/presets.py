@@ -149,6 +149,15 @@ JOINT_PRESETS: dict[str, JointConfig] = {
     ),
 }
 
+# The same in a third of the time, for `make demo`.
+JOINT_PRESETS["phantom-short"] = JOINT_PRESETS["phantom-demo"].with_options(
+    max_train_steps=1300,
+    classifier_start_step=800,
+    sample_steps=1300,
+    validation_steps=325,
+    checkpointing_steps=325,
+)
+
 # App. C. Its "perceptual loss from step 50,000 with weight 0.5" is `disc_start` and `disc_weight` of Rombach et al.,
 # whose perceptual loss takes part from the beginning with weight 1. Theirs is LPIPS, which needs torchvision:
 # `--perceptual lpips`.

@@ -83,12 +83,13 @@ def check_demo(folder: str | Path) -> list[DemoCheck]:
     ]
 
 
-def write_demo_report(folder: str | Path, seconds: Mapping[str, float]) -> Path:
+def write_demo_report(folder: str | Path, seconds: Mapping[str, float], busy_share: float | None = None) -> Path:
     """Write `report.html`: key figures, classifier, learning curves, samples, counterfactuals, provenance.
 
     Args:
         folder: the demo's output folder, with all its steps done.
         seconds: duration of each step, and of all together, by its title; 0 for a step that was done before.
+        busy_share: share of all cores' time that the steps used, in [0, 1].
 
     Returns:
         Path of the report.
@@ -122,6 +123,8 @@ def write_demo_report(folder: str | Path, seconds: Mapping[str, float]) -> Path:
     spent = [[title, round(duration)] for title, duration in seconds.items() if duration]
     if spent:
         report.add_table(["step of this run", "seconds"], spent)
+        if busy_share is not None:
+            report.add_text(f"{busy_share:.0%} of the time of all cores was used.")
     return report.save(folder / REPORT_FILE)
 
 

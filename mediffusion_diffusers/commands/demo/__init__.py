@@ -1,0 +1,1 @@
+"""The whole road on generated images: the plan of its steps, and their processes side by side."""

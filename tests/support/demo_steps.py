@@ -1,0 +1,25 @@
+"""What stands in for a command of the demo in tests: nothing heavy is loaded for it."""
+
+import os
+import time
+from pathlib import Path
+
+from mediffusion_diffusers.commands.demo.worker import end_with_the_parent
+
+
+def work(words, log, num_threads, is_nice, report):
+    """Do as the words say: write `begin` and `end` of a step into a file, fail, or wait."""
+    end_with_the_parent()
+    action, name, place = words
+    Path(log).write_text(f"{action}\rof {name}\n")
+    with Path(place, "events").open("a") as file:
+        file.write(f"begin {name} {num_threads} {is_nice} {os.getpid()}\n")
+    if action == "wait":
+        time.sleep(60)
+    time.sleep(0.1)
+    report.send(1.0)
+    if action == "fail":
+        os._exit(3)
+    Path(place, name).write_text("")
+    with Path(place, "events").open("a") as file:
+        file.write(f"end {name}\n")
