@@ -8,9 +8,10 @@ Instead of files, `--dataset_dir` takes the first images of a prepared dataset t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..counterfactual_options import given_options
 from ..device_options import DeviceOptions
@@ -20,6 +21,10 @@ from ..output_folder import claimed_folder
 from .command import Command, ResultOptions
 from .input_images import EXAMPLE, IMAGES_HELP, ModelOptions, read_images
 from .results import note, say_result, write_results
+
+
+if TYPE_CHECKING:
+    from ..reports.pictures.explained_image import ExplainedImage
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,12 @@ class Options:
     towards: str | None = option(None, "Finding to add.")
     output_dir: Path = option(Path("explained"), "Folder for the page, panels, animations and tables.")
     with_names: bool = option(False, "Name the files in what is written. They may name a person.")
+    dicom_out: Path | None = option(
+        None, "Folder for each explanation as DICOM: its panel as a Secondary Capture, its numbers as a report."
+    )
+    dicom_identity: bool = option(
+        False, "Let these belong to the patient and study of the DICOM file that is explained, instead of to nobody."
+    )
     dataset_dir: Path | None = option(None, "Prepared dataset (`mediffusion prepare`), instead of files.")
     split: str = option("test", "Of the dataset.")
     num_images: Annotated[int, Range(at_least=1)] = option(3, "Of the dataset, or of the example's images.")
@@ -45,6 +56,8 @@ class Options:
             raise ValueError("Give either `images` (picture files) or `dataset_dir` (a prepared dataset).")
         if (self.away is None) == (self.towards is None):
             raise ValueError("Give either `away` (a finding to remove) or `towards` (a finding to add).")
+        if self.dicom_identity and self.dicom_out is None:
+            raise ValueError("`dicom_identity` is about the files of `dicom_out`: name a folder for them.")
 
     @property
     def label(self) -> str:
@@ -58,6 +71,25 @@ class Options:
 
 
 EditOptions = given_options()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is explained.
+
+    Args:
+        images: what the pipeline takes.
+        names: what the images are called, by files or rows; they may name a person.
+        files: which they were read from, or `None`.
+        boxes: of the finding in each image, if they are known.
+        problems: a sentence for each image that cannot be read.
+    """
+
+    images: list[Any]
+    names: list[str]
+    files: list[Path | None]
+    boxes: list[Any] | None = None
+    problems: list[str] = field(default_factory=list)
 
 
 def run(
@@ -87,13 +119,16 @@ def run(
             raise ValueError(
                 f"`away` or `towards` must be among {', '.join(pipe.label_names)}, but got {options.label!r}."
             )
-        images, names, boxes, problems = _images_of(options, pipe)
-        for problem in problems:
+        inputs = _inputs(options, pipe)
+        for problem in inputs.problems:
             note(f"Not explained: {problem}")
+        names = inputs.names if options.with_names else None
         explained, used = explain_images(
-            pipe, images, options.label, options.action, boxes, names if options.with_names else None, **edit.given()
+            pipe, inputs.images, options.label, options.action, inputs.boxes, names, **edit.given()
         )
         page = write_results(lambda place: write_explanations(explained, place, used), folder)
+        if options.dicom_out is not None:
+            _write_dicom(options, pipe, explained, used, inputs.files)
     rows = explanation_rows(explained)
     if result_options.json:
         say_result({"page": str(page), "explanations": rows, "settings": used})
@@ -102,26 +137,48 @@ def run(
             before, after = row["probability_before"], row["probability_after"]
             print(f"{row['name']}: {row['label']} {row['action']}, probability {before:.3f} -> {after:.3f}")
         print(f"Page: {page}")
-    return 1 if problems else 0
+    return 1 if inputs.problems else 0
 
 
-def _images_of(options: Options, pipe: Any) -> tuple[list[Any], list[str], list[Any] | None, list[str]]:
-    """The images, what they are called, the boxes of the finding where they are known, and what cannot be read."""
+def _write_dicom(
+    options: Options, pipe: Any, explained: Sequence[ExplainedImage], used: dict[str, Any], files: list[Path | None]
+) -> None:
+    """Each explanation as a Secondary Capture and a Structured Report."""
+    from ..dicom_export import write_explanation_dicom
+    from ..evaluation.provenance import loaded_checkpoint_hash
+
+    assert options.dicom_out is not None
+    checkpoint = loaded_checkpoint_hash(pipe)
+    for number, (one, file) in enumerate(zip(explained, files, strict=True), start=1):
+        scale = {} if one.sweep is None else {"guidance_scale": one.sweep.scales[-1]}
+        write_explanation_dicom(
+            one,
+            options.dicom_out,
+            checkpoint,
+            {**used, **scale},
+            stem=f"explanation-{number}",
+            source=file,
+            carry_over_identity=options.dicom_identity,
+        )
+
+
+def _inputs(options: Options, pipe: Any) -> Inputs:
+    """The images that the options name."""
     if options.dataset_dir is not None:
-        return _of_dataset(options, pipe)
+        return _of_dataset(options, options.dataset_dir, pipe)
     if options.images:
         images, files, problems = read_images(options.images, pipe.image_processor.config.channels)
-        return images, [file.name for file in files], None, problems
+        return Inputs(images, [file.name for file in files], list(files), problems=problems)
     return _of_example(options)
 
 
-def _of_dataset(options: Options, pipe: Any) -> tuple[list[Any], list[str], list[Any] | None, list[str]]:
+def _of_dataset(options: Options, dataset_dir: Path, pipe: Any) -> Inputs:
+    """The first images of a dataset that have the finding, or lack it where it is added."""
     import numpy as np
 
     from ..evaluation.held_out import HeldOutSplit
 
-    assert options.dataset_dir is not None
-    split = HeldOutSplit(options.dataset_dir, options.split, pipe.label_names)
+    split = HeldOutSplit(dataset_dir, options.split, pipe.label_names)
     column = pipe.label_names.index(options.label)
     rows = np.flatnonzero(split.labels[:, column] == (1 if options.away else 0))[: options.num_images]
     if not len(rows):
@@ -132,19 +189,20 @@ def _of_dataset(options: Options, pipe: Any) -> tuple[list[Any], list[str], list
         raise ValueError("None of the images can be read.")
     names = [str(split.dataset[row]["image_id"]) for row in kept.tolist()]
     boxes = [[box for box in split.dataset[row]["boxes"] if int(box["label"]) == column] for row in kept.tolist()]
-    return list(images), names, boxes if options.away else None, split.notes()
+    return Inputs(list(images), names, [None] * len(names), boxes if options.away else None, split.notes())
 
 
-def _of_example(options: Options) -> tuple[list[Any], list[str], None, list[str]]:
-    """The example's images that have the finding, or lack it."""
+def _of_example(options: Options) -> Inputs:
+    """The example's images that have the finding, or lack it where it is added."""
     from .. import examples
 
     chosen = [one for one in examples.images() if (options.label in one.labels) == (options.away is not None)]
+    chosen = chosen[: options.num_images]
     if not chosen:
         verb = "has" if options.away else "lacks"
         raise ValueError(f"No image of the example {verb} {options.label!r}.")
-    chosen = chosen[: options.num_images]
-    return [one.image for one in chosen], [f"Example {number}" for number in range(1, len(chosen) + 1)], None, []
+    boxes = [[one.boxes[options.label]] if options.label in one.boxes else [] for one in chosen]
+    return Inputs([one.image for one in chosen], [one.name for one in chosen], [None] * len(chosen), boxes)
 
 
 COMMAND = Command(

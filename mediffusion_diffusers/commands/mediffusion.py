@@ -25,6 +25,7 @@ from . import (
     prepare_dataset,
     publish,
     run_demo,
+    serve_app,
     train,
 )
 from .boundary import run_command
@@ -47,6 +48,7 @@ COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
     ),
     "explain-dataset": explain_dataset.COMMAND,
     "publish": publish.COMMAND,
+    "app": serve_app.COMMAND,
     "demo": run_demo.COMMAND,
     "doctor": doctor.COMMAND,
 }

@@ -1,11 +1,10 @@
-"""Publish a pipeline with its card, an autoencoder, or an app as a Space, in the Hugging Face Hub, as one commit.
+"""Publish a pipeline with its card, an autoencoder, or the app as a Space, in the Hugging Face Hub, as one commit.
 
-mediffusion publish runs/cxr-2pct org/mediffusion-cxr --private
+mediffusion publish runs/cxr-2pct org/mediffusion-cxr --private --dry_run
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,39 +23,30 @@ class Options:
         ValueError: for an option that is not what its type says.
     """
 
-    folder: Path = required("Folder of a pipeline or an autoencoder, with its card as README.md.", positional=True)
+    folder: Path = required("Folder of a pipeline or autoencoder with its card, or of an app.", positional=True)
     repo_id: str = required("Repository, as organisation/name.", positional=True)
-    space: bool = option(False, "The folder holds an app: publish it as a Space.")
+    space: bool = option(False, "The folder holds an app, which becomes a Space.")
 
     def __post_init__(self) -> None:
         check_options(self)
 
 
 def run(options: Options, publish_options: PublishOptions, result_options: ResultOptions) -> None:
-    """Publish, and say where. The token is that of `hf auth login` or HF_TOKEN.
+    """Publish, and say what was sent. The token is that of `hf auth login` or HF_TOKEN.
 
     Raises:
         ValueError: if the folder cannot be published.
-        PermissionError: without a login, or without the right to write.
-        HubFailure: if the Hub cannot be reached or fails.
+        OSError: without a login or the right to write, or if the Hub cannot be reached.
     """
     from ..publishing.upload import publish_autoencoder_folder, publish_pipeline_folder, publish_space
 
-    has_index = (options.folder / "model_index.json").is_file()
-    if options.space:
-        publish = publish_space
-    elif has_index or not (options.folder / "config.json").is_file():
-        publish = publish_pipeline_folder
-    else:
-        publish = publish_autoencoder_folder
-    published = publish(options.folder, options.repo_id, publish_options)
+    is_model = (options.folder / "config.json").is_file() and not (options.folder / "model_index.json").is_file()
+    publish = publish_space if options.space else publish_autoencoder_folder if is_model else publish_pipeline_folder
+    publication = publish(options.folder, options.repo_id, publish_options)
     if result_options.json:
-        say_result(published.to_dict())
-    elif published.url is None:
-        print(published)
+        say_result(publication.to_dict())
     else:
-        print(published, file=sys.stderr)
-        print(published.url)
+        print(publication)
 
 
 COMMAND = Command(OptionParser(Options, PublishOptions, ResultOptions, description=first_paragraph(__doc__)), run)
