@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .config import OptimizerOptions
+from .config import OptimizerOptions, TrainingConfig
 from .run.checkpoints import Checkpoint, module_tensors, optimizer_tensors, restore_module, restore_optimizer
 from .run.ema import EMAWeights
-from .run.learning_rate import lr_factor, set_learning_rate
+from .run.learning_rate import set_learning_rate
 from .run.run import TrainingRun
+from .stages import LRSchedule, Stage, stage_at
 
 
 @dataclass
@@ -42,49 +44,67 @@ class Trained:
     start_step: int = 0
 
 
-class Task(Protocol):
-    """What is trained, and what is learned from a batch."""
+class Task(ABC):
+    """What is trained, and what is learned from a batch.
+
+    `start` makes `trained`, the modules with their optimizers, and `ema`, the moving average or `None`.
+    """
+
+    config: TrainingConfig
+    trained: Sequence[Trained]
+    ema: EMAWeights[Any] | None
+    # Writes what the Hub shall hold beside a checkpoint into a folder; `None` for nothing.
+    write_model: Callable[[Path], None] | None = None
 
     @property
-    def trained(self) -> Sequence[Trained]:
-        """The modules and their optimizers, from `start` on."""
+    def stages(self) -> Sequence[Stage]:
+        """The stages of the run, in order and without gaps; by default one, with the schedule of the options."""
+        options, end = self.config.optimizer, self.config.run.max_train_steps
+        return [Stage("training", 0, end, LRSchedule(0, end, options.lr_scheduler, options.lr_warmup_steps))]
 
-    @property
-    def ema(self) -> EMAWeights[Any] | None:
-        """The moving average, from `start` on; `None` for none."""
+    def begin_stage(self, stage: Any, step: int) -> None:  # noqa: B027 (not every task has something to do)
+        """Called before the first step of a stage, and of a resumed run, which may lie inside of one."""
 
-    @property
-    def restart_step(self) -> int | None:
-        """Where the learning rate's schedule and the average's warm-up begin anew; `None` for nowhere."""
-
-    @property
-    def write_model(self) -> Callable[[Path], None] | None:
-        """Writes what the Hub shall hold beside a checkpoint into a folder; `None` for nothing."""
-
+    @abstractmethod
     def start(self, run: TrainingRun) -> None:
         """Bring everything to the run's device and make optimizers and average."""
 
+    @abstractmethod
     def facts(self) -> dict[str, Any]:
         """What describes the run beside its options."""
 
+    @abstractmethod
     def batches(self) -> Iterator[Any]:
         """What the steps that are left see: one batch per accumulation part of each."""
 
+    @abstractmethod
     def losses(self, batch: Any, step: int, part: int) -> dict[str, torch.Tensor]:
-        """This process's shares of the losses over the global batch, differentiated by `run.backward`."""
+        """Losses of this process's slice, differentiated by `run.backward`; each a sum over the global batch."""
 
     def num_images(self, step: int) -> int:
         """Images that a step uses, over all processes."""
+        return self.config.data.train_batch_size
 
     def measures(self, factor: float) -> dict[str, float]:
         """What to record beside the losses, given the factor on the learning rates."""
+        return {"learning_rate": self.config.optimizer.learning_rate * factor}
 
+    @abstractmethod
     def report_is_due(self, done: int) -> bool:
         """Whether to validate or draw samples after `done` steps."""
 
+    @abstractmethod
     def report(self, done: int) -> None:
         """Validate and draw samples, as far as they are due."""
 
+    def own_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What a checkpoint must hold beside modules, optimizers and average, by group."""
+        return {}
+
+    def restore_own(self, tensors: Mapping[str, dict[str, torch.Tensor]], step: int) -> None:  # noqa: B027
+        """Take back what `own_tensors` gave, from a checkpoint's groups written after `step` steps."""
+
+    @abstractmethod
     def finish(self) -> None:
         """Save the final model."""
 
@@ -99,7 +119,7 @@ class TrainingLoop:
     """
 
     def __init__(self, run: TrainingRun, task: Task, options: OptimizerOptions):
-        self.run, self.task, self.options = run, task, options
+        self.run, self.task, self.options, self.stages = run, task, options, task.stages
 
     def train(self) -> None:
         """Run every step that is left, and save the final model.
@@ -125,14 +145,15 @@ class TrainingLoop:
 
     def _step(self, step: int, batches: Iterator[Any]) -> None:
         """One step of everything, and what is due after it."""
-        run, task, options = self.run, self.task, self.options
-        # 1. The learning rates follow from the step alone.
-        num_steps = run.options.max_train_steps
-        factor = lr_factor(step, options.lr_scheduler, options.lr_warmup_steps, num_steps, task.restart_step)
+        run, task = self.run, self.task
+        # 1. The stage, and the learning rates, follow from the step alone.
+        stage = stage_at(self.stages, step)
+        if step in (stage.first_step, run.first_step):
+            run.enter(stage.name if len(self.stages) > 1 else None)
+            task.begin_stage(stage, step)
+        factor = stage.lr_schedule.factor(step)
         for each in task.trained:
             set_learning_rate(each.optimizer, factor)
-        if step == task.restart_step and task.ema is not None:
-            task.ema.restart_warmup()
         # 2. Losses and gradients, part by part.
         losses: dict[str, torch.Tensor] = {}
         for part in range(run.num_parts):
@@ -185,7 +206,7 @@ class TrainingLoop:
         if self.task.ema is not None:
             tensors["ema"] = self.task.ema.state_tensors()
             state["ema"] = self.task.ema.state_scalars()
-        return tensors, state
+        return {**tensors, **self.task.own_tensors()}, state
 
     def _restore(self) -> None:
         """Put the checkpoint's tensors into their places.
@@ -207,6 +228,7 @@ class TrainingLoop:
                 self.task.ema.load_state(checkpoint.tensors["ema"], checkpoint.state["ema"])
             else:
                 self.task.ema.begin_anew()
+        self.task.restore_own(checkpoint.tensors, checkpoint.step)
 
 
 def _require_not_begun(trained: Trained, checkpoint: Checkpoint) -> None:

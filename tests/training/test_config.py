@@ -165,6 +165,7 @@ BAD_JOINT_ARGUMENTS = [
     (("--learning_rate", 0), "`learning_rate` must be a number above 0"),
     (("--ema_decay", 1), r"`ema_decay` must be a number in \[0, 1\), but got 1"),
     (("--validation_share", 100), r"`validation_share` must be a number in \[0, 100\)"),
+    (("--balanced_labelled_sampling", "--square_root_labelled_sampling"), "At most one of `balanced_labelled"),
     (("--push_to_hub",), "`push_to_hub` needs `hub_model_id`"),
     (("--random_crop_scale", 0.5), "`random_crop_scale` must be two numbers, smallest and largest, but got"),
     (("--random_crop_scale", 0.9, 0.5), "`random_crop_scale` must be two numbers, smallest and largest, but got"),

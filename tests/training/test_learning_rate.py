@@ -20,13 +20,6 @@ def test_factors_are_those_of_diffusers_and_transformers(name, num_warmup_steps)
         scheduler.step()
 
 
-@pytest.mark.parametrize("name", LR_SCHEDULERS)
-def test_a_restart_is_two_runs(name):
-    factors = [lr_factor(step, name, 3, 30, restart_step=10) for step in range(30)]
-    assert factors[:10] == [lr_factor(step, name, 3, 10) for step in range(10)]
-    assert factors[10:] == [lr_factor(step, name, 3, 20) for step in range(20)]
-
-
 def test_groups_keep_their_ratio():
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizer = torch.optim.SGD(

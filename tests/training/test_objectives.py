@@ -4,12 +4,11 @@ import pytest
 import torch
 from support.components import MULTI_LABEL, SINGLE_LABEL, tiny_scheduler, tiny_unet
 
+from mediffusion_diffusers.training.classification import classification_loss, count_known
 from mediffusion_diffusers.training.joint.objectives import (
     DiffusionBatch,
     JointObjective,
     LabelledBatch,
-    classification_loss,
-    count_known,
     diffusion_loss,
     diffusion_target,
 )
@@ -112,7 +111,7 @@ def test_the_loss_is_the_weighted_sum():
     )
     alone = objective(diffusion_batch())
     assert torch.equal(alone["diffusion_loss"], both["diffusion_loss"]) and "classification_loss" not in alone
-    with pytest.raises(ValueError, match="At least one of `diffusion` and `labelled`"):
+    with pytest.raises(ValueError, match="At least one of `diffusion`, `labelled`"):
         objective()
 
 

@@ -9,8 +9,10 @@ from diffusers.utils import logging
 from support.components import MULTI_LABEL, SINGLE_LABEL, tiny_scheduler, tiny_unet
 from torch.nn import functional as F
 
+from mediffusion_diffusers.training.classification import classification_loss
 from mediffusion_diffusers.training.data.label_balance import (
     BalancedIndexStream,
+    SquareRootIndexStream,
     resolve_pos_weight,
     warn_about_missing_labels,
 )
@@ -20,7 +22,6 @@ from mediffusion_diffusers.training.joint.objectives import (
     DiffusionBatch,
     JointObjective,
     LabelledBatch,
-    classification_loss,
     diffusion_loss,
 )
 from mediffusion_diffusers.training.joint.pseudo_labels import confident_labels, num_pseudo_terms
@@ -158,9 +159,19 @@ def test_the_balanced_stream_shows_every_class_equally_often():
     assert sorted(set(counts)) == [6, 7] and len(set(rows[np.isin(rows, indices[:90])])) == 60
 
 
-def test_the_balanced_stream_has_no_state():
+def test_the_square_root_stream_shows_a_class_as_often_as_the_root_of_its_images():
+    labels = np.array([[1, 0]] * 81 + [[0, 1]] * 9 + [[0, 0]] * 36, dtype=np.float32)
+    stream = SquareRootIndexStream(np.arange(len(labels)), labels, 3000, seed=3, name="labelled")
+    rows = np.array([item.row for item in stream.batch(0)])
+    shares = [np.mean(rows < 81), np.mean((rows >= 81) & (rows < 90)), np.mean(rows >= 90)]
+    assert shares == pytest.approx([9 / 18, 3 / 18, 6 / 18], abs=0.03)
+    assert set(rows) == set(range(len(labels)))
+
+
+@pytest.mark.parametrize("kind", [BalancedIndexStream, SquareRootIndexStream])
+def test_a_stream_by_class_has_no_state(kind):
     labels = np.eye(3, dtype=np.float32)[np.arange(20) % 3]
-    fresh, used = (BalancedIndexStream(np.arange(20), labels, 4, seed=1, name="labelled") for _ in range(2))
+    fresh, used = (kind(np.arange(20), labels, 4, seed=1, name="labelled") for _ in range(2))
     for step in (0, 7, 3):
         used.batch(step)
     assert used.batch(5) == fresh.batch(5)

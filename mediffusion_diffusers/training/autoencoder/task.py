@@ -26,7 +26,7 @@ from ..data.training_data import (
     num_workers,
     train_transform,
 )
-from ..loop import Trained, TrainingLoop
+from ..loop import Task, Trained, TrainingLoop
 from ..run.ema import EMAWeights, validation_weights
 from ..run.image_grid import save_image_grid
 from ..run.optimizer import build_adamw, count_parameters
@@ -57,7 +57,7 @@ def train_autoencoder(config: AutoencoderConfig) -> None:
         TrainingLoop(run, AutoencoderTask(config), config.optimizer).train()
 
 
-class AutoencoderTask:
+class AutoencoderTask(Task):
     """Reconstruction, KL divergence and an adversary; a `Task` of the training loop.
 
     Args:
@@ -66,9 +66,6 @@ class AutoencoderTask:
     Raises:
         ValueError: for data or models that do not fit together.
     """
-
-    restart_step = None
-    write_model = None  # it is published at its end, when the scale of its latents is known
 
     def __init__(self, config: AutoencoderConfig):
         self.config = config
@@ -178,10 +175,6 @@ class AutoencoderTask:
             run.backward(judged.pop("loss"))
             losses.update(judged)
         return losses
-
-    def num_images(self, step: int) -> int:
-        """The batch."""
-        return self.config.data.train_batch_size
 
     def measures(self, factor: float) -> dict[str, float]:
         """The learning rate, and the learned variance of the pixels."""

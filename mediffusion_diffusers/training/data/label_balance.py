@@ -93,6 +93,18 @@ def resolve_pos_weight(pos_weight: Sequence[str], labels: np.ndarray, problem_ty
     return torch.tensor(numbers)
 
 
+def rows_by_class(rows: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """The rows that show each label, and those that show none; without empty classes.
+
+    Args:
+        rows: the labelled examples.
+        labels: their labels in the same order, `(len(rows), num_labels)`, NaN = unknown.
+    """
+    shows = labels == 1
+    members = [rows[shows[:, label]] for label in range(labels.shape[1])] + [rows[~shows.any(axis=1)]]
+    return [each for each in members if len(each) > 0]
+
+
 class BalancedIndexStream(IndexStream):
     """An `IndexStream` in which all classes come equally often.
 
@@ -113,10 +125,7 @@ class BalancedIndexStream(IndexStream):
 
     def __init__(self, indices: np.ndarray, labels: np.ndarray, batch_size: int, seed: int, name: str):
         super().__init__(indices, batch_size, seed, name)
-        shows = labels == 1
-        members = [self.indices[shows[:, label]] for label in range(labels.shape[1])]
-        members.append(self.indices[~shows.any(axis=1)])
-        self.classes = [rows for rows in members if len(rows) > 0]
+        self.classes = rows_by_class(self.indices, labels)
         self._shuffled: dict[int, tuple[int, np.ndarray]] = {}
 
     def _item(self, position: int) -> StreamItem:
@@ -132,3 +141,32 @@ class BalancedIndexStream(IndexStream):
             rng = keyed_rng(self.seed, self.name, "class", number, epoch)
             known = self._shuffled[number] = (epoch, rng.permutation(self.classes[number]))
         return known[1]
+
+
+class SquareRootIndexStream(IndexStream):
+    """An `IndexStream` in which a class comes as often as the square root of its images (Mahajan et al., 2018, Sec. 2.2).
+
+    The classes are those of `BalancedIndexStream`. Each place draws a class, then one of its images, with replacement,
+    from (seed, name, place) alone.
+
+    Args:
+        indices: the labelled examples.
+        labels: their labels in the same order, `(len(indices), num_labels)`, NaN = unknown.
+        batch_size: examples per step, over all processes.
+        seed: seed of the draws.
+        name: names the stream.
+
+    Raises:
+        ValueError: if there is no example or `batch_size` is below 1.
+    """
+
+    def __init__(self, indices: np.ndarray, labels: np.ndarray, batch_size: int, seed: int, name: str):
+        super().__init__(indices, batch_size, seed, name)
+        self.classes = rows_by_class(self.indices, labels)
+        roots = np.sqrt([len(rows) for rows in self.classes])
+        self.probabilities = roots / roots.sum()
+
+    def _item(self, position: int) -> StreamItem:
+        rng = keyed_rng(self.seed, self.name, "place", position)
+        rows = self.classes[int(rng.choice(len(self.classes), p=self.probabilities))]
+        return StreamItem(position, int(rows[rng.integers(len(rows))]))

@@ -33,6 +33,9 @@ class LabelOptions:
     classifier_learning_rate: Annotated[float | None, Range(above=0)] = option(None, "By default `learning_rate`.")
     classifier_start_step: _Step = option(0, "Diffusion alone before this step.")
     classifier_every: _Count = option(1, "Class loss on every n-th step.")
+    joint_diffusion_loss_weight: Annotated[float | None, Range(at_least=0)] = option(
+        None, "Weight of L_diff beside the class loss; 0: class loss alone. By default `diffusion_loss_weight`."
+    )
     lr_restart_at_classifier_start: bool = option(
         False, "Begin warm-up and schedule, and the warm-up of the average, anew when the class loss begins."
     )
@@ -44,15 +47,42 @@ class LabelOptions:
     )
 
     def is_due(self, step: int) -> bool:
-        """Whether a step has a class loss: from the start on, every n-th step, if its weight is not zero."""
+        """Whether a step of joint training has a class loss: from the start on, every n-th, if its weight is not 0."""
         since = step - self.classifier_start_step
         return self.classifier_loss_weight > 0 and since >= 0 and since % self.classifier_every == 0
 
     def steps_before(self, step: int) -> int:
-        """How many steps before `step` had a class loss: where the labelled stream stands."""
+        """How many steps before `step` have a class loss, if nothing follows joint training."""
         if self.classifier_loss_weight == 0:
             return 0
         return max(0, -(-(step - self.classifier_start_step) // self.classifier_every))
+
+
+@dataclass(frozen=True)
+class ConsolidationOptions:
+    """Last stages, in which the model learns its own soft answers of all images, and the decoder fits itself again."""
+
+    _argument_group_name = "consolidation (beyond the paper, off by default)"
+
+    consolidation_start_step: Annotated[int | None, Range(at_least=1)] = option(
+        None,
+        "From this step on the averaged model's answers to all training images replace the labels, on clean and on "
+        "noised latents, with the diffusion loss beside them.",
+    )
+    consolidation_batch_size: _Count = option(24, "Images per step that are answered, half of them noised.")
+    consolidation_loss_weight: Annotated[float, Range(above=0)] = option(1.0, "Weight of the loss on soft answers.")
+    consolidation_max_timestep: _Count = option(600, "Noised images get a uniform t below this.")
+    consolidation_num_views: _Count = option(2, "Views of an image whose mean is the answer: plain, then augmented.")
+    consolidation_learning_rate: Annotated[float | None, Range(above=0)] = option(
+        None, "Largest learning rate of these stages' cosines. By default `learning_rate`."
+    )
+    consolidation_warmup_steps: _Step = option(20, "Steps in which it rises from 0.")
+    consolidation_ema_decay: Annotated[float, Range(at_least=0, below=1)] = option(
+        0.98, "Largest decay of the average in these stages."
+    )
+    decoder_start_step: Annotated[int | None, Range(at_least=1)] = option(
+        None, "From this step on the decoder alone learns to denoise; what the classifier answers stays as it is."
+    )
 
 
 @dataclass(frozen=True)
@@ -135,6 +165,9 @@ class SemiSupervisedOptions:
     balanced_labelled_sampling: bool = option(
         False, "Show labelled images of every class, and of none, equally often."
     )
+    square_root_labelled_sampling: bool = option(
+        False, "Show them as often as the square root of their number: between that and as they are."
+    )
 
     def is_due(self, step: int) -> bool:
         """Whether the teacher labels the diffusion stream's images on a step that has a class loss."""
@@ -171,14 +204,15 @@ class JointConfig(TrainingConfig):
     model: ModelOptions = field(default_factory=ModelOptions)
     diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
     counterfactuals: CounterfactualDefaults = field(default_factory=CounterfactualDefaults)
+    consolidation: ConsolidationOptions = field(default_factory=ConsolidationOptions)
     semi_supervised: SemiSupervisedOptions = field(default_factory=SemiSupervisedOptions)
     speed: SpeedOptions = field(default_factory=SpeedOptions)
     hub: HubOptions = field(default_factory=HubOptions)
 
-    @property
-    def restart_step(self) -> int | None:
-        """Where schedule and average begin anew, if they do."""
-        return self.labels.classifier_start_step if self.labels.lr_restart_at_classifier_start else None
+    def labelled_steps_before(self, step: int) -> int:
+        """How many steps before `step` had a class loss: where the labelled stream stands."""
+        ends = (self.consolidation.consolidation_start_step, self.consolidation.decoder_start_step)
+        return self.labels.steps_before(min([step, *(end for end in ends if end is not None)]))
 
     def check(self) -> None:
         """See `TrainingConfig.check`."""
@@ -207,7 +241,13 @@ class JointConfig(TrainingConfig):
                 "`rescale_betas_zero_snr` makes the last timestep noise alone, from which the noise tells nothing: "
                 "set `prediction_type` to 'v_prediction' or 'sample'."
             )
+        sampling = self.semi_supervised
+        if sampling.balanced_labelled_sampling and sampling.square_root_labelled_sampling:
+            raise ValueError(
+                "At most one of `balanced_labelled_sampling` and `square_root_labelled_sampling` can be chosen."
+            )
         self._check_pseudo_labels()
+        self._check_last_stages()
         if self.speed.compile is not None:
             _check_backend(self.speed.compile)
 
@@ -226,6 +266,33 @@ class JointConfig(TrainingConfig):
             raise ValueError(
                 "`pseudo_label_start_step` needs both losses: set `diffusion_loss_weight` and "
                 "`classifier_loss_weight`."
+            )
+
+    def _check_last_stages(self) -> None:
+        options, labels, diffusion = self.consolidation, self.labels, self.diffusion
+        starts = {"classifier_start_step": labels.classifier_start_step}
+        for name in ("consolidation_start_step", "decoder_start_step"):
+            step = getattr(options, name)
+            if step is None:
+                continue
+            before, earliest = list(starts.items())[-1]
+            if step <= earliest:
+                raise ValueError(f"`{name}` must be above `{before}` ({earliest}), but got {step}.")
+            if not self.optimizer.use_ema:
+                raise ValueError(f"`{name}` needs `use_ema`: the averaged weights are what goes on.")
+            if diffusion.diffusion_loss_weight == 0 or labels.classifier_loss_weight == 0:
+                raise ValueError(
+                    f"`{name}` needs both losses: set `diffusion_loss_weight` and `classifier_loss_weight`."
+                )
+            starts[name] = step
+        if options.consolidation_max_timestep > diffusion.num_train_timesteps:
+            raise ValueError(
+                f"`consolidation_max_timestep` must be in [1, {diffusion.num_train_timesteps}], but got "
+                f"{options.consolidation_max_timestep}."
+            )
+        if labels.joint_diffusion_loss_weight == 0 and labels.classifier_every > 1:
+            raise ValueError(
+                "`joint_diffusion_loss_weight=0` leaves steps without any loss: set `classifier_every=1`."
             )
 
 

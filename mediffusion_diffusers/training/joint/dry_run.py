@@ -16,6 +16,7 @@ from ..run.memory_estimate import memory_estimate, saved_activation_bytes
 from ..run.optimizer import count_parameters
 from .components import build_unet, load_vae
 from .config import JointConfig
+from .stages import images_of_step, joint_stages
 
 
 def describe_joint_run(config: JointConfig) -> dict[str, Any]:
@@ -69,8 +70,19 @@ def describe_joint_run(config: JointConfig) -> dict[str, Any]:
     facts["num_classifier_parameters"] = head
     facts["num_classifier_features"] = unet.num_classifier_features
     facts["num_train_steps"] = config.run.max_train_steps
-    facts["num_classification_steps"] = labels.steps_before(config.run.max_train_steps)
-    facts["images_per_step"] = {"diffusion": data.train_batch_size, "labelled": labels.labelled_batch_size}
+    facts["num_classification_steps"] = config.labelled_steps_before(config.run.max_train_steps)
+    facts["stages"] = [
+        {
+            "name": stage.name,
+            "first_step": stage.first_step,
+            "num_steps": stage.end_step - stage.first_step,
+            "images_per_step": images_of_step(config, stage, stage.first_step),
+            "lr_scheduler": stage.lr_schedule.name,
+            "learning_rate": config.optimizer.learning_rate * stage.lr_schedule.peak,
+            "trains": "everything" if stage.trains_encoder else "the decoder",
+        }
+        for stage in joint_stages(config)
+    ]
     facts["memory_with_one_process"] = memory_estimate(
         count_parameters(unet),
         num_vae_parameters,

@@ -9,11 +9,12 @@ from typing import Any
 from ...metrics_log import read_metrics
 from ...models import JointUNet2DModel
 from ...privacy import without_tokens
+from ..classification import label_thresholds
 from ..data.training_data import TrainingData
 from ..run.output import CONFIG_FILE, METRICS_FILE, new_model
 from ..run.run import TrainingRun
 from .components import sampling_scheduler
-from .validation import ValidationResult, label_thresholds
+from .validation import ValidationResult
 
 
 def save_joint_pipeline(
@@ -75,7 +76,7 @@ def write_joint_pipeline(
     from ...publishing.model_card import render_model_card
 
     if validation is not None and data.info.is_multi_label:
-        unet.register_to_config(label_thresholds=label_thresholds(validation, data.info.problem_type))
+        unet.register_to_config(label_thresholds=label_thresholds(validation.labels, validation.probabilities))
     scheduler = sampling_scheduler(noise_scheduler, vae)
     pipeline = MediffusionCounterfactualPipeline(vae=vae, unet=unet, scheduler=scheduler)
     pipeline.save_pretrained(folder)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ...models import JointUNet2DModel
-from .shared_forward import UNetInput, predict
+from ..classification import classification_loss, known_terms
+from .shared_forward import UNetInput, denoise_from_frozen, predict
 
 
 @dataclass
@@ -102,74 +102,11 @@ def diffusion_loss(
     return per_image.sum() / (len(per_image) if num_images is None else num_images)
 
 
-def known_terms(labels: torch.Tensor, problem_type: str) -> torch.Tensor:
-    """Number of terms in the classification loss: known entries (multi-label) or known rows (single-label).
-
-    A scalar on the labels' device.
-    """
-    known = ~torch.isnan(labels)
-    return known.sum() if problem_type == "multi_label_classification" else known.all(dim=1).sum()
-
-
-def count_known(labels: torch.Tensor, problem_type: str) -> int:
-    """`known_terms` as a number; waits for the labels' device."""
-    return int(known_terms(labels, problem_type))
-
-
-def classification_loss(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    problem_type: str,
-    num_known: int | None = None,
-    pos_weight: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Classification loss L_class over what is known; the one place that masks missing labels.
-
-    Multi-label: binary cross-entropy, mean over the known entries. Single-label: cross-entropy, mean over the rows
-    whose class is known.
-
-    Args:
-        logits: shape `(batch, num_labels)`.
-        labels: shape `(batch, num_labels)`: 1 present, 0 absent, NaN unknown; for single-label one-hot rows, or a row
-            of NaN.
-        problem_type: `"multi_label_classification"` or `"single_label_classification"`.
-        num_known: divisor of the sum; the global batch's `count_known` when this is a slice of it.
-        pos_weight: weights, `(num_labels,)`: multi-label of each label's positive term, single-label of each class's
-            rows; see `resolve_pos_weight`. The divisor stays a count.
-
-    Returns:
-        A scalar; zero, with a graph, if nothing is known.
-
-    Raises:
-        ValueError: for an unknown `problem_type` or other shapes.
-    """
-    if logits.shape != labels.shape:
-        raise ValueError(
-            f"`labels` must have the logits' shape {tuple(logits.shape)}, but got {tuple(labels.shape)}. Give unknown "
-            "labels as NaN and classes as one-hot rows."
-        )
-    logits = logits.float()
-    known = ~torch.isnan(labels)
-    targets = torch.nan_to_num(labels).to(logits)
-    if problem_type == "multi_label_classification":
-        terms = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=pos_weight)
-    elif problem_type == "single_label_classification":
-        known = known.all(dim=1)
-        terms = F.cross_entropy(logits, targets.argmax(dim=1), reduction="none", weight=pos_weight)
-    else:
-        raise ValueError(
-            "`problem_type` must be 'multi_label_classification' or 'single_label_classification', but got "
-            f"{problem_type!r}."
-        )
-    divisor = int(known.sum()) if num_known is None else num_known
-    return torch.where(known, terms, torch.zeros_like(terms)).sum() / max(1, divisor)
-
-
 class JointObjective(nn.Module):
-    """Both losses behind one `forward`, so that distributed wrappers see a single call per micro step.
+    """All losses behind one `forward`, so that distributed wrappers see a single call per micro step.
 
-    The diffusion pass leaves the head out: it computes no logits and gives the head no gradient. Without a labelled
-    batch the head is so not touched by a step at all, not even by weight decay.
+    The diffusion pass leaves the head out: it computes no logits and gives the head no gradient. Without images to
+    classify the head is so not touched by a step at all, not even by weight decay.
 
     Args:
         unet: the joint model.
@@ -177,8 +114,9 @@ class JointObjective(nn.Module):
         classification_loss_weight: w in L_diff + w * L_class.
         diffusion_loss_weight: weight of L_diff; 0 is the ablation of Table 3 and skips the pass.
         pseudo_label_weight: weight of the class loss on pseudo-labels (beyond the paper).
-        pos_weight: see `classification_loss`; pseudo-labels are not weighted by it.
-        share_forward: run the encoder once for both losses, see [`predict`].
+        consolidation_loss_weight: weight of the class loss on soft answers (beyond the paper).
+        pos_weight: see `classification_loss`; it weighs the labels alone.
+        share_forward: run the encoder once for all losses, see [`predict`].
         compile_backend: backend of `torch.compile` for the U-Net's pass, such as `"inductor"`.
     """
 
@@ -189,6 +127,7 @@ class JointObjective(nn.Module):
         classification_loss_weight: float = 1.0,
         diffusion_loss_weight: float = 1.0,
         pseudo_label_weight: float = 1.0,
+        consolidation_loss_weight: float = 1.0,
         pos_weight: torch.Tensor | None = None,
         share_forward: bool = True,
         compile_backend: str | None = None,
@@ -196,11 +135,15 @@ class JointObjective(nn.Module):
         super().__init__()
         self.unet = unet
         self.noise_scheduler = noise_scheduler
-        self.classification_loss_weight = classification_loss_weight
         self.diffusion_loss_weight = diffusion_loss_weight
-        self.pseudo_label_weight = pseudo_label_weight
+        self.class_weights = {
+            "classification_loss": classification_loss_weight,
+            "pseudo_label_loss": pseudo_label_weight,
+            "consolidation_loss": consolidation_loss_weight,
+        }
         self.pos_weight = pos_weight
         self.share_forward = share_forward
+        self.trains_encoder = True
         self._predict = predict if compile_backend is None else torch.compile(predict, backend=compile_backend)
 
     def forward(
@@ -208,6 +151,7 @@ class JointObjective(nn.Module):
         diffusion: DiffusionBatch | None = None,
         labelled: LabelledBatch | None = None,
         pseudo_labelled: LabelledBatch | None = None,
+        answered: LabelledBatch | None = None,
     ) -> dict[str, torch.Tensor]:
         """Compute the losses of one slice.
 
@@ -215,53 +159,55 @@ class JointObjective(nn.Module):
             diffusion: slice of the diffusion stream, if L_diff is wanted.
             labelled: slice of the labelled stream, if L_class is wanted.
             pseudo_labelled: slice of the diffusion stream with the teacher's labels, if they are wanted.
+            answered: slice of the consolidation stream with the model's soft answers, if they are wanted.
 
         Returns:
             `loss` (weighted sum, to be differentiated) and, detached and unweighted, `diffusion_loss`,
-            `classification_loss` and `pseudo_label_loss` where computed; with the latter `pseudo_label_share`, the
-            share of the answers that the teacher was sure of.
+            `classification_loss`, `pseudo_label_loss` and `consolidation_loss` where computed; with pseudo-labels
+            `pseudo_label_share`, the share of the answers that the teacher was sure of.
 
         Raises:
-            ValueError: if neither slice is given.
+            ValueError: if there is no slice at all.
         """
-        if diffusion is None and labelled is None:
-            raise ValueError("At least one of `diffusion` and `labelled` must be given.")
+        given = {"classification_loss": labelled, "pseudo_label_loss": pseudo_labelled, "consolidation_loss": answered}
+        classified = {name: batch for name, batch in given.items() if batch is not None}
+        if diffusion is None and not classified:
+            raise ValueError("At least one of `diffusion`, `labelled` and `answered` must be given.")
         problem_type = self.unet.config.problem_type
         terms: list[torch.Tensor] = []
         losses: dict[str, torch.Tensor] = {}
-        output, (logits, pseudo_logits) = self._outputs(diffusion, labelled, pseudo_labelled)
+        output, all_logits = self._outputs(diffusion, list(classified.values()))
         if diffusion is not None:
             target = diffusion_target(diffusion.latents, diffusion.noise, diffusion.timesteps, self.noise_scheduler)
             loss = diffusion_loss(output, target, diffusion.num_images, diffusion.weights)
             terms.append(self.diffusion_loss_weight * loss)
             losses["diffusion_loss"] = loss.detach()
-        if labelled is not None:
-            pos_weight = None if self.pos_weight is None else self.pos_weight.to(logits.device)
-            loss = classification_loss(logits, labelled.labels, problem_type, labelled.num_known, pos_weight)
-            terms.append(self.classification_loss_weight * loss)
-            losses["classification_loss"] = loss.detach()
+        for (name, batch), logits in zip(classified.items(), all_logits, strict=True):
+            pos_weight = self.pos_weight if name == "classification_loss" else None
+            pos_weight = None if pos_weight is None else pos_weight.to(logits.device)
+            loss = classification_loss(logits, batch.labels, problem_type, batch.num_known, pos_weight)
+            terms.append(self.class_weights[name] * loss)
+            losses[name] = loss.detach()
         if pseudo_labelled is not None:
-            labels = pseudo_labelled.labels
-            loss = classification_loss(pseudo_logits, labels, problem_type, pseudo_labelled.num_known)
-            terms.append(self.pseudo_label_weight * loss)
-            losses["pseudo_label_loss"] = loss.detach()
-            num_sure = known_terms(labels, problem_type).to(loss)
+            num_sure = known_terms(pseudo_labelled.labels, problem_type).to(terms[-1])
             losses["pseudo_label_share"] = num_sure / (pseudo_labelled.num_known or 1)
         losses["loss"] = torch.stack(terms).sum()
         return losses
 
     def _outputs(
-        self, diffusion: DiffusionBatch | None, labelled: LabelledBatch | None, pseudo_labelled: LabelledBatch | None
-    ) -> tuple[Any, tuple[Any, Any]]:
-        """The prediction for the noised latents, and the logits for both kinds of labels; `None` where not asked."""
-        denoised = classified = None
+        self, diffusion: DiffusionBatch | None, classified: list[LabelledBatch]
+    ) -> tuple[Any, tuple[torch.Tensor, ...]]:
+        """The prediction for the noised latents, `None` without, and the logits of each batch to classify."""
+        denoised = None
         if diffusion is not None:
             noisy_latents = self.noise_scheduler.add_noise(diffusion.latents, diffusion.noise, diffusion.timesteps)
             denoised = UNetInput(noisy_latents, diffusion.timesteps)
-        batches = [batch for batch in (labelled, pseudo_labelled) if batch is not None]
-        if batches:
-            latents, timesteps = ([getattr(b, name) for b in batches] for name in ("latents", "timesteps"))
-            classified = UNetInput(torch.cat(latents), torch.cat(timesteps))
-        output, logits = self._predict(self.unet, denoised, classified, self.share_forward)
-        num_labelled = 0 if labelled is None else len(labelled.latents)
-        return output, (None, None) if logits is None else (logits[:num_labelled], logits[num_labelled:])
+        if not self.trains_encoder:
+            assert denoised is not None and not classified
+            return denoise_from_frozen(self.unet, denoised), ()
+        if not classified:
+            return self._predict(self.unet, denoised, None, self.share_forward)[0], ()
+        latents = torch.cat([batch.latents for batch in classified])
+        timesteps = torch.cat([batch.timesteps for batch in classified])
+        output, logits = self._predict(self.unet, denoised, UNetInput(latents, timesteps), self.share_forward)
+        return output, logits.split([len(batch.latents) for batch in classified])

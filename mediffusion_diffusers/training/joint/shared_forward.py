@@ -66,3 +66,22 @@ def predict(
         for i in range(2)
     ]
     return unet.decode(parts[0]), unet.classify(parts[1])
+
+
+def denoise_from_frozen(unet: JointUNet2DModel, denoised: UNetInput) -> torch.Tensor:
+    """Denoise with gradients of the decoder alone: the encoder runs without a graph.
+
+    The features ask for a gradient nobody reads: the backward pass of group normalisation, channels last on a CPU,
+    reads a null pointer where its input needs none (torch 2.13).
+
+    Args:
+        unet: the joint model.
+        denoised: what to denoise.
+
+    Returns:
+        The prediction, same shape as the latents.
+    """
+    with torch.no_grad():
+        encoded = unet.encode(*denoised)
+    sample = encoded.sample.requires_grad_()
+    return unet.decode(encoded._replace(sample=sample, skips=tuple(skip.requires_grad_() for skip in encoded.skips)))

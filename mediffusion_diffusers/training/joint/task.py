@@ -1,12 +1,13 @@
-"""Joint training of the diffusion model and the classifier (paper Sec. 3.3)."""
+"""Joint training of the diffusion model and the classifier (paper Sec. 3.3), and what may follow it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.utils import logging
 
@@ -18,20 +19,23 @@ from ..data.label_balance import resolve_pos_weight, warn_about_missing_labels
 from ..data.latent_cache import LatentCache
 from ..data.latent_statistics import measure_latent_std
 from ..data.training_data import TrainingData, check_publishable, load_training_data
-from ..loop import Trained, TrainingLoop
+from ..loop import Task, Trained, TrainingLoop
 from ..run.ema import EMAWeights, validation_weights
 from ..run.image_grid import save_image_grid
 from ..run.optimizer import build_adamw, count_parameters, joint_parameter_groups
 from ..run.randomness import keyed_seed, seed_step
 from ..run.run import TrainingRun, training_run
+from ..stages import stage_at
 from .batches import JointBatches, JointImages, open_latent_caches
 from .components import build_noise_scheduler, build_unet, load_vae
 from .config import JointConfig
+from .consolidation import SOFT_ANSWERS, SoftAnswers, answer
 from .dry_run import describe_joint_run
 from .final_model import save_joint_pipeline, write_joint_pipeline
 from .objectives import JointObjective, LabelledBatch
 from .pseudo_labels import confident_labels, num_pseudo_terms
 from .sample_grids import sample_images
+from .stages import JointStage, images_of_step, joint_stages
 from .validation import ValidationResult, validate
 
 
@@ -52,7 +56,7 @@ def train_joint(config: JointConfig) -> None:
         TrainingLoop(run, JointTask(config), config.optimizer).train()
 
 
-class JointTask:
+class JointTask(Task):
     """Diffusion on every image, classification on the labelled ones, with one U-Net; a `Task` of the training loop.
 
     Args:
@@ -64,7 +68,7 @@ class JointTask:
 
     def __init__(self, config: JointConfig):
         self.config = config
-        self.restart_step = config.restart_step
+        self.soft_answers: SoftAnswers | None = None
         needs_labels = config.labels.classifier_loss_weight > 0
         self.data: TrainingData = load_training_data(
             config.data, config.run.seed, config.labels.labelled_split, needs_labels
@@ -104,7 +108,8 @@ class JointTask:
             "num_unet_parameters": count_parameters(self.unet) - head,
             "num_classifier_parameters": head,
             "num_classifier_features": self.unet.num_classifier_features,
-            "num_classification_steps": self.config.labels.steps_before(self.config.run.max_train_steps),
+            "num_classification_steps": self.config.labelled_steps_before(self.config.run.max_train_steps),
+            "stages": [{"name": each.name, "first_step": each.first_step} for each in self.stages],
             "latent_shape": self.latent_shape,
         }
 
@@ -128,39 +133,94 @@ class JointTask:
             config.labels.classifier_loss_weight,
             config.diffusion.diffusion_loss_weight,
             config.semi_supervised.pseudo_label_weight,
+            config.consolidation.consolidation_loss_weight,
             None if self.pos_weight is None else run.to_device(self.pos_weight),
             config.speed.share_forward,
             config.speed.compile,
         )
+        self.objective = objective  # accelerate wraps it in `trained`
         self.trained = [Trained("unet", self.unet, optimizer, objective)]
         self.ema: EMAWeights[JointUNet2DModel] | None = None
         if options.use_ema:
             self.ema = EMAWeights(self.unet, options.ema_decay)
 
     def batches(self) -> Iterator[JointImages]:
-        """Images of both streams."""
+        """Images of all streams."""
         return self.batch_maker.images()
+
+    @property
+    def stages(self) -> Sequence[JointStage]:
+        """Diffusion, both losses, consolidation, the decoder alone: those that are asked for."""
+        return joint_stages(self.config)
+
+    def begin_stage(self, stage: JointStage, step: int) -> None:
+        """What the stage learns from; at its very beginning also the averaged weights and their answers."""
+        self.objective.diffusion_loss_weight = stage.diffusion_loss_weight
+        self.objective.trains_encoder = stage.trains_encoder
+        if self.ema is not None:
+            self.ema.set_decay(stage.ema_decay)
+        if not stage.is_consolidating:
+            self.soft_answers = None
+        if step > stage.first_step:  # resumed inside
+            return
+        if self.ema is not None and stage.begins_averaged:
+            self.ema.copy_to_model()
+            self.trained[0].optimizer.state.clear()
+        if self.ema is not None and stage.restarts_average:
+            self.ema.restart_warmup()
+        if stage.is_consolidating:
+            assert self.ema is not None
+            self.soft_answers = answer(
+                self.run,
+                self.ema.averaged(),
+                self.batch_maker.clean_latents,
+                np.sort(self.data.train_indices),
+                self.config.consolidation.consolidation_num_views,
+            )
+
+    def own_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The soft answers, while they are learned."""
+        answers = self.soft_answers
+        return {} if answers is None else {SOFT_ANSWERS: {"probabilities": answers.probabilities}}
+
+    def restore_own(self, tensors: Mapping[str, dict[str, torch.Tensor]], step: int) -> None:
+        """Take the soft answers back.
+
+        Raises:
+            ValueError: if they are needed and the checkpoint lacks them.
+        """
+        stage = stage_at(self.stages, step)
+        if not stage.is_consolidating or step <= stage.first_step:
+            return
+        rows = np.sort(self.data.train_indices)
+        if SOFT_ANSWERS not in tensors or len(tensors[SOFT_ANSWERS]["probabilities"]) != len(rows):
+            raise ValueError(
+                f"The checkpoint of step {step} holds no soft answers to these {len(rows)} images, but "
+                f"`consolidation_start_step={stage.first_step}` is over. Set it to {step} or later."
+            )
+        self.soft_answers = SoftAnswers(rows, tensors[SOFT_ANSWERS]["probabilities"])
 
     def losses(self, batch: JointImages, step: int, part: int) -> dict[str, torch.Tensor]:
         """L_diff + w * L_class of this process's slice, differentiated."""
-        images, labelled_images = batch
         batches = self.batch_maker
         # 1. Clean latents, noise and timesteps.
-        diffusion = None if images is None else batches.diffusion(images, step, part)
-        labelled = None if labelled_images is None else batches.labelled(labelled_images, step, part)
+        diffusion = None if batch.diffusion is None else batches.diffusion(batch.diffusion, step, part)
+        labelled = None if batch.labelled is None else batches.labelled(batch.labelled, step, part)
+        answered = None
+        if batch.answered is not None and self.soft_answers is not None:
+            answered = batches.answered(batch.answered, step, part, self.soft_answers)
         pseudo_labelled = None
         if diffusion is not None and labelled is not None and self.config.semi_supervised.is_due(step):
             pseudo_labelled = self._pseudo_labelled_batch(diffusion.latents, step, part)
         # 2. Each slice is a sum over the global count.
         seed_step(self.config.run.seed, "dropout", step, part, self.run.accelerator.process_index)
-        losses = self.trained[0].objective(diffusion, labelled, pseudo_labelled)
+        losses = self.trained[0].objective(diffusion, labelled, pseudo_labelled, answered)
         self.run.backward(losses["loss"])
         return losses
 
     def num_images(self, step: int) -> int:
-        """Images of both streams."""
-        count = self.config.data.train_batch_size if self.config.diffusion.diffusion_loss_weight > 0 else 0
-        return count + (self.config.labels.labelled_batch_size if self.config.labels.is_due(step) else 0)
+        """Images of all streams."""
+        return sum(images_of_step(self.config, stage_at(self.stages, step), step).values())
 
     def measures(self, factor: float) -> dict[str, float]:
         """The learning rates of trunk and head."""
@@ -178,7 +238,7 @@ class JointTask:
             if result is not None:
                 self.run.log(result.record(done))
                 if result.macro_auroc is not None:
-                    self.run.say(f"step {done}: validation macro AUROC {result.macro_auroc:.3f}")
+                    self.run.say(f"step {done}: {result.sentence()}")
         if self._samples_are_due(done):
             self._save_samples(done)
 

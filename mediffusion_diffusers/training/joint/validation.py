@@ -10,14 +10,18 @@ import numpy as np
 import torch
 
 from ...data.transforms import ImageTransform
-from ...evaluation.classification import per_label_auroc, youden_threshold
 from ...latents import encode_pixels
 from ...models import JointUNet2DModel
+from ..classification import auroc_record, classification_loss, probabilities
 from ..data.latent_cache import LatentCache
 from ..data.training_data import TrainingData
 from ..run.randomness import keyed_generator
 from ..run.run import TrainingRun
-from .objectives import classification_loss, diffusion_target
+from .objectives import diffusion_target
+
+
+# Shares of the noise schedule at which the classifier is asked as well.
+NOISY_SHARES = (0.3, 0.5)
 
 
 @dataclass
@@ -25,23 +29,27 @@ class ValidationResult:
     """What one validation found.
 
     Args:
-        logits: `(num_images, num_labels)`.
+        probabilities: `(num_images, num_labels)`.
         labels: `(num_images, num_labels)`, NaN = unknown.
         diffusion_loss: mean squared error on the same noise and timesteps every time.
         classification_loss: on clean latents at t = 0.
         auroc: per label; labels without positives or negatives are left out.
+        macro_auroc: mean over the labels that have an AUROC; `None` if there is none.
+        noisy_macro_auroc: the same on noised latents, by timestep: whether the classifier can guide.
     """
 
-    logits: np.ndarray
+    probabilities: np.ndarray
     labels: np.ndarray
     diffusion_loss: float
     classification_loss: float
     auroc: dict[str, float]
+    macro_auroc: float | None
+    noisy_macro_auroc: dict[int, float | None]
 
-    @property
-    def macro_auroc(self) -> float | None:
-        """Mean over the labels that have an AUROC; `None` if there is none."""
-        return float(np.mean(list(self.auroc.values()))) if self.auroc else None
+    def sentence(self) -> str:
+        """AUROC on clean and noised latents, for the user."""
+        noisy = [f"{value:.3f} at t = {t}" for t, value in self.noisy_macro_auroc.items() if value is not None]
+        return ", ".join([f"validation macro AUROC {self.macro_auroc or math.nan:.3f}", *noisy])
 
     def record(self, step: int) -> dict[str, Any]:
         """The line for metrics.jsonl."""
@@ -50,6 +58,7 @@ class ValidationResult:
             "step": step,
             "macro_auroc": self.macro_auroc,
             "auroc": self.auroc,
+            **{f"macro_auroc_at_{t}": value for t, value in self.noisy_macro_auroc.items()},
             "diffusion_loss": self.diffusion_loss,
             "classification_loss": self.classification_loss,
             "num_images": len(self.labels),
@@ -81,6 +90,8 @@ def validate(
         The same on all processes.
     """
     assert data.validation_rows is not None
+    num_timesteps = noise_scheduler.config.num_train_timesteps
+    noisy_timesteps = [int(share * num_timesteps) for share in NOISY_SHARES]
     size = run.options.validation_batch_size
     starts = range(0, len(data.validation_indices), size)
     chunks = []
@@ -93,35 +104,37 @@ def validate(
                 latents = encode_pixels(vae, run.to_device(data.validation_rows.batch(indices, transform))).float()
         else:
             latents = run.to_device(latent_cache.batch(indices))
-        timesteps, noise = validation_noise(
-            run.options.seed, number, latents.shape, noise_scheduler.config.num_train_timesteps
-        )
+        timesteps, noise = validation_noise(run.options.seed, number, latents.shape, num_timesteps)
         timesteps, noise = run.to_device(timesteps), run.to_device(noise)
         noisy_latents = noise_scheduler.add_noise(latents, noise, timesteps)
         with run.accelerator.autocast():
-            logits = unet(latents, 0, return_sample=False).logits
+            logits = [unet(latents, 0, return_sample=False).logits]
+            for t in noisy_timesteps:
+                noised = noise_scheduler.add_noise(latents, noise, torch.full_like(timesteps, t))
+                logits.append(unet(noised, t, return_sample=False).logits)
             output = unet(noisy_latents, timesteps, return_logits=False).sample
         target = diffusion_target(latents, noise, timesteps, noise_scheduler)
         errors = (output.float() - target).square().flatten(1).mean(dim=1)
-        chunks.append((number, (logits.float().cpu().numpy(), errors.cpu().double().numpy())))
+        chunks.append((number, (torch.stack(logits, dim=1).float().cpu(), errors.cpu().double().numpy())))
     gathered = run.gather_chunks(chunks)
-    logits = np.concatenate([pair[0] for pair in gathered])
+    all_logits = torch.cat([pair[0] for pair in gathered])
     errors = np.concatenate([pair[1] for pair in gathered])
     labels = data.validation_labels[data.validation_indices]
-    loss = classification_loss(torch.from_numpy(logits), torch.from_numpy(labels), data.info.problem_type)
+    problem_type = data.info.problem_type
+    loss = classification_loss(all_logits[:, 0], torch.from_numpy(labels), problem_type)
+    clean, *noisy = (
+        auroc_record(labels, probabilities(each, problem_type).numpy(), data.info.label_names)
+        for each in all_logits.unbind(dim=1)
+    )
     return ValidationResult(
-        logits=logits,
+        probabilities=probabilities(all_logits[:, 0], problem_type).numpy(),
         labels=labels,
         diffusion_loss=float(errors.mean()),
         classification_loss=float(loss),
-        auroc=auroc_per_label(labels, probabilities(logits, data.info.problem_type), data.info.label_names),
+        auroc=clean["auroc"],
+        macro_auroc=clean["macro_auroc"],
+        noisy_macro_auroc={t: each["macro_auroc"] for t, each in zip(noisy_timesteps, noisy, strict=True)},
     )
-
-
-def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """Sigmoid (multi-label) or softmax (single-label) of logits, `(num_images, num_labels)`."""
-    tensor = torch.from_numpy(logits)
-    return (tensor.sigmoid() if problem_type == "multi_label_classification" else tensor.softmax(dim=1)).numpy()
 
 
 def validation_noise(
@@ -131,16 +144,3 @@ def validation_noise(
     generator = keyed_generator(seed, "validation", chunk)
     timesteps = torch.randint(0, num_train_timesteps, (shape[0],), generator=generator)
     return timesteps, torch.randn(shape, generator=generator)
-
-
-def auroc_per_label(labels: np.ndarray, scores: np.ndarray, names: list[str]) -> dict[str, float]:
-    """AUROC of every label that has positives and negatives among its known entries, by name."""
-    values = per_label_auroc(labels, scores).tolist()
-    return {name: value for name, value in zip(names, values, strict=True) if not math.isnan(value)}
-
-
-def label_thresholds(result: ValidationResult, problem_type: str) -> list[float]:
-    """Per label the probability from which it counts as present: Youden's, 0.5 where there is none."""
-    scores = probabilities(result.logits, problem_type)
-    thresholds = [youden_threshold(result.labels[:, k], scores[:, k]) for k in range(scores.shape[1])]
-    return [0.5 if math.isnan(value) else min(max(value, 1e-6), 1 - 1e-6) for value in thresholds]

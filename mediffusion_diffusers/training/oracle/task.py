@@ -23,12 +23,12 @@ from ...device import memory_format_for
 from ...models.oracle_classifier import PATIENTS_FILE, OracleClassifier, patient_digest, resize_for_oracle
 from ...options import Range, check_number
 from ...version import __version__
+from ..classification import auroc_record, classification_loss, count_known, label_thresholds
 from ..config import check_shift
 from ..data.image_rows import ImageRows, stream_batches
 from ..data.streams import IndexStream, slice_bounds
 from ..data.training_data import dataset_facts, dataset_folder, num_workers, train_transform
-from ..joint.objectives import classification_loss, count_known
-from ..loop import Trained, TrainingLoop
+from ..loop import Task, Trained, TrainingLoop
 from ..run.ema import EMAWeights, validation_weights
 from ..run.optimizer import build_adamw, count_parameters
 from ..run.output import new_model
@@ -36,7 +36,7 @@ from ..run.randomness import keyed_generator, seed_step
 from ..run.run import TrainingRun, training_run
 from .config import NetworkOptions, OracleConfig
 from .disturbances import disturb
-from .measures import auroc_record, choose_thresholds, measure_oracle
+from .measures import measure_oracle
 
 
 METRICS_FILE = "oracle_metrics.json"
@@ -116,7 +116,7 @@ class OracleObjective(nn.Module):
         return classification_loss(self.model(pixel_values=pixels).logits, labels, self.problem_type, num_known)
 
 
-class OracleTask:
+class OracleTask(Task):
     """Classification of disturbed images; a `Task` of the training loop.
 
     The network has batch normalisation, whose statistics are those of a slice: other numbers of processes or parts
@@ -128,9 +128,6 @@ class OracleTask:
     Raises:
         ValueError: for data that cannot work.
     """
-
-    restart_step = None
-    write_model = None  # an oracle is not published
 
     def __init__(self, config: OracleConfig):
         self.config = config
@@ -204,14 +201,6 @@ class OracleTask:
         run.backward(loss)
         return {"classification_loss": loss.detach()}
 
-    def num_images(self, step: int) -> int:
-        """The batch."""
-        return self.config.data.train_batch_size
-
-    def measures(self, factor: float) -> dict[str, float]:
-        """The learning rate."""
-        return {"learning_rate": self.config.optimizer.learning_rate * factor}
-
     def report_is_due(self, done: int) -> bool:
         """Whether to validate."""
         return self.validation is not None and self.run.is_due(done, self.config.run.validation_steps)
@@ -221,7 +210,7 @@ class OracleTask:
         assert self.validation is not None
         images, labels = self.validation
         with validation_weights(self.model, self.ema) as model:
-            figures = auroc_record(labels, OracleClassifier(model)(images), self.info.label_names)
+            figures = auroc_record(labels, OracleClassifier(model)(images).numpy(), self.info.label_names)
         self.run.log({"kind": "validation", "step": done, **figures})
 
     def finish(self) -> None:
@@ -241,9 +230,10 @@ class OracleTask:
         with validation_weights(self.model, self.ema) as model:
             oracle = OracleClassifier(model)
             if self.validation is not None:
-                self.metrics["validation"] = measure_oracle(oracle, *self.validation, seed=config.run.seed)
+                images, labels = self.validation
+                self.metrics["validation"] = measure_oracle(oracle, images, labels, seed=config.run.seed)
                 if self.info.is_multi_label:
-                    model.config.label_thresholds = choose_thresholds(oracle, *self.validation)
+                    model.config.label_thresholds = label_thresholds(labels, oracle(images).numpy())
             if run.is_main:
                 digests = sorted({patient_digest(self.info.name, patient) for patient in self.patients})
                 with new_model(run.output_dir) as aside:

@@ -43,6 +43,10 @@ class EMAWeights(Generic[Model]):
         """Follow the model by one optimizer step."""
         self.ema.step(self.model.parameters())
 
+    def set_decay(self, decay: float) -> None:
+        """Another largest decay, from the next step on."""
+        self.ema.decay = decay
+
     def restart_warmup(self) -> None:
         """Let the decay warm up from 0 again, so that the average forgets an untrained head quickly."""
         self.ema.optimization_step = 0
@@ -53,6 +57,12 @@ class EMAWeights(Generic[Model]):
         for average, parameter in zip(self.ema.shadow_params, self.model.parameters(), strict=True):
             average.copy_(parameter)
         self.restart_warmup()
+
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        """Let training go on from the averaged weights."""
+        for average, parameter in zip(self.ema.shadow_params, self.model.parameters(), strict=True):
+            parameter.copy_(average)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """The averaged weights by parameter name."""

@@ -11,7 +11,7 @@ from ..config import LRScheduler
 
 
 LR_SCHEDULERS = get_args(LRScheduler)
-# Of `warmup_stable_decay`: the last part of the run, in which the rate falls to 0.
+# Of `warmup_stable_decay`: the last part of the schedule, in which the rate falls to 0.
 DECAY_SHARE = 0.25
 
 
@@ -20,19 +20,16 @@ def lr_factor(
     name: str = "constant",
     num_warmup_steps: int = 0,
     num_training_steps: int = 1,
-    restart_step: int | None = None,
 ) -> float:
     """Factor on the learning rate at a step, as [`~diffusers.optimization.get_scheduler`] defines it.
 
-    `"warmup_stable_decay"` is transformers' (with a linear decay): constant up to the last quarter of the run.
+    `"warmup_stable_decay"` is transformers' (with a linear decay): constant up to the last quarter.
 
     Args:
         step: optimizer step, from 0.
         name: one of `LR_SCHEDULERS`.
         num_warmup_steps: length of the linear warm-up (not used by `"constant"`).
-        num_training_steps: steps of the whole run.
-        restart_step: where the schedule, warm-up included, begins anew. Diffusion alone, then joint training with
-            its own cosine, is such a run; both halves then have their own length.
+        num_training_steps: steps of the whole schedule.
 
     Returns:
         A number in [0, 1].
@@ -42,11 +39,6 @@ def lr_factor(
     """
     if name not in LR_SCHEDULERS:
         raise ValueError(f"`lr_scheduler` must be one of {LR_SCHEDULERS}, but got {name!r}.")
-    if restart_step is not None and 0 < restart_step < num_training_steps:
-        if step < restart_step:
-            num_training_steps = restart_step
-        else:
-            step, num_training_steps = step - restart_step, num_training_steps - restart_step
     if name == "constant":
         return 1.0
     if step < num_warmup_steps:

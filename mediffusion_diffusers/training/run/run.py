@@ -96,6 +96,7 @@ class TrainingRun:
             )
         self.stop = StopRequest()
         self.must_stop = False
+        self.stage: str | None = None
         self.bar = tqdm(disable=True)
         # Signals are agreed on by the hosts, beside whatever the devices are at.
         self._hosts = torch.distributed.new_group(backend="gloo") if self.num_processes > 1 else None
@@ -180,6 +181,11 @@ class TrainingRun:
                 if self.must_stop and step + 1 < total:
                     self._end_early(step + 1)
 
+    def enter(self, stage: str | None) -> None:
+        """Say from now on which stage the steps belong to; `None` for a run without any."""
+        self.stage = stage
+        self.bar.set_description("Training" if stage is None else f"Training, {stage}")
+
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the host on the run's device; where it can, the copy runs beside the host's work."""
         if self.device.type != "cuda":
@@ -244,6 +250,8 @@ class TrainingRun:
         require_finite(record)
         if not self.is_main:
             return
+        if self.stage is not None:
+            record = {**record, "stage": self.stage}
         self.metrics.append(record)
         if self.options.report_to is not None:
             numbers = {name: value for name, value in record.items() if isinstance(value, (int, float))}
