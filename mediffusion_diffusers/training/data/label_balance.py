@@ -144,7 +144,7 @@ class BalancedIndexStream(IndexStream):
 
 
 class SquareRootIndexStream(IndexStream):
-    """An `IndexStream` in which a class comes as often as the square root of its images (Mahajan et al., 2018, Sec. 2.2).
+    """An `IndexStream` in which a class comes as often as the root of its images (Mahajan et al., 2018, Sec. 2.2).
 
     The classes are those of `BalancedIndexStream`. Each place draws a class, then one of its images, with replacement,
     from (seed, name, place) alone.
