@@ -67,6 +67,8 @@ class AutoencoderTask(Task):
         ValueError: for data or models that do not fit together.
     """
 
+    config: AutoencoderConfig
+
     def __init__(self, config: AutoencoderConfig):
         self.config = config
         resolution = config.data.image_size

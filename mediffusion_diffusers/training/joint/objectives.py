@@ -210,4 +210,5 @@ class JointObjective(nn.Module):
         latents = torch.cat([batch.latents for batch in classified])
         timesteps = torch.cat([batch.timesteps for batch in classified])
         output, logits = self._predict(self.unet, denoised, UNetInput(latents, timesteps), self.share_forward)
+        assert logits is not None
         return output, logits.split([len(batch.latents) for batch in classified])

@@ -66,6 +66,8 @@ class JointTask(Task):
         ValueError: for data or models that do not fit together.
     """
 
+    config: JointConfig
+
     def __init__(self, config: JointConfig):
         self.config = config
         self.soft_answers: SoftAnswers | None = None

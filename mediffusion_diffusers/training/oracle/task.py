@@ -129,6 +129,8 @@ class OracleTask(Task):
         ValueError: for data that cannot work.
     """
 
+    config: OracleConfig
+
     def __init__(self, config: OracleConfig):
         self.config = config
         folder = dataset_folder(config.data)
