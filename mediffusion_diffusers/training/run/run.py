@@ -183,8 +183,8 @@ class TrainingRun:
 
     def enter(self, stage: str | None) -> None:
         """Say from now on which stage the steps belong to; `None` for a run without any."""
-        self.stage = stage
-        self.bar.set_description("Training" if stage is None else f"Training, {stage}")
+        self.stage, description = stage, "Training" if stage is None else f"Training, {stage}"
+        self.bar.set_description(description)
 
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the host on the run's device; where it can, the copy runs beside the host's work."""
@@ -250,9 +250,8 @@ class TrainingRun:
         require_finite(record)
         if not self.is_main:
             return
-        if self.stage is not None:
-            record = {**record, "stage": self.stage}
-        self.metrics.append(record)
+        stage = {} if self.stage is None else {"stage": self.stage}
+        self.metrics.append({**record, **stage})
         if self.options.report_to is not None:
             numbers = {name: value for name, value in record.items() if isinstance(value, (int, float))}
             step = numbers.pop("step")
