@@ -1,5 +1,7 @@
 """A pipeline folder goes to the Hub with its own card, and comes back as any of the three pipelines."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -8,8 +10,14 @@ from mediffusion_diffusers import (
     MediffusionCounterfactualPipeline,
     MediffusionGuidedPipeline,
 )
+from mediffusion_diffusers.commands.publish import main as publish_command
+from mediffusion_diffusers.digests import sha256_of
+from mediffusion_diffusers.hub import HubFailure
 from mediffusion_diffusers.publishing.options import PublishOptions
-from mediffusion_diffusers.publishing.upload import publish_pipeline_folder
+from mediffusion_diffusers.publishing.upload import publish_pipeline_folder, publish_space
+
+
+NUM_FILES = 12
 
 
 @pytest.fixture
@@ -123,3 +131,120 @@ def test_a_folder_that_holds_a_token_is_refused_without_repeating_it(pipeline_fo
     (pipeline_folder / "notes.txt").write_text("my own words")
     with pytest.raises(ValueError, match="holds an access token"):
         publish_pipeline_folder(pipeline_folder, "org/model", token="my own words")
+
+
+@pytest.mark.usefixtures("_short_waits")
+class TestRepeating:
+    """What the network and the Hub do to an upload."""
+
+    @pytest.fixture
+    def publish_once(self, hub, pipeline_folder):
+        def publish(token=None, **options):
+            num_before = len(hub.requests)
+            with hub.this_process(token or hub.token):
+                published = publish_pipeline_folder(pipeline_folder, "org/model", PublishOptions(**options))
+            return published, hub.requests[num_before:]
+
+        return publish
+
+    def test_the_same_again_sends_nothing(self, hub, publish_once, pipeline_folder):
+        first, _ = publish_once()
+        again, requests = publish_once()
+        assert len(first.sent) == len(first.files) == NUM_FILES and again.sent == [] and again.url == first.url
+        assert not [request for request in requests if "commit" in request.path or request.method == "PUT"]
+        assert not [request for request in requests if "preupload" in request.path or "lfs" in request.path]
+        assert len(hub.repository("org/model").history()) == 2
+
+        (pipeline_folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Another card\n")
+        assert publish_once(create_pr=True)[0].url.endswith("/discussions/1")
+        assert [file.path for file in publish_once()[0].sent] == ["README.md"]
+        assert len(hub.repository("org/model").history()) == 3
+
+    def test_a_dry_run_lists_what_a_publish_sends_and_asks_nobody(self, publish_once, pipeline_folder):
+        dry, requests = publish_once(dry_run=True)
+        assert requests == [] and dry.url is None
+        published, _ = publish_once()
+        assert dry.files == published.files == published.sent
+        lines = str(dry).splitlines()
+        weights = pipeline_folder / "unet" / "diffusion_pytorch_model.safetensors"
+        assert lines[0].startswith(f"{NUM_FILES} files with ")
+        (line,) = [line for line in lines if "unet/diffusion" in line]
+        assert line.split()[:2] == [sha256_of(weights), f"{weights.stat().st_size:,}"]
+
+    def test_nothing_is_sent_before_the_hub_says_that_it_is_private(self, hub, publish_once):
+        _, requests = publish_once(private=True)
+        paths = [(request.method, request.path) for request in requests]
+        confirmed = paths.index(("GET", "/api/models/org/model"))
+        assert paths[:confirmed] == [("POST", "/api/repos/create")]
+        assert hub.repository("org/model").private
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            {"status": 500, "method": "POST", "path": "/commit/"},
+            {"status": None, "method": "POST", "path": "/commit/"},
+            {"status": 422, "method": "PUT", "path": "^/_lfs/"},  # content that is not of its hash
+            {"status": 500, "method": "POST", "path": "/api/repos/create"},
+            {"status": None, "method": "POST", "path": "/preupload/"},
+        ],
+        ids=str,
+    )
+    def test_a_fault_that_passes_is_survived(self, hub, publish_once, fault):
+        asked = hub.fail_next(1, **fault)
+        published, _ = publish_once()
+        assert asked.remaining == 0 and len(published.sent) == NUM_FILES
+        assert len(hub.repository("org/model").history()) == 2
+
+    @pytest.mark.parametrize(
+        ("fault", "line"),
+        [
+            ({"status": 500, "path": "/commit/"}, "org/model was not published. The Hub has a fault of its own (500)"),
+            ({"status": None, "path": "/api/"}, "org/model was not published. The Hub at "),
+            ({"status": 422, "path": "^/_lfs/"}, "org/model was not published. A file arrived damaged"),
+        ],
+    )
+    def test_a_fault_that_stays_is_said_in_one_line(self, hub, publish_once, fault, line):
+        hub.fail_next(1000, **fault)
+        with pytest.raises(HubFailure) as error:
+            publish_once()
+        assert str(error.value).startswith(line) and "\n" not in str(error.value) and hub.token not in str(error.value)
+
+    def test_a_token_that_is_not_accepted_is_not_tried_again(self, hub, publish_once):
+        asked = hub.fail_next(1000, status=401, method="POST")
+        with pytest.raises(PermissionError, match=r"^Publishing to org/model needs a login"):
+            publish_once(token="hf_" + 17 * "xY")
+        assert asked.remaining == 999
+
+
+def test_a_space_is_an_app_with_its_sdk_in_the_readme(hub, tmp_path):
+    (tmp_path / "app.py").write_text("print('an app')\n")
+    with pytest.raises(ValueError, match=r"`folder` must hold README\.md"):
+        publish_space(tmp_path, "org/app")
+    (tmp_path / "README.md").write_text("---\ntitle: An app\n---\n")
+    with pytest.raises(ValueError, match="must name its `sdk`"):
+        publish_space(tmp_path, "org/app")
+    (tmp_path / "README.md").write_text("---\ntitle: An app\nsdk: gradio\n---\n")
+    with hub.this_process(hub.token):
+        published = publish_space(tmp_path, "org/app", PublishOptions(private=True))
+        again = publish_space(tmp_path, "org/app", PublishOptions(private=True))
+    space = hub.repository("org/app", "space")
+    assert space.private and space.paths() == [".gitattributes", "README.md", "app.py"]
+    assert published.url == again.url == f"{hub.endpoint}/spaces/org/app/commit/{space.branches['main']}"
+    assert again.sent == []
+
+
+def test_options_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match="`create_pr`"):
+        PublishOptions(create_pr=True, revision="branch")
+    with pytest.raises(ValueError, match="`commit_message`"):
+        PublishOptions(commit_message=" ")
+
+
+def test_the_command_publishes_and_says_where(hub, pipeline_folder, capsys):
+    with hub.this_process(hub.token):
+        publish_command([str(pipeline_folder), "org/model", "--dry_run"])
+        assert "model_index.json" in capsys.readouterr().out and hub.state.repositories == {}
+        publish_command([str(pipeline_folder), "org/model", "--json"])
+        said = json.loads(capsys.readouterr().out)
+        publish_command([str(pipeline_folder), "org/model"])
+    assert said["url"] == capsys.readouterr().out.strip() and len(said["sent"]) == NUM_FILES
