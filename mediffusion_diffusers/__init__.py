@@ -11,6 +11,8 @@ from .version import __version__
 
 
 if TYPE_CHECKING:
+    from .image_classification import MediffusionImageClassificationPipeline
+    from .image_features import MediffusionModel
     from .image_processor import MediffusionImageProcessor
     from .models import JointUNet2DModel, JointUNet2DOutput, SpaceToDepthAutoencoder
     from .pipelines import (
@@ -34,14 +36,16 @@ __all__ = [
     "MediffusionCounterfactualPipelineOutput",
     "MediffusionGuidedPipeline",
     "MediffusionGuidedPipelineOutput",
+    "MediffusionImageClassificationPipeline",
     "MediffusionImageProcessor",
+    "MediffusionModel",
     "MultistepDDIMScheduler",
     "SpaceToDepthAutoencoder",
     "__version__",
 ]
 
 # Modules that are loaded when one of their names is asked for: torch takes seconds, `mediffusion --help` must not.
-_HOMES = ("image_processor", "models", "schedulers", "pipelines")
+_HOMES = ("image_processor", "models", "schedulers", "pipelines", "image_classification", "image_features")
 
 
 def __getattr__(name: str) -> Any:
