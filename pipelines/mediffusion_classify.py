@@ -1043,12 +1043,23 @@ class CallState:
         num_timesteps: number of denoising steps.
         interrupt: whether to skip the remaining steps.
         is_running: whether the call has not ended yet.
+        num_evaluations: on how many latents the U-Net was evaluated, where it was `counted`.
     """
 
     guidance_scale: Any = 0.0
     num_timesteps: int = 0
     interrupt: bool = False
     is_running: bool = False
+    num_evaluations: int = 0
+
+    def counted(self, unet: Callable[..., Any]) -> Callable[..., Any]:
+        """The U-Net, counting this call's evaluations; other calls may use the same one at the same time."""
+
+        def evaluate(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.num_evaluations += len(sample)
+            return unet(sample, *args, **kwargs)
+
+        return evaluate
 
     def steps(self, timesteps: torch.Tensor, shown: Callable[[Any], Iterable[Any]]) -> Iterator[tuple[int, Any]]:
         """Number and timestep of each denoising step, until a callback interrupts.

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_type_hints
 
 import huggingface_hub
 import numpy as np
@@ -1919,12 +1919,23 @@ class CallState:
         num_timesteps: number of denoising steps.
         interrupt: whether to skip the remaining steps.
         is_running: whether the call has not ended yet.
+        num_evaluations: on how many latents the U-Net was evaluated, where it was `counted`.
     """
 
     guidance_scale: Any = 0.0
     num_timesteps: int = 0
     interrupt: bool = False
     is_running: bool = False
+    num_evaluations: int = 0
+
+    def counted(self, unet: Callable[..., Any]) -> Callable[..., Any]:
+        """The U-Net, counting this call's evaluations; other calls may use the same one at the same time."""
+
+        def evaluate(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.num_evaluations += len(sample)
+            return unet(sample, *args, **kwargs)
+
+        return evaluate
 
     def steps(self, timesteps: torch.Tensor, shown: Callable[[Any], Iterable[Any]]) -> Iterator[tuple[int, Any]]:
         """Number and timestep of each denoising step, until a callback interrupts.
@@ -2244,12 +2255,30 @@ def region_of_change(deviation: torch.Tensor, energy_share: float = 0.5) -> torc
     Returns:
         1 inside, 0 outside, shape `(rows, 1, height, width)`; 0 everywhere where nothing changed.
     """
-    size = F.avg_pool2d(deviation.float().abs().mean(1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
+    size = _mean_3x3(deviation.float().abs().mean(1, keepdim=True))
     energy, places = size.flatten(1).square().sort(dim=1, descending=True)
     before = energy.cumsum(1) - energy  # what larger changes hold together
     is_inside = (before < energy_share * energy.sum(1, keepdim=True)) & (energy > 0)
     region = torch.zeros_like(energy).scatter(1, places, is_inside.to(energy))
     return region.view_as(size).to(deviation)
+
+
+def soft_region_of_change(deviation: torch.Tensor, energy_share: float = 0.8) -> torch.Tensor:
+    """As `region_of_change`, with a border that fades over one position: the region averaged over 3 x 3 positions.
+
+    Args:
+        deviation: counterfactual minus null edit, shape `(rows, channels, height, width)`.
+        energy_share: as there; a soft border may hold more than a hard one.
+
+    Returns:
+        Shape `(rows, 1, height, width)`, in [0, 1].
+    """
+    return _mean_3x3(region_of_change(deviation, energy_share).float()).to(deviation)
+
+
+def _mean_3x3(values: torch.Tensor) -> torch.Tensor:
+    """Mean over each position and its neighbours, of those that exist; same shape."""
+    return F.avg_pool2d(values, 3, stride=1, padding=1, count_include_pad=False)
 
 
 # ---- mediffusion_diffusers/pipelines/outputs.py
@@ -2278,7 +2307,8 @@ class MediffusionCounterfactualPipelineOutput(BaseOutput):
     """Output of [`MediffusionCounterfactualPipeline`].
 
     The *null edit* has the same start, timesteps and noise as the counterfactual, at guidance scale 0: what it changes
-    is due to the autoencoder and the noise, not to the explanation.
+    is due to the autoencoder and the noise, not to the explanation. With `detail="keep"` it is the image itself, and
+    both differences are the explanation alone.
 
     Args:
         images: the counterfactuals, in the asked-for `output_type`.
@@ -2306,7 +2336,12 @@ class MediffusionCounterfactualPipelineOutput(BaseOutput):
         l1: mean absolute change of each counterfactual, in units of the full intensity range.
         high_frequency_shares: share of the change's energy above half of the highest frequency, of the
             counterfactual, the plain gradient and the noise (0.80), shape `(batch, 3)`.
-        region: where the image was allowed to change, on the latents' grid; None for everywhere.
+        region: where the image was allowed to change, on the latents' grid, in [0, 1]; None for everywhere.
+        agreement: with `start="noised_paths"`: how far its noises agree on the change of each place, on the latents'
+            grid, shape `(batch, 1, *latent_size)`, in [0, 1]: 1 where all of them make the same change, about
+            `1 / sqrt(num_noises)` where they have nothing in common. None with other starts.
+        unet_evaluations: evaluations of the U-Net that the edit of one counterfactual took, in the mean: the start,
+            the steps and the trials of a search, not the classification of pictures and not the controls.
         external_probabilities_before: the external classifier's probabilities for the originals.
         external_probabilities_after: for the counterfactuals.
         external_probabilities_null: for the null edits.
@@ -2338,6 +2373,8 @@ class MediffusionCounterfactualPipelineOutput(BaseOutput):
     l1: Scores | None = None
     high_frequency_shares: Scores | None = None
     region: np.ndarray | None = None
+    agreement: np.ndarray | None = None
+    unet_evaluations: float | None = None
     external_probabilities_before: Scores | None = None
     external_probabilities_after: Scores | None = None
     external_probabilities_null: Scores | None = None
@@ -2474,93 +2511,166 @@ def _changed(originals: torch.Tensor, unit: torch.Tensor, scale: torch.Tensor) -
     return (originals + scale.view(-1, 1, 1, 1) * unit).clamp(0, 1)
 
 
-# ---- mediffusion_diffusers/pipelines/counterfactual/judge.py
+# ---- mediffusion_diffusers/schedulers/scheduling_multistep_ddim.py
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Pictures as the user gets them, and what they are classified by.
+class MultistepDDIMScheduler(DDIMScheduler):
+    """DDIM between the points of a chosen grid: upwards it inverts an image, downwards it denoises.
 
-    Args:
-        pictures: shape `(num, channels, height, width)` in [-1, 1]; latents, where latents are asked for.
-        latents: of these pictures, encoded anew.
+    Counterfactuals start at a partial noise level and take few steps, which `DDIMScheduler` cannot express: its grid
+    always spans the whole schedule. Clean latents count as level t = 0, DDIM's convention with
+    `set_alpha_to_one=False`. `clip_sample` and `thresholding` of the config are not applied: an inversion could not
+    undo them.
+
+    With `solver_order=2` the step uses `1.5 e_i - 0.5 e_(i-1)` instead of the noise prediction `e_i` (Adams-Bashforth
+    in the grid's own parameter): second order without another evaluation of the model. Make one from any DDIM or DDPM
+    scheduler with `MultistepDDIMScheduler.from_config(scheduler.config)`.
     """
 
-    pictures: torch.Tensor
-    latents: torch.Tensor
+    def set_grid(
+        self,
+        num_inference_steps: int,
+        max_timestep: int,
+        inverse: bool = False,
+        solver_order: int = 2,
+        device: str | torch.device | None = None,
+    ) -> None:
+        """Choose the grid and forget all earlier steps.
+
+        Args:
+            num_inference_steps: number of steps; the grid has one point more. At most `max_timestep`.
+            max_timestep: noisiest level, in [1, num_train_timesteps).
+            inverse: climb from 0 to `max_timestep` instead of descending to 0.
+            solver_order: 1 is plain DDIM on a uniform grid; 2 uses the grid `t = max_timestep * u^1.5`, u uniform.
+            device: of `timesteps`.
+
+        Raises:
+            ValueError: for numbers outside these ranges.
+        """
+        if solver_order not in (1, 2):
+            raise ValueError(f"`solver_order` must be 1 (DDIM) or 2 (Adams-Bashforth), but got {solver_order}.")
+        grid = time_grid(num_inference_steps, max_timestep, power=1.0 if solver_order == 1 else 1.5)
+        if max_timestep >= self.config.num_train_timesteps:
+            raise ValueError(
+                f"`max_timestep` must be below `num_train_timesteps` ({self.config.num_train_timesteps}), but got "
+                f"{max_timestep}."
+            )
+        grid = grid if inverse else grid[::-1].copy()
+        self.grid = torch.from_numpy(grid).to(device)
+        self.timesteps = self.grid[:-1]
+        self.num_inference_steps = num_inference_steps
+        self.solver_order = solver_order
+        self.step_index = 0
+        self.last_epsilon: torch.Tensor | None = None
+
+    def skip_step(self) -> None:
+        """Go on to the next grid point with the sample as it is."""
+        self.step_index += 1
+
+    def noise_weight(self) -> torch.Tensor:
+        """What the noise adds to the next sample, dz / d eps, at the current step taken in first order; a scalar."""
+        alpha_prod_t, alpha_prod_next = (
+            self.alphas_cumprod[int(self.grid[index])] for index in (self.step_index, self.step_index + 1)
+        )
+        return (1 - alpha_prod_next).sqrt() - (alpha_prod_next * (1 - alpha_prod_t) / alpha_prod_t).sqrt()
+
+    def step(  # type: ignore[override]
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """Move `sample` from this grid point to the next (Eq. 12 and 16 of DDIM).
+
+        Args:
+            model_output: prediction at `timestep`, in the config's `prediction_type`.
+            timestep: the grid point where `sample` is; steps must be taken in order.
+            sample: latents, shape `(batch, channels, height, width)`.
+            eta: share of fresh noise in [0, 1]; 1 is ancestral sampling (DDPM). Descending, first order only.
+            generator: source of that noise.
+            variance_noise: that noise itself, instead of a generator's.
+            return_dict: return a `DDIMSchedulerOutput` rather than a tuple.
+
+        Returns:
+            The latents at the next grid point and the predicted clean latents.
+
+        Raises:
+            ValueError: if no grid is set or it is finished, `timestep` is not the current point, or `eta` cannot be
+                used.
+        """
+        if not hasattr(self, "grid"):
+            raise ValueError("Call `set_grid` before `step`.")
+        if self.step_index == self.num_inference_steps:
+            raise ValueError("The grid has been walked to its end. Call `set_grid` to start again.")
+        if int(timestep) != int(self.grid[self.step_index]):
+            raise ValueError(
+                f"`timestep` must be {int(self.grid[self.step_index])}, the grid's point number {self.step_index}, "
+                f"but got {int(timestep)}. Steps are taken in order; call `set_grid` to start again."
+            )
+        following = int(self.grid[self.step_index + 1])
+        if eta > 0 and (self.solver_order != 1 or following > int(timestep)):
+            raise ValueError("`eta` > 0 needs `solver_order=1` and a descending grid.")
+        # In full precision whatever the latents' dtype: half precision rounds 1 - abar_t away near t = 0.
+        # Where they are, since single numbers need no copy, for which the host would wait for an accelerator.
+        alpha_prod_t = self.alphas_cumprod[int(timestep)]
+        alpha_prod_next = self.alphas_cumprod[following]
+
+        pred_original_sample = predict_original_sample(model_output, sample, alpha_prod_t, self.config.prediction_type)
+        if self.config.prediction_type == "epsilon":
+            epsilon = model_output
+        else:
+            epsilon = (sample - alpha_prod_t.sqrt() * pred_original_sample) / (1 - alpha_prod_t).sqrt()
+
+        if self.solver_order == 2:
+            previous, self.last_epsilon = self.last_epsilon, epsilon
+            if previous is not None:
+                epsilon = 1.5 * epsilon - 0.5 * previous
+                pred_original_sample = predict_original_sample(epsilon, sample, alpha_prod_t)
+
+        # Eq. 16 of DDIM: sigma_t(eta); Eq. 12: the step.
+        variance = (1 - alpha_prod_next) / (1 - alpha_prod_t) * (1 - alpha_prod_t / alpha_prod_next)
+        sigma = eta * variance.clamp(min=0).sqrt()
+        direction = (1 - alpha_prod_next - sigma**2).sqrt() * epsilon
+        prev_sample = alpha_prod_next.sqrt() * pred_original_sample + direction
+        if eta > 0:
+            if variance_noise is None:
+                place: dict[str, Any] = {"device": sample.device, "dtype": sample.dtype}
+                variance_noise = randn_tensor(sample.shape, generator=generator, **place)
+            prev_sample = prev_sample + sigma * variance_noise
+        self.step_index += 1
+        if not return_dict:
+            return (prev_sample, pred_original_sample)
+        return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
 
 
-def show(pipe: MediffusionPipeline, latents: torch.Tensor, output_type: str) -> Shown:
-    """Decode latents; where latents are asked for they are their own picture."""
-    if output_type == "latent":
-        return Shown(latents, latents)
-    pictures = pipe.decode_latents(latents)
-    return Shown(pictures, pipe.encode_pixels(pictures))
-
-
-class OwnJudge:
-    """The model's own classifier.
+def time_grid(num_steps: int, max_timestep: int, power: float = 1.0) -> np.ndarray:
+    """Rising grid `max_timestep * u^power` for uniform u in [0, 1], rounded to distinct timesteps.
 
     Args:
-        pipe: the pipeline.
-    """
+        num_steps: number of intervals, in [1, max_timestep].
+        max_timestep: last point; the first is 0.
+        power: at least 1; larger puts more points near 0.
 
-    latent_classifier: LatentClassifier | None = None  # the U-Net's head needs none
-
-    def __init__(self, pipe: MediffusionPipeline):
-        self.pipe = pipe
-        self.label_names: list[str] = pipe.label_names
-        self.problem_type: str = pipe.unet.config.problem_type
-
-    def logits(self, latents: torch.Tensor) -> torch.Tensor:
-        """Of clean latents, differentiable, shape `(num, num_labels)`."""
-        return self.pipe.classify_latents(latents)
-
-    def probabilities(self, shown: Shown) -> torch.Tensor:
-        """Of pictures, shape `(num, num_labels)`, float32."""
-        return self.pipe.logits_to_probabilities(self.logits(shown.latents))
-
-
-class ExternalJudge:
-    """A classifier of pixels.
-
-    Args:
-        pipe: the pipeline.
-        classifier: the classifier.
-    """
-
-    def __init__(self, pipe: MediffusionPipeline, classifier: ExternalClassifier):
-        self.pipe, self.classifier = pipe, classifier
-        self.label_names: list[str] = classifier.label_names
-        self.problem_type: str = classifier.problem_type
-
-    def latent_classifier(self, latents: torch.Tensor) -> torch.Tensor:
-        """Logits for guidance, whose gradient must not end where pixels leave [-1, 1]."""
-        return self.classifier(decode_latents(self.pipe.vae, latents))
-
-    def logits(self, latents: torch.Tensor) -> torch.Tensor:
-        """Of clean latents, as the user sees them decoded; differentiable."""
-        return self.classifier(self.pipe.decode_latents(latents))
-
-    def probabilities(self, shown: Shown) -> torch.Tensor:
-        """Of pictures; softmax or sigmoid by the classifier's `problem_type`."""
-        are_pictures = shown.pictures.shape[-2:] == self.pipe.image_size
-        logits = (self.classifier(shown.pictures) if are_pictures else self.logits(shown.latents)).float()
-        is_single = self.problem_type == "single_label_classification"
-        return logits.softmax(-1) if is_single else logits.sigmoid()
-
-
-Judge = OwnJudge | ExternalJudge
-
-
-def as_external(classifier: Any) -> ExternalClassifier | None:
-    """An image classifier of transformers as one that takes the autoencoder's pixels; None stays None.
+    Returns:
+        Integers of shape `(num_steps + 1,)`, strictly increasing.
 
     Raises:
-        ValueError: for what is no image classifier.
+        ValueError: if `num_steps` is outside its range.
     """
-    is_ready = classifier is None or isinstance(classifier, ExternalClassifier)
-    return classifier if is_ready else ExternalClassifier(classifier)
+    if not 1 <= num_steps <= max_timestep:
+        raise ValueError(
+            f"The number of steps must lie in [1, {max_timestep}] (one per timestep below the start at most), but got "
+            f"{num_steps}."
+        )
+    grid = np.round(max_timestep * np.linspace(0, 1, num_steps + 1) ** power).astype(np.int64)
+    # A convex curve lies below the line, so pushing points apart from 0 upwards never passes `max_timestep`.
+    for index in range(1, num_steps + 1):
+        grid[index] = max(grid[index], grid[index - 1] + 1)
+    return grid
 
 
 # ---- mediffusion_diffusers/counterfactual_options.py
@@ -2593,10 +2703,12 @@ class CounterfactualOptions:
         "Guided steps actually taken from the start to the clean image, whatever the strength (unlike diffusers' "
         "image-to-image pipelines, which take `strength` times as many).",
     )
-    start: Annotated[Literal["inversion", "noise"], Stored] = option(
+    start: Annotated[Literal["inversion", "noise", "noised_paths"], Stored] = option(
         "inversion",
         '`"inversion"` climbs to the noise level by deterministic inversion, which keeps the image\'s identity; '
-        '`"noise"` adds random noise, as the paper does.',
+        '`"noise"` adds random noise, as the paper does; `"noised_paths"` noises the image afresh at every step, '
+        "`num_noises` times, and averages by how much guidance deviates from that: closest to the truth, and without "
+        "guidance the image itself.",
     )
     guidance_mode: Annotated[OwnGuidanceMode | Literal["external"], Stored] = option(
         "zt",
@@ -2609,8 +2721,10 @@ class CounterfactualOptions:
     solver_order: Annotated[int, Range(at_least=1, at_most=2)] = option(
         2, "2 (Adams-Bashforth, few steps suffice) or 1 (plain DDIM); unused with other schedulers."
     )
-    eta: Annotated[float, Range(at_least=0, at_most=1)] = option(
-        0.0, 'Share of fresh noise of DDIM; above 0 it implies first order and needs `start="noise"`.'
+    eta: Annotated[float | None, Range(at_least=0, at_most=1)] = option(
+        None,
+        'Share of fresh noise of DDIM, by default 1 with `start="noised_paths"` and else 0; above 0 it implies first '
+        "order and needs one of the starts with noise.",
     )
     start_snr: Annotated[float | None, Range(above=0)] = option(
         None,
@@ -2644,13 +2758,33 @@ class CounterfactualOptions:
         "everywhere",
         "Where the image may change: a mask, boxes, or one of them per counterfactual (see "
         '[`~mediffusion_diffusers.regions.prepare_region`]); `"auto"`: where an edit without a mask changes most; or '
-        '`"everywhere"`. Outside, the latents stay those of the null edit, bit for bit.',
+        '`"everywhere"`. Outside, the latents stay those of the null edit, bit for bit; and with `detail="keep"` the '
+        "image itself stays outside a given mask.",
     )
     fade_guidance: Annotated[bool, Stored] = option(
         False,
         "Let the push fade within each step as the target becomes certain, instead of holding it as Eq. 2 does. Large "
         "scales then overshoot far less in few steps. Needs DDIM and `eta=0`; a scale calibrated without it is too "
         "small with it.",
+    )
+    quality: Annotated[Literal["fast", "best"] | None, Stored] = option(
+        None,
+        'One word for `start="noised_paths"`, its `num_noises` and its `num_inference_steps`: `"fast"` takes 22 '
+        'evaluations of the U-Net, `"best"` 76. Options that are named themselves come first.',
+    )
+    num_noises: Annotated[int | None, Range(at_least=1), Stored] = option(
+        4, 'With `start="noised_paths"`: noised copies per step, in pairs of a noise and its opposite.'
+    )
+    views: Annotated[Literal["shifts", "shifts_and_flips", "none"] | None, Stored] = option(
+        "shifts",
+        'With `start="noised_paths"`: how each copy is shown to the model, shifted by up to a latent position, and '
+        "mirrored where anatomy allows (not a chest: it moves the heart); deviations are averaged in the image's own "
+        "place.",
+    )
+    detail: Annotated[Literal["keep", "decoded"], Stored] = option(
+        "keep",
+        '`"keep"` adds what guidance changed to the image itself, so that the autoencoder and the noise change '
+        'nothing and the null edit is the image; `"decoded"` shows the decoded latents, as the paper does.',
     )
 
 
@@ -2669,6 +2803,41 @@ def describe_options(indent: str) -> str:
         text = f"{entry.name}: {text}" if allowed is None else f"{entry.name}: {text} A number {allowed}."
         lines.append(textwrap.fill(text, 119, initial_indent=indent, subsequent_indent=indent + "    "))
     return "\n".join(lines).lstrip()
+
+
+# ---- mediffusion_diffusers/pipelines/counterfactual/quality.py
+
+# U-Net evaluations of a counterfactual are num_noises * (2 * num_inference_steps - 1), the unguided half of which all
+# targets of an image share.
+QUALITIES: dict[str, dict[str, int]] = {
+    "fast": {"num_noises": 2, "num_inference_steps": 6},
+    "best": {"num_noises": 4, "num_inference_steps": 10},
+}
+# Where paths begin and edits end, for a checkpoint that does not say so itself.
+NOISED_PATHS: dict[str, Any] = {"start": "noised_paths", "strength": 0.5, "mask": "auto"}
+
+
+def spell_out(given: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by name, with those that a `quality` stands for.
+
+    An option that is named comes before what its `quality` says, and a call before the checkpoint. A call's `quality`
+    leaves a checkpoint that begins with noised paths itself its strength and region.
+
+    Args:
+        given: options of the call.
+        stored: those of the checkpoint.
+    """
+    of_checkpoint = {**_meaning(stored), **stored}
+    of_call = _meaning(given)
+    if of_checkpoint.get("start") == "noised_paths":
+        of_call = {name: value for name, value in of_call.items() if name not in NOISED_PATHS}
+    return {**of_checkpoint, **of_call, **given}
+
+
+def _meaning(options: Mapping[str, Any]) -> dict[str, Any]:
+    if "quality" not in options:
+        return {}
+    return {**NOISED_PATHS, **QUALITIES[options["quality"]]}
 
 
 # ---- mediffusion_diffusers/pipelines/counterfactual/settings.py
@@ -2712,7 +2881,8 @@ class CounterfactualSettings(CounterfactualOptions):
             _checked(cls(**stored))
         except ValueError as error:
             raise ValueError(f"The checkpoint's `guidance_defaults` cannot be used: {error}") from None
-        settings = _checked(cls(**{**stored, **given}))
+        _checked(cls(**given))
+        settings = _checked(cls(**spell_out(given, stored)))
         return settings._at_a_strength(given, scheduler)._completed(given, scheduler)
 
     def check(self, scheduler: Any) -> None:
@@ -2731,10 +2901,10 @@ class CounterfactualSettings(CounterfactualOptions):
                     f"`{name}` counts the steps between the start and the clean image and must lie in "
                     f"[1, {max_timestep}] at `strength={self.strength}`, but got {steps}."
                 )
-        if self.start == "inversion" and (isinstance(scheduler, DDPMScheduler) or self.eta > 0):
+        if self.start == "inversion" and (isinstance(scheduler, DDPMScheduler) or self.eta):
             raise ValueError(
                 "`start='inversion'` needs deterministic steps, but the scheduler is DDPM or `eta` is above 0. Use "
-                "`start='noise'`, or a DDIMScheduler with `eta=0`."
+                "`start='noise'` or `start='noised_paths'`, or a DDIMScheduler with `eta=0`."
             )
         if scheduler.config.prediction_type == "epsilon" and scheduler.alphas_cumprod[max_timestep] == 0:
             raise ValueError(
@@ -2771,21 +2941,30 @@ class CounterfactualSettings(CounterfactualOptions):
     def _completed(self, given: Mapping[str, Any], scheduler: Any) -> CounterfactualSettings:
         """With every option that depends on others settled, and checked."""
         steps = self.num_inference_steps if self.num_inversion_steps is None else self.num_inversion_steps
+        has_paths = self.start == "noised_paths"
+        eta = float(has_paths) if self.eta is None else self.eta
         settings = replace(
             self,
             num_inversion_steps=steps if self.start == "inversion" else 0,
-            solver_order=1 if self.eta > 0 else self.solver_order,
+            eta=eta,
+            solver_order=1 if eta > 0 or has_paths else self.solver_order,
         )
         settings.check(scheduler)
         is_ddim = isinstance(scheduler, DDIMScheduler)
-        has_known_steps = is_ddim and self.eta == 0
+        needs_paths = {"`start='noised_paths'`": has_paths}
         needs = {
+            "quality": needs_paths,
+            "num_noises": needs_paths,
+            "views": needs_paths,
             "follow_inversion": {
                 "`start='inversion'`": self.start == "inversion",
                 "a DDIMScheduler": is_ddim,
                 "`num_inversion_steps` equal to `num_inference_steps`": steps == self.num_inference_steps,
             },
-            "fade_guidance": {"a DDIMScheduler and `eta=0`, whose steps are known in advance": has_known_steps},
+            "fade_guidance": {
+                "a DDIMScheduler and `eta=0`, whose steps are known in advance": is_ddim and eta == 0,
+                "`start='inversion'` or `start='noise'`": not has_paths,
+            },
         }
         impossible: dict[str, Any] = {}
         for name, conditions in needs.items():
@@ -2793,7 +2972,7 @@ class CounterfactualSettings(CounterfactualOptions):
             if missing and given.get(name):
                 raise ValueError(f"`{name}` needs {' and '.join(missing)}.")
             if missing:
-                impossible[name] = False
+                impossible[name] = False if isinstance(getattr(self, name), bool) else None
         return replace(settings, **impossible)
 
 
@@ -2904,6 +3083,11 @@ class Question:
         region = self.region if self.region is None or len(self.region) == 1 else self.region[rows]
         return Question(self.image_index[rows], self.target.select(rows), self.scales[rows], region)
 
+    def repeat(self, num_times: int) -> Question:
+        """All rows, so many times one after another, without a region."""
+        rows = torch.arange(len(self)).repeat(num_times)
+        return Question(self.image_index[rows], self.target.select(rows), self.scales[rows])
+
     def at_scales(self, scales: torch.Tensor) -> Question:
         """The same at other scales, shape `(rows,)`."""
         return replace(self, scales=scales)
@@ -2945,224 +3129,6 @@ def count_rows(num_images: int, **per_row: int | None) -> int:
     return num_rows
 
 
-# ---- mediffusion_diffusers/pipelines/counterfactual/controls.py
-
-_NOISE_SEED = 0  # of the random-noise control: the same field for every image
-
-
-def make_controls(
-    pipe: MediffusionPipeline,
-    judge: Judge,
-    question: Question,
-    original: torch.Tensor,
-    edited: torch.Tensor,
-    latents: torch.Tensor,
-    edited_latents: torch.Tensor,
-    output_type: str,
-) -> dict[str, Any]:
-    """Fields of the output: the plain gradient and noise at each counterfactual's size.
-
-    The gradient climbs in latent space, which costs a few encoder passes of the U-Net and one decoding.
-
-    Args:
-        pipe: the pipeline.
-        judge: whose log-probability the gradient climbs.
-        question: the rows.
-        original: pictures of the rows in [-1, 1].
-        edited: their counterfactuals.
-        latents: of the originals.
-        edited_latents: of the counterfactuals, before they were decoded.
-        output_type: of the call.
-    """
-    question = question.to(latents)
-    target = question.target
-    originals, counterfactuals = denormalize(original), denormalize(edited)
-    l1 = (counterfactuals - originals).abs().flatten(1).mean(1)
-    size = (edited_latents - latents).float().flatten(1).norm(dim=1)
-
-    def log_probability(changed: torch.Tensor) -> torch.Tensor:
-        return target.clone().log_prob(judge.logits(changed).float())
-
-    mask = 1.0 if question.region is None else question.region
-    pushed = ascend_log_probability(latents, size, log_probability, mask=mask)
-    # What the autoencoder alone changes is no part of the gradient.
-    direction = pipe.decode_latents(pushed) - pipe.decode_latents(latents)
-    noise = torch.randn(originals[:1].shape, generator=torch.Generator().manual_seed(_NOISE_SEED)).to(originals)
-    pictures = {
-        "counterfactual": counterfactuals,
-        "plain_gradient": change_by(originals, direction.float(), l1),
-        "random_noise": change_by(originals, noise.expand_as(originals), l1),
-    }
-    made: dict[str, Any] = {"l1": scores_to_output(l1, output_type)}
-    shares = []
-    for name, images in pictures.items():
-        shares.append(torch.from_numpy(high_frequency_share((images - originals).cpu().numpy())))
-        if name != "counterfactual":
-            classified = pipe.classify_latents(pipe.encode_pixels(normalize(images)))
-            made[f"{name}_images"] = pipe.image_processor.postprocess(normalize(images), output_type)
-            made[f"{name}_probabilities"] = scores_to_output(pipe.logits_to_probabilities(classified), output_type)
-    made["high_frequency_shares"] = scores_to_output(torch.stack(shares, dim=1), output_type)
-    return made
-
-
-# ---- mediffusion_diffusers/schedulers/scheduling_multistep_ddim.py
-
-
-class MultistepDDIMScheduler(DDIMScheduler):
-    """DDIM between the points of a chosen grid: upwards it inverts an image, downwards it denoises.
-
-    Counterfactuals start at a partial noise level and take few steps, which `DDIMScheduler` cannot express: its grid
-    always spans the whole schedule. Clean latents count as level t = 0, DDIM's convention with
-    `set_alpha_to_one=False`. `clip_sample` and `thresholding` of the config are not applied: an inversion could not
-    undo them.
-
-    With `solver_order=2` the step uses `1.5 e_i - 0.5 e_(i-1)` instead of the noise prediction `e_i` (Adams-Bashforth
-    in the grid's own parameter): second order without another evaluation of the model. Make one from any DDIM or DDPM
-    scheduler with `MultistepDDIMScheduler.from_config(scheduler.config)`.
-    """
-
-    def set_grid(
-        self,
-        num_inference_steps: int,
-        max_timestep: int,
-        inverse: bool = False,
-        solver_order: int = 2,
-        device: str | torch.device | None = None,
-    ) -> None:
-        """Choose the grid and forget all earlier steps.
-
-        Args:
-            num_inference_steps: number of steps; the grid has one point more. At most `max_timestep`.
-            max_timestep: noisiest level, in [1, num_train_timesteps).
-            inverse: climb from 0 to `max_timestep` instead of descending to 0.
-            solver_order: 1 is plain DDIM on a uniform grid; 2 uses the grid `t = max_timestep * u^1.5`, u uniform.
-            device: of `timesteps`.
-
-        Raises:
-            ValueError: for numbers outside these ranges.
-        """
-        if solver_order not in (1, 2):
-            raise ValueError(f"`solver_order` must be 1 (DDIM) or 2 (Adams-Bashforth), but got {solver_order}.")
-        grid = time_grid(num_inference_steps, max_timestep, power=1.0 if solver_order == 1 else 1.5)
-        if max_timestep >= self.config.num_train_timesteps:
-            raise ValueError(
-                f"`max_timestep` must be below `num_train_timesteps` ({self.config.num_train_timesteps}), but got "
-                f"{max_timestep}."
-            )
-        grid = grid if inverse else grid[::-1].copy()
-        self.grid = torch.from_numpy(grid).to(device)
-        self.timesteps = self.grid[:-1]
-        self.num_inference_steps = num_inference_steps
-        self.solver_order = solver_order
-        self.step_index = 0
-        self.last_epsilon: torch.Tensor | None = None
-
-    def skip_step(self) -> None:
-        """Go on to the next grid point with the sample as it is."""
-        self.step_index += 1
-
-    def noise_weight(self) -> torch.Tensor:
-        """What the noise adds to the next sample, dz / d eps, at the current step taken in first order; a scalar."""
-        alpha_prod_t, alpha_prod_next = (
-            self.alphas_cumprod[int(self.grid[index])] for index in (self.step_index, self.step_index + 1)
-        )
-        return (1 - alpha_prod_next).sqrt() - (alpha_prod_next * (1 - alpha_prod_t) / alpha_prod_t).sqrt()
-
-    def step(  # type: ignore[override]
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.Tensor,
-        eta: float = 0.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        return_dict: bool = True,
-    ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """Move `sample` from this grid point to the next (Eq. 12 and 16 of DDIM).
-
-        Args:
-            model_output: prediction at `timestep`, in the config's `prediction_type`.
-            timestep: the grid point where `sample` is; steps must be taken in order.
-            sample: latents, shape `(batch, channels, height, width)`.
-            eta: share of fresh noise in [0, 1]; 1 is ancestral sampling (DDPM). Descending, first order only.
-            generator: source of that noise.
-            return_dict: return a `DDIMSchedulerOutput` rather than a tuple.
-
-        Returns:
-            The latents at the next grid point and the predicted clean latents.
-
-        Raises:
-            ValueError: if no grid is set or it is finished, `timestep` is not the current point, or `eta` cannot be
-                used.
-        """
-        if not hasattr(self, "grid"):
-            raise ValueError("Call `set_grid` before `step`.")
-        if self.step_index == self.num_inference_steps:
-            raise ValueError("The grid has been walked to its end. Call `set_grid` to start again.")
-        if int(timestep) != int(self.grid[self.step_index]):
-            raise ValueError(
-                f"`timestep` must be {int(self.grid[self.step_index])}, the grid's point number {self.step_index}, "
-                f"but got {int(timestep)}. Steps are taken in order; call `set_grid` to start again."
-            )
-        following = int(self.grid[self.step_index + 1])
-        if eta > 0 and (self.solver_order != 1 or following > int(timestep)):
-            raise ValueError("`eta` > 0 needs `solver_order=1` and a descending grid.")
-        # In full precision whatever the latents' dtype: half precision rounds 1 - abar_t away near t = 0.
-        # Where they are, since single numbers need no copy, for which the host would wait for an accelerator.
-        alpha_prod_t = self.alphas_cumprod[int(timestep)]
-        alpha_prod_next = self.alphas_cumprod[following]
-
-        pred_original_sample = predict_original_sample(model_output, sample, alpha_prod_t, self.config.prediction_type)
-        if self.config.prediction_type == "epsilon":
-            epsilon = model_output
-        else:
-            epsilon = (sample - alpha_prod_t.sqrt() * pred_original_sample) / (1 - alpha_prod_t).sqrt()
-
-        if self.solver_order == 2:
-            previous, self.last_epsilon = self.last_epsilon, epsilon
-            if previous is not None:
-                epsilon = 1.5 * epsilon - 0.5 * previous
-                pred_original_sample = predict_original_sample(epsilon, sample, alpha_prod_t)
-
-        # Eq. 16 of DDIM: sigma_t(eta); Eq. 12: the step.
-        variance = (1 - alpha_prod_next) / (1 - alpha_prod_t) * (1 - alpha_prod_t / alpha_prod_next)
-        sigma = eta * variance.clamp(min=0).sqrt()
-        direction = (1 - alpha_prod_next - sigma**2).sqrt() * epsilon
-        prev_sample = alpha_prod_next.sqrt() * pred_original_sample + direction
-        if eta > 0:
-            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
-            prev_sample = prev_sample + sigma * noise
-        self.step_index += 1
-        if not return_dict:
-            return (prev_sample, pred_original_sample)
-        return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
-
-
-def time_grid(num_steps: int, max_timestep: int, power: float = 1.0) -> np.ndarray:
-    """Rising grid `max_timestep * u^power` for uniform u in [0, 1], rounded to distinct timesteps.
-
-    Args:
-        num_steps: number of intervals, in [1, max_timestep].
-        max_timestep: last point; the first is 0.
-        power: at least 1; larger puts more points near 0.
-
-    Returns:
-        Integers of shape `(num_steps + 1,)`, strictly increasing.
-
-    Raises:
-        ValueError: if `num_steps` is outside its range.
-    """
-    if not 1 <= num_steps <= max_timestep:
-        raise ValueError(
-            f"The number of steps must lie in [1, {max_timestep}] (one per timestep below the start at most), but got "
-            f"{num_steps}."
-        )
-    grid = np.round(max_timestep * np.linspace(0, 1, num_steps + 1) ** power).astype(np.int64)
-    # A convex curve lies below the line, so pushing points apart from 0 upwards never passes `max_timestep`.
-    for index in range(1, num_steps + 1):
-        grid[index] = max(grid[index], grid[index - 1] + 1)
-    return grid
-
-
 # ---- mediffusion_diffusers/pipelines/counterfactual/start.py
 
 
@@ -3174,8 +3140,9 @@ class Start:
         latents: one per image, at the noise level.
         strength: the noise level as a share of the schedule.
         timestep: the same as a timestep.
-        path_latents: the inversion's latents at each grid point, clean ones first; empty without an inversion.
-        path_epsilons: the noise predicted at each of them but the last.
+        path_latents: the latents at each grid point, clean ones first; empty without a path. Noised paths have a first
+            dimension more, the noises, at all points but the clean one.
+        path_epsilons: the noise predicted at each of them but the last; noised paths have none for the clean one.
     """
 
     latents: torch.Tensor
@@ -3195,9 +3162,7 @@ class Inversion:
         latents: clean, one per image.
     """
 
-    def __init__(
-        self, unet: JointUNet2DModel, scheduler: Any, settings: CounterfactualSettings, latents: torch.Tensor
-    ):
+    def __init__(self, unet: Any, scheduler: Any, settings: CounterfactualSettings, latents: torch.Tensor):
         self.unet, self.scheduler, self.settings, self.latents = unet, scheduler, settings, latents
 
     def begin(self, images: torch.Tensor, strength: float, shown: Callable[[Any], Iterable[Any]]) -> Start:
@@ -3246,7 +3211,11 @@ class AddedNoise:
         return Start(scheduler.add_noise(self.latents[images], self.noise[images], level), strength, timestep)
 
 
-Way = Inversion | AddedNoise
+class Way(Protocol):
+    """To a noise level: `Inversion`, `AddedNoise` or `NoisedPaths`."""
+
+    def begin(self, images: torch.Tensor, strength: float, shown: Callable[[Any], Iterable[Any]]) -> Start:
+        """Take some of the images there; as for `Inversion`."""
 
 
 # ---- mediffusion_diffusers/pipelines/counterfactual/editor.py
@@ -3291,6 +3260,8 @@ class Edit:
         guidance_scales: scale of each row, shape `(rows,)`.
         strengths: strength of each row, shape `(rows,)`.
         reached: whether a search reached its goal, bool, shape `(rows,)`; None without a search.
+        region: where rows could change, shape `(rows or 1, 1, *latent_size)` in [0, 1]; None for everywhere.
+        agreement: of several noises on the change of each position, shape `(rows, 1, *latent_size)`; None without.
     """
 
     latents: torch.Tensor
@@ -3299,6 +3270,8 @@ class Edit:
     guidance_scales: torch.Tensor
     strengths: torch.Tensor
     reached: torch.Tensor | None = None
+    region: torch.Tensor | None = None
+    agreement: torch.Tensor | None = None
 
 
 class Editor:
@@ -3313,7 +3286,7 @@ class Editor:
 
     def __init__(
         self,
-        unet: JointUNet2DModel,
+        unet: Any,
         scheduler: Any,
         settings: CounterfactualSettings,
         classifier: LatentClassifier | None = None,
@@ -3333,9 +3306,13 @@ class Editor:
         """
         watch.state.guidance_scale = question.guidance_scale
         latents, null_latents = self._denoise(start, question.to(start.latents), generator, watch)
+        return self._edit_of(start, question, latents, null_latents)
+
+    def _edit_of(self, start: Start, question: Question, latents: torch.Tensor, null_latents: torch.Tensor) -> Edit:
+        """Edited latents with what is known of each row."""
         strengths = torch.full((len(question),), float(start.strength))
-        scales = question.scales.float()
-        return Edit(latents, null_latents, question.image_index, scales, strengths)
+        scales, region = question.scales.float(), question.region
+        return Edit(latents, null_latents, question.image_index, scales, strengths, region=region)
 
     def timesteps(self, start: Start) -> list[int]:
         """Of the guided evaluations, noisiest first."""
@@ -3369,16 +3346,28 @@ class Editor:
         guidance_scale: Any,
         null_latents: torch.Tensor,
         null_output: torch.Tensor | None,
-        scheduler: Any,
+        null_type: str,
+        scheduler: Any = None,
     ) -> GuidedPrediction:
-        """The guided and the unguided prediction for each row; `null_*` are the null edit's, for labels to hold."""
+        """The guided and the unguided prediction for each row.
+
+        Args:
+            latents: z_t of each row.
+            t: a scalar.
+            question: the rows.
+            guidance_scale: of this step.
+            null_latents: the null edit's z_t of each row, for labels to hold.
+            null_output: the model's unguided prediction there, or None where it is not known.
+            null_type: `prediction_type` of that prediction.
+            scheduler: at this step, for guidance that fades.
+        """
         alpha, target = self.alphas_cumprod[t], question.target
-        place = (self.prediction_type, self.settings.guidance_mode, self.classifier)
+        place = (self.settings.guidance_mode, self.classifier)
         if target.hold > 0:
             if null_output is None:
-                null_output = self._predict(null_latents, t)
-            target = hold_at(target, self.unet, null_latents, t, null_output, alpha, *place)
-        predicted = predict_guided(self.unet, latents, t, target, guidance_scale, alpha, *place)
+                null_output, null_type = self._predict(null_latents, t), self.prediction_type
+            target = hold_at(target, self.unet, null_latents, t, null_output, alpha, null_type, *place)
+        predicted = predict_guided(self.unet, latents, t, target, guidance_scale, alpha, self.prediction_type, *place)
         if not self.settings.fade_guidance:
             return predicted
         step = (alpha, scheduler.noise_weight(), self.prediction_type)
@@ -3419,7 +3408,8 @@ class FollowPath(Editor):
                     on_path = start.path_latents[place][index]
                     latents = on_path + deviation
                     epsilon = start.path_epsilons[place][index] if step else None
-                    predicted = self._predict_guided(latents, t, question, scale, on_path, epsilon, scheduler)
+                    null = (on_path, epsilon, "epsilon")
+                    predicted = self._predict_guided(latents, t, question, scale, *null, scheduler)
                     change = predict_epsilon(predicted.model_output, latents, alpha, self.prediction_type)
                     if epsilon is None:  # the top of the path, where z = z*
                         epsilon = predict_epsilon(predicted.unguided, latents, alpha, self.prediction_type)
@@ -3463,7 +3453,7 @@ class Sample(Editor):
             elif is_unguided(scale):
                 model_output = self._predict(latents, t)
             else:
-                null = (null_latents[index], null_output[index])
+                null = (null_latents[index], null_output[index], self.prediction_type)
                 model_output = self._predict_guided(latents, t, question, scale, *null, scheduler).model_output
             latents = scheduler.step(model_output, t, latents, **step_kwargs).prev_sample
             null_latents = null_scheduler.step(null_output, t, null_latents, **null_step_kwargs).prev_sample
@@ -3480,13 +3470,251 @@ def is_unguided(guidance_scale: Any) -> bool:
     return bool((torch.as_tensor(guidance_scale) == 0).all())
 
 
+class WithinItsRegion:
+    """An editor that edits twice: everywhere, to find the region that the second edit is confined to.
+
+    Args:
+        editor: makes both edits.
+    """
+
+    def __init__(self, editor: Any):
+        self.editor = editor
+
+    def edit(self, start: Start, question: Question, generator: Generators, watch: Watch) -> Edit:
+        """As for an `Editor`; both edits get the same step noise."""
+        found = self.editor.edit(start, question, clone_generator(generator), watch)
+        region = region_of_change(found.latents - found.null_latents[found.null_index])
+        return self.editor.edit(start, question.within(region), generator, watch)
+
+
+# ---- mediffusion_diffusers/pipelines/counterfactual/display.py
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Pictures as the user gets them, and what they are classified by.
+
+    Args:
+        pictures: shape `(num, channels, height, width)` in [-1, 1]; latents, where latents are asked for.
+        latents: of these pictures, encoded anew.
+    """
+
+    pictures: torch.Tensor
+    latents: torch.Tensor
+
+
+class Display:
+    """Shows latents as pictures, with the image's own detail or without.
+
+    Args:
+        pipe: the pipeline.
+        pixels: of each image, in [-1, 1].
+        clean_latents: of each image.
+        settings: resolved ones.
+        output_type: of the call. Where latents are asked for they are their own picture, and `detail` is unused.
+    """
+
+    def __init__(
+        self,
+        pipe: MediffusionPipeline,
+        pixels: torch.Tensor,
+        clean_latents: torch.Tensor,
+        settings: CounterfactualSettings,
+        output_type: str,
+    ):
+        self.pipe, self.is_latent = pipe, output_type == "latent"
+        self.keeps_detail = settings.detail == "keep" and not self.is_latent
+        self.is_confined = not isinstance(settings.mask, str)
+        self.original = Shown(clean_latents if self.is_latent else pixels.to(clean_latents.device), clean_latents)
+        self._last_null: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def edited(self, edit: Edit, image_index: torch.Tensor) -> Shown:
+        """The counterfactuals.
+
+        With detail kept they are `clamp(x + D(z') - D(z_null))`, D the decoder: what both decodings lose, and what the
+        null edit changes, cancels out. Where the user has given a mask the change ends at its border, which a decoder
+        does not respect.
+
+        Args:
+            edit: their latents, and those of the null edits.
+            image_index: image of each row, shape `(rows,)`, on the CPU.
+        """
+        if not self.keeps_detail:
+            return self._as_decoded(edit.latents)
+        null_latents = edit.null_latents[edit.null_index]
+        change = self.pipe.decode_latents(edit.latents).float() - self.null_pictures(edit)[edit.null_index].float()
+        # A batch of another size is rounded otherwise; what was not edited has not changed at all.
+        is_edited = (edit.latents != null_latents).flatten(1).any(1).view(-1, 1, 1, 1)
+        change = torch.where(is_edited, change, 0.0)
+        if edit.region is not None and self.is_confined:
+            change = change * F.interpolate((edit.region > 0).to(change), self.pipe.image_size, mode="nearest")
+        pictures = (self.original.pictures[image_index].float() + change).clamp(-1.0, 1.0)
+        return Shown(pictures, self.pipe.encode_pixels(pictures))
+
+    def null(self, edit: Edit, image_index: torch.Tensor) -> tuple[Shown, torch.Tensor]:
+        """The null edits, and which of them belongs to each row; with detail kept, the images themselves.
+
+        Args:
+            edit: as for `edited`.
+            image_index: as for `edited`.
+        """
+        return (self.original, image_index) if self.keeps_detail else (self._null_as_decoded(edit), edit.null_index)
+
+    def null_pictures(self, edit: Edit) -> torch.Tensor:
+        """The null edits as they are decoded; the trials of a search share them."""
+        if self._last_null is None or self._last_null[0] is not edit.null_latents:
+            is_latent = self.is_latent
+            decoded = edit.null_latents if is_latent else self.pipe.decode_latents(edit.null_latents)
+            self._last_null = (edit.null_latents, decoded)
+        return self._last_null[1]
+
+    def _null_as_decoded(self, edit: Edit) -> Shown:
+        pictures = self.null_pictures(edit)
+        return Shown(pictures, pictures if self.is_latent else self.pipe.encode_pixels(pictures))
+
+    def _as_decoded(self, latents: torch.Tensor) -> Shown:
+        if self.is_latent:
+            return Shown(latents, latents)
+        pictures = self.pipe.decode_latents(latents)
+        return Shown(pictures, self.pipe.encode_pixels(pictures))
+
+
+# ---- mediffusion_diffusers/pipelines/counterfactual/judge.py
+
+
+class OwnJudge:
+    """The model's own classifier.
+
+    Args:
+        pipe: the pipeline.
+    """
+
+    latent_classifier: LatentClassifier | None = None  # the U-Net's head needs none
+
+    def __init__(self, pipe: MediffusionPipeline):
+        self.pipe = pipe
+        self.label_names: list[str] = pipe.label_names
+        self.problem_type: str = pipe.unet.config.problem_type
+
+    def logits(self, latents: torch.Tensor) -> torch.Tensor:
+        """Of clean latents, differentiable, shape `(num, num_labels)`."""
+        return self.pipe.classify_latents(latents)
+
+    def probabilities(self, shown: Shown) -> torch.Tensor:
+        """Of pictures, shape `(num, num_labels)`, float32."""
+        return self.pipe.logits_to_probabilities(self.logits(shown.latents))
+
+
+class ExternalJudge:
+    """A classifier of pixels.
+
+    Args:
+        pipe: the pipeline.
+        classifier: the classifier.
+    """
+
+    def __init__(self, pipe: MediffusionPipeline, classifier: ExternalClassifier):
+        self.pipe, self.classifier = pipe, classifier
+        self.label_names: list[str] = classifier.label_names
+        self.problem_type: str = classifier.problem_type
+
+    def latent_classifier(self, latents: torch.Tensor) -> torch.Tensor:
+        """Logits for guidance, whose gradient must not end where pixels leave [-1, 1]."""
+        return self.classifier(decode_latents(self.pipe.vae, latents))
+
+    def logits(self, latents: torch.Tensor) -> torch.Tensor:
+        """Of clean latents, as the user sees them decoded; differentiable."""
+        return self.classifier(self.pipe.decode_latents(latents))
+
+    def probabilities(self, shown: Shown) -> torch.Tensor:
+        """Of pictures; softmax or sigmoid by the classifier's `problem_type`."""
+        are_pictures = shown.pictures.shape[-2:] == self.pipe.image_size
+        logits = (self.classifier(shown.pictures) if are_pictures else self.logits(shown.latents)).float()
+        is_single = self.problem_type == "single_label_classification"
+        return logits.softmax(-1) if is_single else logits.sigmoid()
+
+
+Judge = OwnJudge | ExternalJudge
+
+
+def as_external(classifier: Any) -> ExternalClassifier | None:
+    """An image classifier of transformers as one that takes the autoencoder's pixels; None stays None.
+
+    Raises:
+        ValueError: for what is no image classifier.
+    """
+    is_ready = classifier is None or isinstance(classifier, ExternalClassifier)
+    return classifier if is_ready else ExternalClassifier(classifier)
+
+
+# ---- mediffusion_diffusers/pipelines/counterfactual/controls.py
+
+_NOISE_SEED = 0  # of the random-noise control: the same field for every image
+
+
+def make_controls(
+    pipe: MediffusionPipeline,
+    judge: Judge,
+    question: Question,
+    original: torch.Tensor,
+    edited: torch.Tensor,
+    latents: torch.Tensor,
+    change: torch.Tensor,
+    region: torch.Tensor | None,
+    output_type: str,
+) -> dict[str, Any]:
+    """Fields of the output: the plain gradient and noise at each counterfactual's size.
+
+    The gradient climbs in latent space, which costs a few encoder passes of the U-Net and one decoding.
+
+    Args:
+        pipe: the pipeline.
+        judge: whose log-probability the gradient climbs.
+        question: the rows.
+        original: pictures of the rows in [-1, 1].
+        edited: their counterfactuals.
+        latents: of the originals.
+        change: of the latents, that the counterfactuals show.
+        region: where they could change, or None.
+        output_type: of the call.
+    """
+    question = question.to(latents)
+    target = question.target
+    originals, counterfactuals = denormalize(original), denormalize(edited)
+    l1 = (counterfactuals - originals).abs().flatten(1).mean(1)
+    size = change.float().flatten(1).norm(dim=1)
+
+    def log_probability(changed: torch.Tensor) -> torch.Tensor:
+        return target.clone().log_prob(judge.logits(changed).float())
+
+    mask = 1.0 if region is None else region.to(latents)
+    pushed = ascend_log_probability(latents, size, log_probability, mask=mask)
+    # What the autoencoder alone changes is no part of the gradient.
+    direction = pipe.decode_latents(pushed) - pipe.decode_latents(latents)
+    noise = torch.randn(originals[:1].shape, generator=torch.Generator().manual_seed(_NOISE_SEED)).to(originals)
+    pictures = {
+        "counterfactual": counterfactuals,
+        "plain_gradient": change_by(originals, direction.float(), l1),
+        "random_noise": change_by(originals, noise.expand_as(originals), l1),
+    }
+    made: dict[str, Any] = {"l1": scores_to_output(l1, output_type)}
+    shares = []
+    for name, images in pictures.items():
+        shares.append(torch.from_numpy(high_frequency_share((images - originals).cpu().numpy())))
+        if name != "counterfactual":
+            classified = pipe.classify_latents(pipe.encode_pixels(normalize(images)))
+            made[f"{name}_images"] = pipe.image_processor.postprocess(normalize(images), output_type)
+            made[f"{name}_probabilities"] = scores_to_output(pipe.logits_to_probabilities(classified), output_type)
+    made["high_frequency_shares"] = scores_to_output(torch.stack(shares, dim=1), output_type)
+    return made
+
+
 # ---- mediffusion_diffusers/pipelines/counterfactual/assemble.py
 
 
 def assemble(
     pipe: MediffusionPipeline,
-    pixels: torch.Tensor,
-    clean_latents: torch.Tensor,
+    display: Display,
     question: Question,
     edit: Edit,
     settings: CounterfactualSettings,
@@ -3495,13 +3723,13 @@ def assemble(
     output_type: str,
     with_controls: bool,
     timesteps: list[int],
+    num_evaluations: int,
 ) -> MediffusionCounterfactualPipelineOutput:
     """Decode, classify and compare.
 
     Args:
         pipe: the pipeline.
-        pixels: of each image, in [-1, 1].
-        clean_latents: of each image.
+        display: how latents are shown.
         question: the counterfactuals.
         edit: their latents.
         settings: of the call.
@@ -3510,30 +3738,33 @@ def assemble(
         output_type: of the call.
         with_controls: whether to make the controls.
         timesteps: of the guided evaluations.
+        num_evaluations: of latents by the U-Net, for the edits.
 
     Raises:
         ValueError: if guidance has driven the latents beyond all numbers.
     """
-    edited, null = (show(pipe, latents, output_type) for latents in (edit.latents, edit.null_latents))
-    check_results((edit.null_latents, null.pictures), 0.0)
+    clean, edited = display.original, display.edited(edit, question.image_index)
+    null, null_rows = display.null(edit, question.image_index)
+    check_results((edit.null_latents, display.null_pictures(edit)), 0.0)
     check_results((edit.latents, edited.pictures), edit.guidance_scales)
-    clean = Shown(clean_latents if output_type == "latent" else pixels.to(clean_latents.device), clean_latents)
     every_row = torch.arange(len(question))
-    stages = {"before": (clean, question.image_index), "after": (edited, every_row), "null": (null, edit.null_index)}
+    stages = {"before": (clean, question.image_index), "after": (edited, every_row), "null": (null, null_rows)}
 
     fields: dict[str, Any] = {}
-    for stage, (shown, rows) in stages.items():
-        own = OwnJudge(pipe).probabilities(shown)[rows]
-        fields[f"probabilities_{stage}"] = scores_to_output(own, output_type)
-        if outside is not None:
-            outer = outside.probabilities(shown)[rows]
-            fields[f"external_probabilities_{stage}"] = scores_to_output(outer, output_type)
+    for prefix, asked in (("", OwnJudge(pipe)), ("external_", outside)):
+        if asked is None:
+            continue
+        for stage, (shown, rows) in stages.items():
+            is_image = stage == "null" and shown is clean  # about which it has been asked
+            known = fields.get(f"{prefix}probabilities_before") if is_image else None
+            fields[f"{prefix}probabilities_{stage}"] = asked.probabilities(shown)[rows] if known is None else known
+    fields = {name: scores_to_output(scores, output_type) for name, scores in fields.items()}
     original, counterfactual, unguided = (shown.pictures[rows].float() for shown, rows in stages.values())
     if with_controls and output_type != "latent":
-        latents = clean_latents[question.image_index]
-        pictures = (original, counterfactual, latents, edit.latents)
-        fields |= make_controls(pipe, judge, question, *pictures, output_type)
-    region = question.region
+        latents = clean.latents[question.image_index]
+        base = edit.null_latents[edit.null_index] if display.keeps_detail else latents
+        pictures = (original, counterfactual, latents, edit.latents - base)
+        fields |= make_controls(pipe, judge, question, *pictures, edit.region, output_type)
     return MediffusionCounterfactualPipelineOutput(
         images=_to_images(pipe, counterfactual, output_type),
         null_images=_to_images(pipe, unguided, output_type),
@@ -3547,7 +3778,9 @@ def assemble(
         reached=None if edit.reached is None else edit.reached.numpy(),
         timesteps=timesteps,
         settings=settings.to_dict(),
-        region=None if region is None else region.float().cpu().numpy(),
+        unet_evaluations=num_evaluations / len(question),
+        region=_to_array(edit.region),
+        agreement=_to_array(edit.agreement),
         external_label_names=None if outside is None else outside.label_names,
         **fields,
     )
@@ -3564,6 +3797,263 @@ def _to_difference(difference: torch.Tensor, output_type: str) -> Any:
         return difference
     difference = difference / 2
     return difference if output_type == "pt" else difference.cpu().permute(0, 2, 3, 1).numpy()
+
+
+def _to_array(latents: torch.Tensor | None) -> np.ndarray | None:
+    """A map on the latents' grid, float32."""
+    return None if latents is None else latents.float().cpu().numpy()
+
+
+# ---- mediffusion_diffusers/pipelines/counterfactual/noised_paths.py
+
+# Positions of latents that go through the U-Net at once, if one noise of all rows is not more: 64 latents of 32x32.
+_MAX_POSITIONS = 2**16
+
+
+class NoisedPaths:
+    """Noise clean latents afresh for every step, and predict the noise of each: the half that no guidance changes.
+
+    All targets of an image share it, and all trials of a search.
+
+    Args:
+        unet: the joint model.
+        scheduler: of the pipeline.
+        settings: resolved ones.
+        latents: clean, one per image.
+        generator: one per image.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        scheduler: Any,
+        settings: CounterfactualSettings,
+        latents: torch.Tensor,
+        generator: Sequence[torch.Generator],
+    ):
+        self.unet, self.scheduler, self.settings, self.latents = unet, scheduler, settings, latents
+        self.generator, self.views = generator, Views(settings.views)
+
+    def begin(self, images: torch.Tensor, strength: float, shown: Callable[[Any], Iterable[Any]]) -> Start:
+        """The paths of some of the images; the first step's predictions are left to the guided evaluation.
+
+        Args:
+            images: their indices, on the CPU.
+            strength: share of the noise schedule where paths begin.
+            shown: wraps the timesteps into a progress bar.
+        """
+        clean, timestep = self.latents[images], timestep_of(strength, self.scheduler)
+        scheduler = descent(self.scheduler, self.settings, timestep)
+        path_latents, path_epsilons = [], []
+        for noise, t in zip(self._noises(images), scheduler.timesteps, strict=True):
+            alpha = scheduler.alphas_cumprod[t]
+            path_latents.append((alpha.sqrt() * clean.float() + (1 - alpha).sqrt() * noise).to(clean.dtype))
+        for step, t in shown(list(enumerate(scheduler.timesteps))[1:]):
+            place = (scheduler.alphas_cumprod[t], scheduler.config.prediction_type)
+            path_epsilons.append(self._epsilon(path_latents[step], step, t, *place))
+        return Start(clean, strength, timestep, (clean, *path_latents[::-1]), tuple(path_epsilons[::-1]))
+
+    def _epsilon(
+        self, latents: torch.Tensor, step: int, t: torch.Tensor, alpha: torch.Tensor, prediction_type: str
+    ) -> torch.Tensor:
+        """The noise that the model sees in latents of shape `(noises, images, ...)`."""
+        epsilons = []
+        for noises in chunks(latents):
+            seen = self.views.show(latents[noises], step, noises.start).flatten(0, 1)
+            model_output = self.unet(seen, t, return_logits=False).sample
+            epsilon = predict_epsilon(model_output, seen, alpha, prediction_type).unflatten(0, (-1, latents.shape[1]))
+            epsilons.append(self.views.put_back(epsilon, step, noises.start))
+        return torch.cat(epsilons)
+
+    def _noises(self, images: torch.Tensor) -> torch.Tensor:
+        """For each step, antithetic pairs: shape `(steps, noises, images, channels, height, width)`, float32.
+
+        An image's noise depends on its generator alone, and is the same at every strength of a search.
+        """
+        num_noises, shape = self.settings.num_noises, self.latents.shape[1:]
+        assert num_noises is not None  # resolved
+        drawn = []
+        for image in images.tolist():
+            generator = clone_generator(self.generator[image])
+            assert isinstance(generator, torch.Generator)
+            size = (self.settings.num_inference_steps, (num_noises + 1) // 2, *shape)
+            half = torch.randn(size, generator=generator, device=generator.device)
+            drawn.append(torch.stack([half, -half], dim=2).flatten(1, 2)[:, :num_noises])
+        return torch.stack(drawn, dim=2).to(self.latents.device)
+
+
+class FollowNoisedPaths(Editor):
+    """Integrate the mean deviation from the noised paths under guidance; takes what any `Editor` takes."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.views = Views(self.settings.views)
+
+    def edit(self, start: Start, question: Question, generator: Generators, watch: Watch) -> Edit:
+        """As for any editor; a region that is to be found is found in the edit itself.
+
+        Args:
+            start: of `NoisedPaths`.
+            question: the rows.
+            generator: not used, since the paths have been noised.
+            watch: of the call. A callback's latents are the image's with the deviation so far.
+        """
+        watch.state.guidance_scale = question.guidance_scale
+        each, deviation = self._deviations(start, question.to(start.latents), watch)
+        region = question.region
+        if self.settings.finds_region:
+            region = soft_region_of_change(deviation)
+            deviation = region * deviation
+        null_latents = start.latents
+        latents = (null_latents[question.image_index].float() + deviation).to(null_latents.dtype)
+        return replace(
+            self._edit_of(start, question, latents, null_latents), region=region, agreement=agreement_of(each)
+        )
+
+    def _descent(self, start: Start) -> MultistepDDIMScheduler:
+        return descent(self.scheduler, self.settings, start.timestep, prediction_type="epsilon")
+
+    def _deviations(self, start: Start, question: Question, watch: Watch) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each noise says, shape `(noises, rows, channels, height, width)`, and their mean; float32."""
+        index = question.image_index.to(start.latents.device)
+        clean, scheduler = start.latents[index], self._descent(start)
+        each = torch.zeros_like(start.path_latents[1][:, index], dtype=torch.float32)
+        deviation = each[0]
+        parts = [(noises, question.repeat(noises.stop - noises.start)) for noises in chunks(each)]
+        has_moved = torch.zeros(len(question), dtype=torch.bool)  # by guidance or by a callback
+        for step, t in watch.state.steps(scheduler.timesteps, watch.shown):
+            has_moved |= torch.as_tensor(watch.state.guidance_scale) != 0
+            if scheduler.alphas_cumprod[t] == 0 or not has_moved.any():
+                scheduler.skip_step()  # z_t is noise alone, or the image's: there is nothing to deviate from yet
+            else:
+                scale = watch.state.guidance_scale
+                changes = [
+                    self._change(start, part, index, noises, deviation, step, t, scale) for noises, part in parts
+                ]
+                # Where nothing has been pushed, two evaluations of the same latents differ by rounding alone.
+                change = torch.cat(changes) * has_moved.to(each, non_blocking=True).view(-1, 1, 1, 1)
+                # The noise of Eq. 12 of DDIM is that of the path, so that none comes to the deviation.
+                noise: dict[str, Any] = {"eta": self.settings.eta, "variance_noise": torch.zeros(())}
+                each = scheduler.step(change, t, each, return_dict=False, **noise)[0]
+                each = each if question.region is None else question.region * each
+                deviation = each.mean(0)
+            if watch.on_step is not None:
+                latents = clean + deviation.to(clean.dtype)
+                changed, _ = watch.after(step, t, latents, start.latents)
+                if changed is not latents:
+                    has_moved[:] = True
+                    each = each + (changed.float() - clean.float() - deviation)
+                    deviation = changed.float() - clean.float()
+        return each, deviation
+
+    def _change(
+        self,
+        start: Start,
+        question: Question,
+        index: torch.Tensor,
+        noises: slice,
+        deviation: torch.Tensor,
+        step: int,
+        t: torch.Tensor,
+        guidance_scale: Any,
+    ) -> torch.Tensor:
+        """By how much guidance and the deviation change the predicted noise of some of the noises; float32."""
+        alpha, place = self.alphas_cumprod[t], len(start.path_epsilons) - step
+        path = start.path_latents[place + 1][noises][:, index]
+
+        def seen(latents: torch.Tensor) -> torch.Tensor:
+            return self.views.show(latents, step, noises.start).flatten(0, 1)
+
+        latents = seen((path + deviation).to(path.dtype))
+        epsilon = seen(start.path_epsilons[place][noises][:, index]) if step else None
+        if isinstance(guidance_scale, torch.Tensor) and guidance_scale.ndim:
+            guidance_scale = guidance_scale.repeat(len(path))
+        predicted = self._predict_guided(latents, t, question, guidance_scale, seen(path), epsilon, "epsilon")
+        if epsilon is None:  # the top of the paths, where d = 0
+            epsilon = predict_epsilon(predicted.unguided, latents, alpha, self.prediction_type)
+        guided = predict_epsilon(predicted.model_output, latents, alpha, self.prediction_type)
+        change = (guided.float() - epsilon.float()).unflatten(0, path.shape[:2])
+        return self.views.put_back(change, step, noises.start)
+
+
+class Views:
+    """How a noised copy is shown to the model: shifted by up to one latent position each way, or mirrored as well.
+
+    A convolutional network with strides sees a shifted image with other eyes, so that what its answers, put back in
+    place, have in common belongs to the image rather than to the grid.
+
+    Args:
+        kind: `"shifts"`, `"shifts_and_flips"` or `"none"`.
+    """
+
+    def __init__(self, kind: str | None):
+        self.kind = kind
+
+    def show(self, latents: torch.Tensor, step: int, first: int = 0) -> torch.Tensor:
+        """Latents of consecutive noises as the model sees them.
+
+        Args:
+            latents: shape `(noises, images, channels, height, width)`.
+            step: number of the step, on which views depend too.
+            first: number of the first of the noises.
+        """
+        return torch.stack([self._show(each, first + step + place) for place, each in enumerate(latents)])
+
+    def put_back(self, latents: torch.Tensor, step: int, first: int = 0) -> torch.Tensor:
+        """Undo `show`, bit for bit; takes the same arguments."""
+        return torch.stack([self._put_back(each, first + step + place) for place, each in enumerate(latents)])
+
+    def _show(self, latents: torch.Tensor, number: int) -> torch.Tensor:
+        shift, is_mirrored = self._view(number)
+        shifted = latents.roll(shift, (-2, -1)) if any(shift) else latents
+        return shifted.flip(-1) if is_mirrored else shifted
+
+    def _put_back(self, latents: torch.Tensor, number: int) -> torch.Tensor:
+        (down, right), is_mirrored = self._view(number)
+        upright = latents.flip(-1) if is_mirrored else latents
+        return upright.roll((-down, -right), (-2, -1)) if down or right else upright
+
+    def _view(self, number: int) -> tuple[tuple[int, int], bool]:
+        if self.kind == "none":
+            return (0, 0), False
+        right, down = number % 2, number // 2 % 2
+        return (down, right), self.kind == "shifts_and_flips" and bool(number // 2 % 2)
+
+
+def descent(scheduler: Any, settings: CounterfactualSettings, timestep: int, **config: Any) -> MultistepDDIMScheduler:
+    """A fresh DDIM scheduler of first order for the way down, whatever scheduler the pipeline has.
+
+    Args:
+        scheduler: of the pipeline, of which the noise schedule is taken.
+        settings: resolved ones.
+        timestep: where paths begin.
+        config: what replaces entries of the scheduler's config.
+    """
+    own = MultistepDDIMScheduler.from_config({**scheduler.config, **config})
+    own.set_grid(settings.num_inference_steps, timestep, solver_order=1)
+    return own
+
+
+def chunks(latents: torch.Tensor) -> list[slice]:
+    """Which noises go through the U-Net at once; latents have the shape `(noises, rows, channels, height, width)`."""
+    num_noises, num_rows, _, height, width = latents.shape
+    size = max(1, _MAX_POSITIONS // (num_rows * height * width))
+    return [slice(first, min(first + size, num_noises)) for first in range(0, num_noises, size)]
+
+
+def agreement_of(deviations: torch.Tensor) -> torch.Tensor:
+    """How far the noises agree on the change of a position: the size of their mean over their mean size.
+
+    Args:
+        deviations: of each noise, shape `(noises, rows, channels, height, width)`.
+
+    Returns:
+        Root of the squares summed over channels, shape `(rows, 1, height, width)`, in [0, 1]: 1 where all noises make
+        the same change, about `1 / sqrt(noises)` where they have nothing in common, 0 where nothing changed.
+    """
+    mean = deviations.mean(0).square().sum(1, keepdim=True)
+    size = deviations.square().sum(2, keepdim=True).mean(0)
+    return torch.where(size > 0, mean / size, 0.0).clamp(max=1.0).sqrt()
 
 
 # ---- mediffusion_diffusers/pipelines/counterfactual/search.py
@@ -3655,7 +4145,8 @@ class SmallestEdit:
         editor: makes each trial.
         way: to higher noise levels.
         settings: with `target_probability`.
-        judge: probabilities of edited latents as the user gets to see them, shape `(rows, num_labels)`.
+        judge: probabilities of an edit as the user gets to see it, shape `(rows, num_labels)`; takes the image of each
+            row too.
         progress_bar: of the pipeline.
     """
 
@@ -3664,7 +4155,7 @@ class SmallestEdit:
         editor: Editor,
         way: Way,
         settings: CounterfactualSettings,
-        judge: Callable[[torch.Tensor], torch.Tensor],
+        judge: Callable[[Edit, torch.Tensor], torch.Tensor],
         progress_bar: Callable[..., Any],
     ):
         assert settings.target_probability is not None
@@ -3701,14 +4192,14 @@ class SmallestEdit:
                 while len(rows):
                     asked = part.select(rows).at_scales(scales)
                     trial = self.editor.edit(start, asked, clone_generator(own), watch.silent())
-                    probabilities = self.judge(trial.latents).cpu()
+                    probabilities = self.judge(trial, images[asked.image_index]).cpu()
                     reached = has_reached(probabilities, asked.target.direction, self.goal)
                     found.take(pending[rows], trial, reached, probabilities.isfinite().all(1))
                     search.update(reached) if scales.any() else search.accept_without(reached)
                     rows, scales = search.active, search.scales
                     bar.update(len(question) - len(pending) + search.num_solved - bar.n)
                 found.null_latents.append(trial.null_latents)
-        return found.edit()
+        return found.edit(question.region)
 
 
 class FoundEdits:
@@ -3720,6 +4211,8 @@ class FoundEdits:
 
     def __init__(self, num_rows: int):
         self.latents: list[Any] = [None] * num_rows
+        self.regions: list[Any] = [None] * num_rows
+        self.agreements: list[Any] = [None] * num_rows
         self.scales, self.strengths = torch.zeros(num_rows), torch.zeros(num_rows)
         self.reached = torch.zeros(num_rows, dtype=torch.bool)
         self.null_index = torch.zeros(num_rows, dtype=torch.long)
@@ -3740,16 +4233,34 @@ class FoundEdits:
             if not (is_first or reached[place] or (is_finite[place] and not self.reached[row])):
                 continue
             self.latents[row] = trial.latents[place]
+            if trial.region is not None and len(trial.region) == len(rows):
+                self.regions[row] = trial.region[place]
+            if trial.agreement is not None:
+                self.agreements[row] = trial.agreement[place]
             self.scales[row], self.strengths[row] = trial.guidance_scales[place], trial.strengths[place]
             self.null_index[row] = num_nulls + trial.null_index[place]
             self.reached[row] |= reached[place]
 
-    def edit(self) -> Edit:
-        """All rows together."""
-        null_latents = torch.cat(self.null_latents)
+    def edit(self, region: torch.Tensor | None) -> Edit:
+        """All rows together.
+
+        Args:
+            region: that the question was asked within; None for those that the trials found, if any.
+        """
         return Edit(
-            torch.stack(self.latents), null_latents, self.null_index, self.scales, self.strengths, self.reached
+            torch.stack(self.latents),
+            torch.cat(self.null_latents),
+            self.null_index,
+            self.scales,
+            self.strengths,
+            self.reached,
+            _stacked(self.regions) if region is None else region,
+            _stacked(self.agreements),
         )
+
+
+def _stacked(rows: list[Any]) -> torch.Tensor | None:
+    return None if any(row is None for row in rows) else torch.stack(rows)
 
 
 def strength_ladder(strength: float, max_strength: float | None, factor: float = 1.4) -> list[float]:
@@ -4152,13 +4663,14 @@ class MediffusionCounterfactualPipeline(DiffusionPipeline):
             towards: labels to add: a name or index, several of them (for all images), or a list of lists: one per
                 image, or several per image, which then share its inversion.
             away: labels to remove, likewise. `towards` and `away` may be combined.
-            generator: for `start="noise"`: one, or one per image.
+            generator: for `start="noise"` and `start="noised_paths"`: one, or one per image. Without one, noised paths
+                begin with the same noise in every call.
             noise: for `start="noise"`: noise of the latents' shape instead of a generator's.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict: return an output object rather than a tuple of its fields.
             callback_on_step_end: called after each step as `callback(pipe, step, timestep, kwargs)`; with
-                `mask="auto"` in both edits, the one that finds the region and the one within it. It returns what it
-                changed of `kwargs`, or nothing.
+                `mask="auto"` in both edits, the one that finds the region and the one within it (noised paths need one
+                edit alone). It returns what it changed of `kwargs`, or nothing.
             callback_on_step_end_tensor_inputs: what it gets in `kwargs`: `"latents"`, `"null_latents"`.
             classifier: an image classifier of transformers, or an [`ExternalClassifier`] with its own preprocessing,
                 whose probabilities are reported. With `guidance_mode="external"` it guides, and `towards` and `away`
@@ -4197,38 +4709,32 @@ class MediffusionCounterfactualPipeline(DiffusionPipeline):
             names = callback_on_step_end_tensor_inputs
             return tuple(changed_by_callback(callback_on_step_end, self, step, t, tensors, names).values())
 
-        def as_shown(latents: torch.Tensor) -> torch.Tensor:
-            return judge.probabilities(show(self, latents, output_type))
-
         with self._running(*([] if outside is None else [outside])) as state:
             watch = Watch(state, self.progress_bar, None if callback_on_step_end is None else on_step)
 
             # 2. Encode deterministically, and climb to the noise level
-            latents = self.encode_pixels(pixels)
-            if settings.start == "noise":
-                generator, noise = self._draw_noise(latents, generator, noise)
-                if len(question) != len(pixels) or settings.finds_region or settings.target_probability is not None:
-                    generator = one_per_image(generator, len(pixels))
-            way = self._way(settings, latents, noise)
+            latents, unet = self.encode_pixels(pixels), state.counted(self.unet)
+            display = Display(self, pixels, latents, settings, output_type)
+            way, generator = self._way(unet, settings, latents, generator, noise, len(question))
             start = way.begin(torch.arange(len(pixels)), settings.strength, watch.shown)
 
             # 3. Denoise: the counterfactuals under guidance, the null edits from the same start without
-            kind = FollowPath if settings.follow_inversion else Sample
-            editor: Any = kind(self.unet, self.scheduler, settings, judge.latent_classifier)
+            editor: Any = self._editor(unet, settings, judge)
             timesteps = editor.timesteps(start)
             if settings.target_probability is not None:
+
+                def as_shown(trial: Edit, images: torch.Tensor) -> torch.Tensor:
+                    return judge.probabilities(display.edited(trial, images))
+
                 editor = SmallestEdit(editor, way, settings, as_shown, self.progress_bar)
-            if settings.finds_region:  # a first edit finds the region; the second gets the same step noise
-                found: Edit = editor.edit(start, question, clone_generator(generator), watch)
-                change = found.latents - found.null_latents[found.null_index]
-                question, generator = question.within(region_of_change(change)), clone_generator(generator)
+            if settings.finds_region and settings.start != "noised_paths":  # which finds it in the edit itself
+                editor = WithinItsRegion(editor)
             edit = editor.edit(start, question, generator, watch)
 
             # 4. Decode, classify the pictures that the user gets, make the controls, take the differences
             reporter = None if outside is None else ExternalJudge(self, outside)
-            output = assemble(
-                self, pixels, latents, question, edit, settings, judge, reporter, output_type, controls, timesteps
-            )
+            asked = (settings, judge, reporter, output_type, controls, timesteps)
+            output = assemble(self, display, question, edit, *asked, state.num_evaluations)
         return output if return_dict else output.to_tuple()
 
     def resolve_settings(self, **options: Any) -> CounterfactualSettings:
@@ -4273,19 +4779,36 @@ class MediffusionCounterfactualPipeline(DiffusionPipeline):
             raise ValueError("`guidance_mode='external'` needs a `classifier`, an image classifier of transformers.")
         return ExternalJudge(self, outside)
 
-    def _way(self, settings: CounterfactualSettings, latents: torch.Tensor, noise: torch.Tensor | None) -> Way:
-        if noise is None:
-            return Inversion(self.unet, self.scheduler, settings, latents)
-        return AddedNoise(self.scheduler, latents, noise)
+    def _editor(self, unet: Any, settings: CounterfactualSettings, judge: Judge) -> Editor:
+        kind: type[Editor] = FollowPath if settings.follow_inversion else Sample
+        if settings.start == "noised_paths":
+            kind = FollowNoisedPaths
+        return kind(unet, self.scheduler, settings, judge.latent_classifier)
 
-    def _draw_noise(
-        self, latents: torch.Tensor, generator: Generators, noise: torch.Tensor | None
-    ) -> tuple[Generators, torch.Tensor]:
-        """A generator for step noise that can be cloned, and the noise to start from."""
+    def _way(
+        self,
+        unet: Any,
+        settings: CounterfactualSettings,
+        latents: torch.Tensor,
+        generator: Generators,
+        noise: torch.Tensor | None,
+        num_rows: int,
+    ) -> tuple[Way, Generators]:
+        """To the noise level, and a generator for step noise that can be cloned."""
+        num_images = len(latents)
+        if settings.start == "inversion":
+            return Inversion(unet, self.scheduler, settings, latents), generator
+        if settings.start == "noised_paths":
+            if generator is None:  # an explanation is the same every time, and in every batch
+                generator = [torch.Generator().manual_seed(0) for _ in range(num_images)]
+            own = one_per_image(generator, num_images)
+            return NoisedPaths(unet, self.scheduler, settings, latents, own), None
         generator = own_generator(generator)
         if noise is None:
             noise = randn_tensor(latents.shape, generator, latents.device, latents.dtype)
-        return generator, noise
+        if num_rows != num_images or settings.finds_region or settings.target_probability is not None:
+            generator = one_per_image(generator, num_images)
+        return AddedNoise(self.scheduler, latents, noise), generator
 
 
 def one_per_image(generator: Generators, num_images: int) -> list[torch.Generator]:

@@ -1279,6 +1279,7 @@ class MultistepDDIMScheduler(DDIMScheduler):
         sample: torch.Tensor,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """Move `sample` from this grid point to the next (Eq. 12 and 16 of DDIM).
@@ -1289,6 +1290,7 @@ class MultistepDDIMScheduler(DDIMScheduler):
             sample: latents, shape `(batch, channels, height, width)`.
             eta: share of fresh noise in [0, 1]; 1 is ancestral sampling (DDPM). Descending, first order only.
             generator: source of that noise.
+            variance_noise: that noise itself, instead of a generator's.
             return_dict: return a `DDIMSchedulerOutput` rather than a tuple.
 
         Returns:
@@ -1333,8 +1335,10 @@ class MultistepDDIMScheduler(DDIMScheduler):
         direction = (1 - alpha_prod_next - sigma**2).sqrt() * epsilon
         prev_sample = alpha_prod_next.sqrt() * pred_original_sample + direction
         if eta > 0:
-            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
-            prev_sample = prev_sample + sigma * noise
+            if variance_noise is None:
+                place: dict[str, Any] = {"device": sample.device, "dtype": sample.dtype}
+                variance_noise = randn_tensor(sample.shape, generator=generator, **place)
+            prev_sample = prev_sample + sigma * variance_noise
         self.step_index += 1
         if not return_dict:
             return (prev_sample, pred_original_sample)
