@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -52,14 +51,14 @@ class MediffusionImageClassificationPipeline:
     @overload
     def __call__(
         self,
-        inputs: Sequence[Picture],
+        inputs: list[Picture] | tuple[Picture, ...],
         top_k: int | None = 5,
         function_to_apply: str | None = None,
         batch_size: int = 16,
     ) -> list[Answer]: ...
     def __call__(
         self,
-        inputs: Picture | Sequence[Picture],
+        inputs: Picture | list[Picture] | tuple[Picture, ...],
         top_k: int | None = 5,
         function_to_apply: Literal["sigmoid", "softmax", "none"] | str | None = None,
         batch_size: int = 16,
@@ -83,7 +82,7 @@ class MediffusionImageClassificationPipeline:
         if top_k is not None:
             check_number("top_k", top_k, Range(at_least=1), whole=True)
         is_single = isinstance(inputs, (Image.Image, str, os.PathLike))
-        pictures: Sequence[Any] = [inputs] if is_single else inputs  # type: ignore[list-item, assignment]
+        pictures: Any = [inputs] if is_single else inputs
         output = self.pipeline([_opened(one) for one in pictures], batch_size=batch_size, output_type="pt")
         scores = self._scores(output.logits, output.probabilities, function_to_apply)
         answers = [self._answer(row, top_k) for row in scores]
