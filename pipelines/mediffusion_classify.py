@@ -33,6 +33,7 @@ from diffusers import (
 )
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines import pipeline_loading_utils
 from diffusers.utils import BaseOutput, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub.errors import (
@@ -1135,6 +1136,10 @@ LOADABLE_CLASSES = {
 
 
 # ---- mediffusion_diffusers/pipelines/components.py
+
+# So that diffusers looks for this package where a checkpoint carries no code of its models, and names it if it is
+# missing.
+pipeline_loading_utils.LOADABLE_CLASSES.setdefault(LIBRARY_NAME, {})
 
 # Schedulers with `alphas_cumprod`, whole timesteps and a free choice of them, on latents of unit variance.
 SCHEDULERS = (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler)

@@ -10,10 +10,15 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
 )
+from diffusers.pipelines import pipeline_loading_utils
 
 from ..models import SpaceToDepthAutoencoder
 from ..registration import LIBRARY_NAME, LOADABLE_CLASSES
 
+
+# So that diffusers looks for this package where a checkpoint carries no code of its models, and names it if it is
+# missing.
+pipeline_loading_utils.LOADABLE_CLASSES.setdefault(LIBRARY_NAME, {})
 
 # Schedulers with `alphas_cumprod`, whole timesteps and a free choice of them, on latents of unit variance.
 SCHEDULERS = (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler)

@@ -1,5 +1,7 @@
 """A published checkpoint answers the same where this package is not installed: from the Hub, and from a folder."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from mediffusion_diffusers import (
 from mediffusion_diffusers.publishing.upload import publish_pipeline_folder
 
 
+ONE_FILE = Path(__file__).parents[2] / "pipelines" / "mediffusion_classify.py"
 ANSWER = '''
 def answers(classify, counterfactual, guided):
     """What three pipelines say of the same image, as arrays by name."""
@@ -33,7 +36,16 @@ def answers(classify, counterfactual, guided):
 # Of what this project needs only torch, diffusers, transformers, pillow and what they need themselves.
 WITHOUT_THE_PACKAGE = f"""
 import sys
-for name in ("mediffusion_diffusers", "accelerate", "datasets", "evaluate", "jinja2", "sklearn", "pydicom"):
+
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "mediffusion_diffusers":
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+
+sys.meta_path.insert(0, NotInstalled())
+for name in ("accelerate", "datasets", "evaluate", "jinja2", "sklearn", "pydicom"):
     sys.modules[name] = None
 import numpy as np
 import torch
@@ -45,6 +57,10 @@ for place, source in (("hub", "org/model"), ("folder", sys.argv[1])):
         for name in ("mediffusion_classify", "mediffusion_counterfactual", "mediffusion_guided")
     ]
     np.savez(f"{{sys.argv[2]}}/{{place}}.npz", **answers(*pipes))
+try:  # a folder that was saved and never published, with one of the files by itself
+    DiffusionPipeline.from_pretrained(sys.argv[3], custom_pipeline=sys.argv[4], trust_remote_code=True)
+except ModuleNotFoundError as error:
+    print(error)
 """
 
 
@@ -62,11 +78,12 @@ def package_answers(source):
     return scope["answers"](*(kind.from_pretrained(source) for kind in kinds))
 
 
-def test_without_the_package_the_answers_are_the_same_bit_for_bit(hub, published, tmp_path):
+def test_without_the_package_the_answers_are_the_same_bit_for_bit(hub, published, pipeline_folder, tmp_path):
     with hub.this_process():
         folder = snapshot_download(published, local_dir=tmp_path / "copy")
         expected = package_answers(published)
-    completed = hub.run_python(WITHOUT_THE_PACKAGE, folder, tmp_path)
+    completed = hub.run_python(WITHOUT_THE_PACKAGE, folder, tmp_path, pipeline_folder, ONE_FILE, timeout=600)
+    assert completed.stdout == "No module named 'mediffusion_diffusers'\n"
     assert "might require" not in completed.stderr and "Expected types" not in completed.stderr, completed.stderr
     for place in ("hub", "folder"):
         with np.load(tmp_path / f"{place}.npz") as found:

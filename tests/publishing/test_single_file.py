@@ -77,6 +77,13 @@ def test_only_what_is_used_comes_along_in_an_order_that_works(inline):
     assert "json" not in text and "unused" not in text and "# Why it is so.\nLATE = twice(2.5)  # of two" in text
 
 
+def test_calls_of_a_module_come_along_with_it(inline):
+    a = "from .b import KNOWN\n\n\nSIZE = 1\n# Known from now on.\nKNOWN.append(SIZE)\n"
+    b = "KNOWN = []\n"
+    root = "from .a import SIZE\nfrom .b import KNOWN\n\n\nclass Root:\n    value = SIZE, KNOWN\n"
+    assert inline({"root": root, "a": a, "b": b})[1]["Root"].value == (1, [1])
+
+
 def test_private_names_of_two_modules_stay_apart(inline):
     a = "_SIZE = 2\n_SAME = 1\n\n\ndef _size():\n    return _SIZE * _SAME\n\n\ndef a():\n    return _size()\n"
     b = a.replace("2", "3").replace("def a", "def b")

@@ -76,6 +76,7 @@ class Closure:
             if definition in needed:
                 continue
             needed[definition] = None
+            waiting += definition.module.calls
             for name in definition.used_names:
                 found = definition.module.resolve(name)
                 if isinstance(found, External):

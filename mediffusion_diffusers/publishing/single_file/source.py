@@ -41,12 +41,12 @@ class Internal:
 
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """One top-level statement that binds names: a function, a class or an assignment.
+    """One top-level statement: a function, a class, an assignment, or a call for its effect.
 
     Args:
         module: where it stands.
         node: the statement.
-        names: what it binds.
+        names: what it binds; nothing for a call.
         text: its lines, with the comment directly above it.
         first_line: number of its first line, from 1.
     """
@@ -93,10 +93,11 @@ class Module:
         for node in tree.body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 self._add_import(node)
-            elif names := bound_names(node):
+            elif (names := bound_names(node)) or _is_call(node):
                 _refuse_inner_imports(self, node)
                 first, text = self.text_of(node)
                 self.definitions.append(Definition(self, node, names, text, first))
+        self.calls = [definition for definition in self.definitions if not definition.names]
         self.by_name = {name: definition for definition in self.definitions for name in definition.names}
 
     @classmethod
@@ -156,6 +157,10 @@ class Module:
         while first > 1 and self.lines[first - 2].lstrip().startswith("#"):
             first -= 1
         return first, "\n".join(self.lines[first - 1 : node.end_lineno])
+
+
+def _is_call(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
 
 
 def _refuse_inner_imports(module: Module, node: ast.stmt) -> None:
