@@ -58,6 +58,11 @@ def example_buttons(examples: Sequence[OpenedImage]) -> str:
     return _block("examples", examples=[(example.name, _picture(example)) for example in examples])
 
 
+def upload_hint() -> str:
+    """What may be dropped, and what becomes of it."""
+    return _block("upload_hint")
+
+
 def opened_block(opened: OpenedImage) -> str:
     """The image as the model sees it, and the model's probabilities beside their thresholds."""
     height, width = opened.pixels.shape[:2]

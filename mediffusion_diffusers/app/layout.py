@@ -42,10 +42,17 @@ _PLACES = [
 ]
 _SIDES = {"x": ("Left edge", 0.25), "y": ("Top edge", 0.25), "width": ("Width", 0.5), "height": ("Height", 0.5)}
 _EMPTY = '<p class="mdf-empty">{}</p>'
-_LATER = _EMPTY.format("Open this tab again.")
+_LATER = _EMPTY.format("Computed when this tab is opened.")
 _STATE_SECONDS = 3600.0  # after which an image that nobody looks at is forgotten
 _SWEPT_EVERY, _KEPT_FOR = 60, 60  # seconds: what a broken upload leaves behind
 _SHOW_ANSWER = "() => { document.getElementById('answer').scrollIntoView({behavior: 'smooth', block: 'nearest'}); }"
+_DRAW_BOX = """(place, x, y, width, height) => {
+  const mark = document.querySelector(".mdf-box");
+  if (!mark) return;
+  const sides = { left: x, top: y, width: Math.min(width, 1 - x), height: Math.min(height, 1 - y) };
+  mark.hidden = place !== "box";
+  for (const [side, share] of Object.entries(sides)) mark.style[side] = 100 * share + "%";
+}"""
 # What somebody who uses the page can mend.
 _EXPECTED = (ValueError, ImportError, OSError, MemoryError)
 
@@ -109,6 +116,9 @@ def _connect(page: gr.Blocks, desk: Desk, parts: Parts, num_parallel: int) -> No
         with in_words():
             return desk.open_example(int(event.index))
 
+    def draw_box(event: gr.EventData) -> Any:
+        return "box", *(round(float(getattr(event, side)), 2) for side in _SIDES)
+
     def open_file(path: str) -> Any:
         with in_words("This file cannot be used"):
             return desk.open_file(path)
@@ -135,6 +145,9 @@ def _connect(page: gr.Blocks, desk: Desk, parts: Parts, num_parallel: int) -> No
     answered = [answer, swept, parts.answer, *view.values(), parts.tabs]
     ask: dict[str, Any] = {"fn": explain, "inputs": [opened, *fields.values()], "outputs": answered, **listen}
     ask["show_progress_on"] = parts.answer
+    box = [fields[name] for name in ("place", *_SIDES)]
+    parts.opened.select(draw_box, None, box, show_progress="hidden", **listen)
+    gr.on([parts.opened.change, *(field.change for field in box)], None, box, js=_DRAW_BOX)
     parts.examples.click(open_example, None, shown, **listen).success(**ask)
     given = parts.upload.upload(open_file, parts.upload, shown, show_progress="hidden", **listen)
     given.success(**ask)
@@ -163,15 +176,10 @@ def in_words(title: str = "This cannot be done") -> Iterator[None]:
 
 def _image_fields(desk: Desk) -> tuple[gr.HTML, gr.File, gr.HTML]:
     """Examples, the place to drop a file, and the image that is looked at."""
-    picked = gr.HTML(
-        blocks.example_buttons(desk.examples),
-        js_on_load=blocks.SCRIPT,
-        visible=bool(desk.examples),
-        elem_id="examples",
-    )
-    upload = gr.File(
-        label="Your own image: PNG, JPEG, TIFF, DICOM, ...", height=130, show_label=False, elem_id="upload"
-    )
+    buttons = blocks.example_buttons(desk.examples)
+    picked = _html(buttons, elem_id="examples", visible=bool(desk.examples))
+    _html(blocks.upload_hint())
+    upload = gr.File(label="Picture or DICOM file", height=125, show_label=False, elem_id="upload")
     return picked, upload, _html("", elem_id="opened")
 
 

@@ -126,16 +126,26 @@ def test_a_finding_is_removed_and_another_added(visitor):
     assert [heading.split(":")[0] for heading in headings] == ["Mass removed", "Effusion added"]
 
 
-def test_others_are_held_and_a_box_is_kept_to(visitor):
+def test_others_are_held_and_a_drawn_box_is_kept_to(visitor):
     visitor.ask_only("remove", "Mass")
-    everywhere = visitor.page.get_by_alt_text("Difference: counterfactual minus original").get_attribute("src")
+    difference = visitor.page.get_by_alt_text("Difference: counterfactual minus original")
+    everywhere = difference.get_attribute("src")
     visitor.page.get_by_role("button", name="How firmly, and where").click()
     visitor.page.get_by_label("Hold the other findings").click()
-    visitor.page.get_by_label("In a box").click()
-    visitor.page.get_by_label("Left edge").first.wait_for()
+    picture = visitor.page.locator(".mdf-draw")
+    picture.scroll_into_view_if_needed()
+    frame = picture.bounding_box()
+    visitor.page.mouse.move(frame["x"] + 0.25 * frame["width"], frame["y"] + 0.5 * frame["height"])
+    visitor.page.mouse.down()
+    visitor.page.mouse.move(frame["x"] + 0.75 * frame["width"], frame["y"] + 0.9 * frame["height"])
+    visitor.page.mouse.up()
+    left = visitor.page.get_by_label(re.compile("number input for Left edge"))
+    playwright.expect(left).to_have_value(re.compile(r"0\.2[3-7]"), timeout=PATIENCE)
+    playwright.expect(visitor.page.get_by_label("In a box")).to_be_checked()
+    playwright.expect(visitor.page.locator(".mdf-box")).to_be_visible()
     visitor.explain()
     assert "in the given box" in visitor.answer.inner_text()
-    assert visitor.page.get_by_alt_text("Difference: counterfactual minus original").get_attribute("src") != everywhere
+    assert difference.get_attribute("src") != everywhere
 
 
 def test_severity_and_agreement_are_looked_at(visitor):

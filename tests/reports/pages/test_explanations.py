@@ -113,10 +113,10 @@ def test_the_layers_are_the_pictures(explained, page):
     assert not np.array_equal(sweep[0], sweep[-1])
 
 
-def test_before_any_script_runs_the_first_layer_alone_is_visible(page):
-    opacities = [image["style"] for image in page.all("img")]
-    first = [index for index, image in enumerate(page.all("img")) if image["alt"] == "Original"]
-    assert opacities.count("opacity:1") == 4 and opacities[first[0]] == "opacity:1"  # two sliders of two stacks
+def test_before_any_script_runs_the_counterfactual_alone_is_visible(page):
+    visible = [image["alt"] for image in page.all("img") if image["style"] == "opacity:1"]
+    differences = "Difference to the original"
+    assert visible == ["Counterfactual", differences, "Guidance scale 20", differences]  # two sliders of two stacks
 
 
 def test_boxes_and_region_lie_over_the_pictures(explained, page):
