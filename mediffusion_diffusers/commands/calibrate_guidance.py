@@ -1,10 +1,11 @@
-"""Choose a checkpoint's strength, region and guidance scales on the validation split, and store them in its config.
+"""Choose a checkpoint's guidance scales, and strength and region, on the validation split; store them in its config.
 
     mediffusion calibrate --pretrained_model_name_or_path runs/joint --dataset_dir runs/phantom
 
-Of the settings that flip the model's own decision in at least `--min_flip_rate` of the images, the one that changes
-them least is taken; none that changes them by more than `--max_l1`. Adding and removing get a scale each. The whole
-table goes to `guidance_calibration.json` in the checkpoint's folder, and the choice into its model card.
+For each direction the scale at which the model sees edited images as it sees real ones: its mean probability after
+removing (adding) a finding is that of real validation images without (with) it. Of several `--strengths` and `--masks`
+the one that changes least; scales that break images apart are refused. The whole table goes to
+`guidance_calibration.json` in the checkpoint's folder, and the choice into its model card.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..atomic_files import write_json
 from ..counterfactual_options import given_options, stored_options
 from ..device_options import DeviceOptions
-from ..evaluation.defaults import MAX_L1, MIN_FLIP_RATE
+from ..evaluation.defaults import MAX_L1, MAX_TRIALS, TOLERANCE
 from ..option_parser import OptionParser
 from ..options import Range, option
 from ..output_folder import claimed_folder, try_writing
@@ -40,22 +41,29 @@ class Options(StudyOptions):
 
     split: str = option("validation", "Split to choose on; not test.")
     direction: DirectionChoice = option(BOTH, "Whether findings are removed, added, or both.")
-    strengths: Annotated[list[float], Range(above=0, at_most=1)] = option([0.2, 0.3, 0.4], "Strengths to try.")
-    guidance_scales: Annotated[list[float], Range(above=0)] = option([3.0, 10.0, 30.0, 100.0, 300.0], "Scales to try.")
+    strengths: Annotated[list[float], Range(above=0, at_most=1)] = option(
+        [], "Strengths to try; by default the checkpoint's alone."
+    )
     masks: list[str] = option(
-        list(MASKS), "Where edits may happen: everywhere, or where a first pass changes most (auto)."
+        [],
+        "Where edits may happen: everywhere, or where a first pass changes most (auto); by default as the checkpoint "
+        "says.",
     )
-    num_refinements: Annotated[int, Range(at_least=0, at_most=32)] = option(
-        2, "How often the gap between two scales is halved at the end."
+    guidance_scale: Annotated[float | None, Range(above=0)] = option(
+        None, "Scale that every search begins at, by default the checkpoint's."
     )
-    num_inference_steps: Annotated[int, Range(at_least=1)] = option(7, "Guided steps of every edit.")
     num_images_per_label: Annotated[int, Range(at_least=1)] = option(
         8, "At most so many images for each label and direction."
     )
-    min_flip_rate: Annotated[float, Range(above=0, at_most=1)] = option(
-        MIN_FLIP_RATE, "How often the model's own decision must turn over."
+    tolerance: Annotated[float, Range(above=0, below=1)] = option(
+        TOLERANCE, "How close the mean probability after the edit must come to that of real images."
     )
-    max_l1: Annotated[float, Range(above=0)] = option(MAX_L1, "Mean absolute change, of the intensity range.")
+    max_trials: Annotated[int, Range(at_least=1, at_most=64)] = option(
+        MAX_TRIALS, "Scales that are tried at most for each direction, strength and region."
+    )
+    max_l1: Annotated[float, Range(above=0)] = option(
+        MAX_L1, "Scales that change a pixel by more than this share of the intensity range, in the mean, are refused."
+    )
     batch_size: BatchSize = option(32, "Images at a time.")
     dry_run: bool = option(False, "Measure, and leave the checkpoint as it is.")
 
@@ -73,7 +81,7 @@ class Options(StudyOptions):
 # What holds for every trial beside what is tried.
 EditOptions = given_options(
     exclude=(
-        *("strength", "guidance_scale", "mask", "num_inference_steps", "start_snr"),
+        *("strength", "guidance_scale", "mask", "start_snr"),
         *("target_probability", "max_guidance_scale", "max_strength"),
     )
 )
@@ -98,17 +106,11 @@ def run(options: Options, edit: Any, device_options: DeviceOptions, result: Resu
     with claim:
         if not options.dry_run:
             try_writing(folder / UNET_CONFIG.parent, "pretrained_model_name_or_path")
-        fixed = {
-            "num_inference_steps": options.num_inference_steps,
-            "follow_inversion": edit.start != "noise",
-            "fade_guidance": False,
-            **edit.given(),
-        }
         runner = CounterfactualStudyRunner(
             folder,
             options.dataset_dir,
             options.split,
-            settings=fixed,
+            settings=edit.given(),
             batch_size=options.batch_size,
             device=device,
             dtype=dtype,
@@ -117,17 +119,16 @@ def run(options: Options, edit: Any, device_options: DeviceOptions, result: Resu
             runner,
             directions_of(options.direction),
             options.num_images_per_label,
-            options.min_flip_rate,
+            options.tolerance,
             options.max_l1,
+            options.max_trials,
         )
-        calibration.measure(options.strengths, options.guidance_scales, list(dict.fromkeys(options.masks)))
-        calibration.refine(options.num_refinements)
-        choice = calibration.choose()
+        choice = calibration.choose(options.strengths, list(dict.fromkeys(options.masks)), options.guidance_scale)
         if not result.json:
             _say(calibration, choice)
-        stored = {name: value for name, value in fixed.items() if name in stored_options()}
+        stored = {name: value for name, value in edit.given().items() if name in stored_options()}
         provenance = describe_provenance(folder, runner.info, options.split)
-        results = {"provenance": provenance, **calibration.to_dict()}
+        results = {"provenance": provenance, **calibration.to_dict(choice)}
         if result.json:
             say_result(results)
         if options.dry_run:
@@ -148,15 +149,17 @@ def run(options: Options, edit: Any, device_options: DeviceOptions, result: Resu
 def _say(calibration: GuidanceCalibration, choice: GuidanceChoice) -> None:
     """What was measured, for the terminal."""
     for trial in sorted(calibration.trials, key=_order):
-        mark = "  <- chosen" if trial in choice.trials else ""
+        mark = "  <- chosen" if trial in choice.trials else f"  refused: {trial.refused}" if trial.refused else ""
         print(
             f"{trial.direction:<6} strength {trial.strength:<5g} {trial.mask:<10} scale {trial.guidance_scale:<6g} "
-            f"flips {trial.flip_rate:.3f}  L1 {trial.l1:.4f}{mark}"
+            f"p {trial.probability:.3f} (real {trial.wanted:.3f})  flips {trial.flip_rate:.3f}  "
+            f"L1 {trial.l1:.4f}{mark}"
         )
-    if choice.flip_rate < calibration.min_flip_rate:
-        print(f"No tried setting within an L1 of {calibration.max_l1} flips {calibration.min_flip_rate} of decisions.")
-    if choice.largest_l1 > calibration.max_l1:
-        print(f"All tried settings change the images by more than {calibration.max_l1}: this one changes them least.")
+    if choice.distance > calibration.tolerance:
+        print(
+            f"No tried scale brings the model to within {calibration.tolerance} of how it sees real images: these "
+            "come closest."
+        )
     if len(choice.trials) == 1:
         print(f"Only one direction, {choice.trials[0].direction!r}, was calibrated: its scale will hold for both.")
 

@@ -29,7 +29,7 @@ from .measure_options import MeasureOptions
 from .provenance import checkpoint_hash, describe_provenance, patients_of_oracle
 from .references import References
 from .sanity_checks import check_sanity
-from .study_controls import average_change, latent_regions, plain_gradient, random_noise, random_regions
+from .study_controls import average_change, other_regions, plain_gradient, random_noise
 from .truth import error_to_truth
 from .validity import Validity
 
@@ -151,23 +151,17 @@ class CounterfactualStudyRunner:
 
     def select(self, direction: str, num_images_per_label: int, only_with_boxes: bool = False) -> Selection:
         """The images to explain in one direction, by the fixed rule `SELECTION_RULE`."""
-        decisions = self._decisions
         candidates = None
         if only_with_boxes and direction == "remove":
             candidates = rows_with_box(self.boxes, len(self.label_names))
+        decisions, patients = self._decisions, self.patient_ids
         return select_images(
-            self.labels,
-            decisions,
-            direction,
-            num_images_per_label,
-            self.single_label,
-            candidates,
-            self.patient_ids,
+            self.labels, decisions, direction, num_images_per_label, self.single_label, candidates, patients
         )
 
     @cached_property
-    def _decisions(self) -> np.ndarray:
-        """What the model decides about every image that has a label, bool, shape of `labels`."""
+    def own_probabilities(self) -> np.ndarray:
+        """The model's probabilities for every image that has a label, shape of `labels`; NaN for the others."""
         labelled = self.held_out.labelled_rows()
         before = np.full(self.labels.shape, np.nan)
         for part in self._parts(len(labelled), "Classifying"):
@@ -175,6 +169,12 @@ class CounterfactualStudyRunner:
             if len(rows):
                 before[rows] = self._own(images)
         self.labels[list(self.held_out.problems)] = np.nan
+        return before
+
+    @cached_property
+    def _decisions(self) -> np.ndarray:
+        """What the model decides about every image that has a label, bool, shape of `labels`."""
+        before = self.own_probabilities
         thresholds = self.own_thresholds
         if thresholds is not None:
             return before >= thresholds
@@ -321,10 +321,8 @@ class CounterfactualStudyRunner:
         }
         if not with_regions:
             return made
-        regions = latent_regions(counterfactuals, self.pipeline.latent_size)
         originals, seeds = torch.from_numpy(counterfactuals.originals), self._seeds(chosen.rows)
-        places = {"random_region": random_regions(regions, self.seed), "inverse_region": 1 - regions}
-        for name, masks in places.items():
+        for name, masks in other_regions(counterfactuals, self.pipeline.latent_size, self.seed).items():
             made[name] = self.edit(originals, chosen.targets, direction, seeds, {"mask": list(masks)}).images
         return made
 

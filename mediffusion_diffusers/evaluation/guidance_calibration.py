@@ -1,15 +1,19 @@
-"""Choose a checkpoint's guidance on its validation split: strength, region, and a scale for each direction.
+"""Choose a checkpoint's guidance on its validation split: a scale for each direction, and strength and region.
 
 None of them transfers: a scale belongs to a classifier's gradients, a strength to the autoencoder's latents, a region
-to how much of an image a finding takes up. The rule is fixed and asks no outside classifier, which stays independent
-for the test: of the settings that flip the model's own decision often enough, the one that changes the images least.
-Settings that change them beyond recognition are out, however well they flip.
+to how much of an image a finding takes up. The rule asks neither the truth, which real images do not have, nor an
+outside classifier, which stays independent for the test:
+
+    An edited image should look to the model as real images without (with) the finding do, in the mean.
+
+So the scale is the one at which the mean own probability of the edited images equals that of real ones. A rule that
+asks for flips forces overshoot instead: true counterfactuals do not flip every decision of a fallible model. Strengths
+and regions that reach this alike are told apart by how much they change. Scales that break images apart are refused.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +22,12 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..atomic_files import read_json, write_json
+from ..guidance import scale_for
+from .classification import nan_to_none
 from .counterfactual_study import KEYWORDS, CounterfactualStudyRunner
-from .counterfactuals import flips, mean_absolute_change
-from .defaults import MAX_L1, MIN_FLIP_RATE
+from .counterfactuals import Counterfactuals, flips, mean_absolute_change
+from .defaults import MAX_CLIPPED, MAX_L1, MAX_TRIALS, TOLERANCE
+from .scale_search import Reading, search_scale
 
 
 UNET_CONFIG = Path("unet") / "config.json"
@@ -35,19 +42,34 @@ class GuidanceTrial:
         strength: share of the noise schedule.
         mask: `"auto"` or `"everywhere"`.
         guidance_scale: scale s of Eq. 2.
+        probability: mean own probability of the targets after the edit.
+        wanted: the same of real images without (removing) or with (adding) the finding.
         flip_rate: share of the model's decisions that turned over, in [0, 1].
         l1: mean absolute change of a pixel against the null edit, in units of the full intensity range: what the
             autoencoder changes by itself does not count.
+        clipped: share of the pixels that the edit drove to an end of the intensity range.
         num_images: how many counterfactuals that is.
+        per_label: mean own probability after the edit, by label.
+        refused: why the setting is out; None if it is not.
     """
 
     direction: str
     strength: float
     mask: str
     guidance_scale: float
+    probability: float
+    wanted: float
     flip_rate: float
     l1: float
+    clipped: float
     num_images: int
+    per_label: Mapping[str, float]
+    refused: str | None = None
+
+    @property
+    def missing(self) -> float:
+        """How far the probability has to go still; below 0 the edit overshoots."""
+        return self.probability - self.wanted if self.direction == "remove" else self.wanted - self.probability
 
 
 @dataclass(frozen=True)
@@ -61,19 +83,14 @@ class GuidanceChoice:
     trials: tuple[GuidanceTrial, ...]
 
     @property
-    def flip_rate(self) -> float:
-        """The lowest of the directions."""
-        return min(trial.flip_rate for trial in self.trials)
+    def distance(self) -> float:
+        """How far the worst of the directions is from what is wanted."""
+        return max(abs(trial.missing) for trial in self.trials)
 
     @property
     def l1(self) -> float:
         """Mean of the directions."""
         return sum(trial.l1 for trial in self.trials) / len(self.trials)
-
-    @property
-    def largest_l1(self) -> float:
-        """The largest of the directions."""
-        return max(trial.l1 for trial in self.trials)
 
     def settings(self) -> dict[str, Any]:
         """Arguments of the pipeline; the scale is one number if it was chosen for one direction alone."""
@@ -83,19 +100,19 @@ class GuidanceChoice:
 
 
 class GuidanceCalibration:
-    """Measures settings, and chooses among those measured.
+    """Searches the scale of every direction, and chooses among strengths and regions.
 
         calibration = GuidanceCalibration(runner)
-        calibration.measure([0.2, 0.3], [10, 30, 100], ["everywhere", "auto"])
-        calibration.refine()
-        calibration.choose().settings()
+        choice = calibration.choose()
+        choice.settings()
 
     Args:
-        runner: of the *validation* split; its other `settings` hold for all trials.
+        runner: of the *validation* split; its `settings` hold for all trials, whatever the editor that they choose.
         directions: `"remove"`, `"add"` or both.
         num_images_per_label: at most so many images for each label and direction.
-        min_flip_rate: how often the model's own decision must turn over.
-        max_l1: larger changes are out.
+        tolerance: of the mean probability.
+        max_l1: scales that change images more are refused.
+        max_trials: edits of all images for each direction, strength and region.
 
     Raises:
         ValueError: for the test split, or if no image can be explained.
@@ -106,8 +123,9 @@ class GuidanceCalibration:
         runner: CounterfactualStudyRunner,
         directions: Sequence[str] = ("remove", "add"),
         num_images_per_label: int = 8,
-        min_flip_rate: float = MIN_FLIP_RATE,
+        tolerance: float = TOLERANCE,
         max_l1: float = MAX_L1,
+        max_trials: int = MAX_TRIALS,
     ):
         if runner.split == "test":
             raise ValueError(
@@ -117,103 +135,147 @@ class GuidanceCalibration:
         self.selections = {direction: chosen for direction, chosen in selections.items() if len(chosen)}
         if not self.selections:
             raise ValueError(f"No image of split {runner.split!r} can be explained: the model agrees with no label.")
-        self.runner, self.min_flip_rate, self.max_l1 = runner, min_flip_rate, max_l1
+        self.runner, self.tolerance, self.max_l1, self.max_trials = runner, tolerance, max_l1, max_trials
+        self.wanted = {direction: wanted_probabilities(runner, direction) for direction in self.selections}
         self.trials: list[GuidanceTrial] = []
 
-    def measure(self, strengths: Sequence[float], guidance_scales: Sequence[float], masks: Sequence[str]) -> None:
-        """Measure every strength with every scale and mask, in every direction.
+    def choose(
+        self,
+        strengths: Sequence[float] = (),
+        masks: Sequence[str] = (),
+        guidance_scale: float | None = None,
+    ) -> GuidanceChoice:
+        """By the rule: a scale for each direction at every strength and mask, then a strength and a mask for both.
 
         Args:
-            strengths: each in (0, 1].
-            guidance_scales: each above 0.
-            masks: `"auto"`, `"everywhere"` or both.
+            strengths: each in (0, 1]; the checkpoint's if there is none.
+            masks: `"auto"`, `"everywhere"` or both; likewise.
+            guidance_scale: where every search begins; by default at the checkpoint's scale.
+
+        Raises:
+            ValueError: if every scale that was tried is refused.
         """
-        settings = [
-            (direction, strength, mask, scale)
-            for strength in strengths
-            for mask in masks
-            for scale in guidance_scales
-            for direction in self.selections
+        settings = self.runner.pipeline.resolve_settings(**self.runner.settings)
+        places = [
+            (strength, mask) for strength in strengths or [settings.strength] for mask in masks or [settings.mask]
         ]
-        self.trials += [self._try(*one) for one in tqdm(settings, desc="Settings")]
+        choices = []
+        for strength, mask in tqdm(places, desc="Strengths and regions", disable=len(places) < 2):
+            found = []
+            for direction in self.selections:
+                first = guidance_scale or scale_for(settings.guidance_scale, [KEYWORDS[direction]])
+                trial = self.search(direction, first, {"strength": strength, "mask": mask})
+                found += [] if trial is None else [trial]
+            if len(found) == len(self.selections):
+                choices.append(GuidanceChoice(tuple(found)))
+        if not choices:
+            reasons = "; ".join(dict.fromkeys(str(trial.refused) for trial in self.trials if trial.refused))
+            raise ValueError(
+                f"Every scale that was tried is refused: {reasons}. Begin at a smaller `guidance_scale`, or try "
+                "another of `strengths`."
+            )
+        return best_choice(choices, self.tolerance)
 
-    def refine(self, num_steps: int = 2) -> None:
-        """Close in on the smallest scale that flips often enough within the bound, at the chosen strength and mask.
+    def search(self, direction: str, first: float, place: Mapping[str, Any]) -> GuidanceTrial | None:
+        """The scale of one direction whose edits look as real images do; None if every one is refused.
 
         Args:
-            num_steps: so many times the gap to the next scale is halved, on a log scale: to the next smaller one where
-                the chosen scale does enough, or too much, and to the next larger one where it does not.
+            direction: `"remove"` or `"add"`.
+            first: scale to begin with, above 0.
+            place: `strength` and `mask`.
         """
-        for _ in tqdm(range(num_steps), desc="Closer"):
-            for trial in self.choose().trials:
-                place = (trial.direction, trial.strength, trial.mask)
-                tried = [one.guidance_scale for one in self.trials if (one.direction, one.strength, one.mask) == place]
-                smaller = [scale for scale in tried if scale < trial.guidance_scale]
-                larger = [scale for scale in tried if scale > trial.guidance_scale]
-                if trial.l1 > self.max_l1:
-                    other = max(smaller, default=trial.guidance_scale / 4)
-                elif trial.flip_rate < self.min_flip_rate:
-                    other = min(larger, default=trial.guidance_scale * 4)
-                elif smaller:
-                    other = max(smaller)
-                else:
-                    continue
-                between = float(f"{math.sqrt(other * trial.guidance_scale):.3g}")
-                if between not in tried:
-                    self.trials.append(self._try(*place, between))
+        trials: list[GuidanceTrial] = []
 
-    def choose(self) -> GuidanceChoice:
-        """By the rule: a scale for each direction, then a strength and a mask for both."""
-        places = dict.fromkeys((trial.strength, trial.mask) for trial in self.trials)
-        return self._best([GuidanceChoice(self._best_scales(*place)) for place in places])
+        def read(scale: float) -> Reading:
+            trial = self._try(direction, scale, place, trials)
+            trials.append(trial)
+            progress.update()
+            return Reading(trial.missing, trial.refused is not None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Rule, choice and trials, for JSON."""
+        with tqdm(total=self.max_trials, desc=f"Scale to {direction}", unit="edit", leave=False) as progress:
+            best = search_scale(read, max(first, 1e-3), self.tolerance, self.max_trials)
+        self.trials += trials
+        return next((trial for trial in trials if trial.guidance_scale == best), None)
+
+    def to_dict(self, choice: GuidanceChoice) -> dict[str, Any]:
+        """Rule, what is wanted, choice and trials, for JSON."""
         rule = (
-            f"of the settings with an L1 of at most {self.max_l1}, the smallest L1 among those with a flip rate of at "
-            f"least {self.min_flip_rate}; if there is none, the highest flip rate; first for each direction, then for "
-            "strength and mask, by the lowest flip rate and the mean L1 of the directions"
+            "for each direction the scale at which the mean own probability of the targets after the edit equals that "
+            f"of real validation images without (removing) or with (adding) them, to within {self.tolerance}; of "
+            "several strengths and regions the smallest L1 among those that reach it, or else the closest; scales "
+            f"that change a pixel by more than {self.max_l1} in the mean, drive more than {MAX_CLIPPED} of the pixels "
+            "to an end of the range, or undo their effect are refused"
         )
-        chosen = [asdict(trial) for trial in self.choose().trials]
-        return {"rule": rule, "chosen": chosen, "trials": [asdict(trial) for trial in self.trials]}
-
-    def _best(self, choices: Sequence[GuidanceChoice]) -> GuidanceChoice:
-        return best_guidance(choices, self.min_flip_rate, self.max_l1)
-
-    def _best_scales(self, strength: float, mask: str) -> tuple[GuidanceTrial, ...]:
-        """The best trial of each direction at a strength and mask."""
-        there = [trial for trial in self.trials if (trial.strength, trial.mask) == (strength, mask)]
-        return tuple(
-            self._best([GuidanceChoice((one,)) for one in there if one.direction == direction]).trials[0]
-            for direction in self.selections
+        names = self.runner.label_names
+        return nan_to_none(
+            {
+                "rule": rule,
+                "wanted": {
+                    direction: dict(zip(names, values.tolist(), strict=True))
+                    for direction, values in self.wanted.items()
+                },
+                "chosen": [asdict(trial) for trial in choice.trials],
+                "trials": [asdict(trial) for trial in self.trials],
+            }
         )
 
-    def _try(self, direction: str, strength: float, mask: str, guidance_scale: float) -> GuidanceTrial:
-        fixed = self.runner.settings
-        self.runner.settings = {**fixed, "strength": strength, "mask": mask, "guidance_scale": guidance_scale}
+    def _try(
+        self, direction: str, scale: float, place: Mapping[str, Any], earlier: Sequence[GuidanceTrial]
+    ) -> GuidanceTrial:
+        fixed, chosen = self.runner.settings, self.selections[direction]
+        self.runner.settings = {**fixed, **place, "guidance_scale": scale}
         try:
-            made = self.runner.explain(self.selections[direction], direction)
+            made = self.runner.explain(chosen, direction)
         finally:
             self.runner.settings = fixed
-        rate = float(np.nanmean(flips(made.own, made.targets, direction)))
-        size = float(mean_absolute_change(made.images, made.null_images).mean())
-        return GuidanceTrial(direction, strength, mask, guidance_scale, rate, size, len(made))
+        names, targets = self.runner.label_names, made.targets
+        after = made.own.after[np.arange(len(made)), targets]
+        wanted = self.wanted[direction][targets]
+        known = ~np.isnan(wanted)
+        trial = GuidanceTrial(
+            direction=direction,
+            strength=self.runner.used_settings["strength"],
+            mask=self.runner.used_settings["mask"],
+            guidance_scale=scale,
+            probability=float(after[known].mean()),
+            wanted=float(wanted[known].mean()),
+            flip_rate=float(np.nanmean(flips(made.own, targets, direction))),
+            l1=float(mean_absolute_change(made.images, made.null_images).mean()),
+            clipped=clipped_share(made),
+            num_images=len(made),
+            per_label={names[target]: float(after[targets == target].mean()) for target in np.unique(targets)},
+        )
+        return GuidanceTrial(**{**asdict(trial), "refused": self._reason_against(trial, earlier)})
+
+    def _reason_against(self, trial: GuidanceTrial, earlier: Sequence[GuidanceTrial]) -> str | None:
+        """Why a trial's images have come apart, if they have."""
+        if trial.l1 > self.max_l1:
+            return f"it changes a pixel by more than {self.max_l1} in the mean"
+        if trial.clipped > MAX_CLIPPED:
+            return f"it drives more than {MAX_CLIPPED} of the pixels to an end of the intensity range"
+        weaker = [one for one in earlier if one.guidance_scale < trial.guidance_scale]
+        if any(trial.missing > one.missing + 2 * self.tolerance for one in weaker):
+            return "it does less than a smaller scale"
+        return None
 
 
-def best_guidance(
-    choices: Sequence[GuidanceChoice], min_flip_rate: float = MIN_FLIP_RATE, max_l1: float = MAX_L1
-) -> GuidanceChoice:
-    """The smallest change among those that flip often enough; failing that, the one that flips most often.
+def wanted_probabilities(runner: CounterfactualStudyRunner, direction: str) -> np.ndarray:
+    """Mean own probability of each label on the split's real images without (with) it; NaN where there is none."""
+    has_state = runner.labels == (0.0 if direction == "remove" else 1.0)
+    scores = np.where(has_state, runner.own_probabilities, np.nan)
+    return np.array([np.nanmean(column) if not np.isnan(column).all() else np.nan for column in scores.T])
 
-    Choices that change more than `max_l1` are left out, unless all do: then the one that changes least is taken.
-    """
-    bounded = [one for one in choices if one.largest_l1 <= max_l1]
-    if not bounded:
-        return min(choices, key=lambda one: one.l1)
-    enough = [one for one in bounded if one.flip_rate >= min_flip_rate]
-    if enough:
-        return min(enough, key=lambda one: one.l1)
-    return max(bounded, key=lambda one: (one.flip_rate, -one.l1))
+
+def clipped_share(made: Counterfactuals) -> float:
+    """Share of the pixels at an end of the intensity range after the edit that the null edit leaves within it."""
+    is_clipped, was_clipped = ((images <= 0) | (images >= 1) for images in (made.images, made.null_images))
+    return float((is_clipped & ~was_clipped).mean())
+
+
+def best_choice(choices: Sequence[GuidanceChoice], tolerance: float) -> GuidanceChoice:
+    """The smallest change among those that look as real images do; failing that, the one that comes closest."""
+    reached = [one for one in choices if one.distance <= tolerance]
+    return min(reached, key=lambda one: one.l1) if reached else min(choices, key=lambda one: one.distance)
 
 
 def write_guidance_defaults(pipeline_folder: str | Path, settings: dict[str, Any]) -> None:

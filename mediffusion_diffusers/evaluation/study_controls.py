@@ -73,6 +73,14 @@ def average_change(counterfactuals: Counterfactuals) -> np.ndarray:
     return change_by(originals, torch.from_numpy(average), l1).numpy()
 
 
+def other_regions(
+    counterfactuals: Counterfactuals, latent_size: tuple[int, int], seed: int
+) -> dict[str, torch.Tensor]:
+    """Where the same edit explains nothing, on the latents' grid, by the control's name."""
+    regions = latent_regions(counterfactuals, latent_size)
+    return {"random_region": random_regions(regions, seed), "inverse_region": 1 - regions}
+
+
 def latent_regions(counterfactuals: Counterfactuals, latent_size: tuple[int, int]) -> torch.Tensor:
     """Where each image was edited, on the latents' grid: its region, or where it changed most if it had none.
 

@@ -72,9 +72,19 @@ def classification_table(result: Mapping[str, Any]) -> Table:
 
 def calibration_table(results: Mapping[str, Any]) -> Table:
     """The setting chosen for each direction, and what it does on the images it was chosen on."""
-    keys = ("direction", "strength", "mask", "guidance_scale", "flip_rate", "l1", "num_images")
-    columns = ["direction", "strength", "region", "guidance scale", "own flips", "L1", "images"]
-    return columns, [[trial[key] for key in keys] for trial in results["chosen"]]
+    columns = {
+        "direction": "direction",
+        "strength": "strength",
+        "region": "mask",
+        "guidance scale": "guidance_scale",
+        "own probability": "probability",
+        "of real images": "wanted",
+        "own flips": "flip_rate",
+        "L1": "l1",
+        "images": "num_images",
+    }
+    rows = [[trial.get(key) for key in columns.values()] for trial in results["chosen"]]
+    return list(columns), rows
 
 
 def study_introduction(direction: str, part: Mapping[str, Any]) -> str:

@@ -300,14 +300,16 @@ def test_calibration_is_stored_once_it_is_whole(world, line_of, tmp_path, capsys
         "calibrate_guidance",
         pretrained_model_name_or_path=folder,
         strengths=0.2,
-        guidance_scales=[5, 50],
+        guidance_scale=5,
+        max_trials=2,
+        max_l1=1,
     )
     calibrate_guidance.main([*line, "--num_images_per_label", "1"])
     assert not (folder / "guidance_calibration.json").exists()
     calibrate_guidance.main([*line, "--num_images_per_label", "1", "--no-dry_run", "--hold", "0.001"])
     chosen = json.loads((folder / "guidance_calibration.json").read_text())["chosen"]
     stored = json.loads((folder / "unet/config.json").read_text())["guidance_defaults"]
-    assert stored["num_inference_steps"] == 2 and stored["follow_inversion"] and "hold" not in stored
+    assert stored["num_inference_steps"] == 2 and "hold" not in stored
     assert [one["direction"] for one in chosen] == ["remove", "add"]
     assert [stored["guidance_scale"][name] for name in ("away", "towards")] == [
         one["guidance_scale"] for one in chosen

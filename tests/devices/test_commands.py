@@ -88,9 +88,9 @@ def test_evaluate_counterfactuals(on_both, phantoms):
 
 
 def test_calibrate_guidance(on_both, phantoms):
-    line = ("--dataset_dir", phantoms, "--strengths", 0.2, "--guidance_scales", 10, 40, "--num_images_per_label", 1)
+    line = ("--dataset_dir", phantoms, "--strengths", 0.2, "--guidance_scale", 10, "--num_images_per_label", 1)
     line = (*line, "--direction", "remove")
-    places = on_both(calibrate_guidance, *line, "--num_refinements", 1, "--num_inference_steps", 2)
+    places = on_both(calibrate_guidance, *line, "--max_trials", 2, "--max_l1", 1, "--num_inference_steps", 2)
     here, there = (json.loads((place / "pipeline/unet/config.json").read_text()) for place in places)
     assert_same(there["guidance_defaults"], here["guidance_defaults"])
 

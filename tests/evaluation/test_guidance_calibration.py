@@ -1,119 +1,152 @@
 """Strength and scale of a checkpoint, by rule, from the validation split."""
 
+import math
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from support.components import tiny_scheduler, tiny_unet, tiny_vae
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.data.phantom import PHANTOM_LABELS, prepare_phantoms
 from mediffusion_diffusers.evaluation.counterfactual_study import CounterfactualStudyRunner
-from mediffusion_diffusers.evaluation.counterfactuals import flips
 from mediffusion_diffusers.evaluation.guidance_calibration import (
     GuidanceCalibration,
     GuidanceChoice,
     GuidanceTrial,
-    best_guidance,
+    best_choice,
+    clipped_share,
+    wanted_probabilities,
     write_guidance_defaults,
 )
+from mediffusion_diffusers.evaluation.scale_search import Reading, search_scale
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A pipeline that sees every finding everywhere, and phantoms."""
+    """A pipeline that sees every finding but one everywhere, and phantoms."""
     root = tmp_path_factory.mktemp("calibration")
     prepare_phantoms(root / "data", 0, 30, 10, image_size=16, seed=2, show_progress=False)
     unet = tiny_unet(
         id2label=dict(enumerate(PHANTOM_LABELS)),
         label_thresholds=[1e-6] * 4 + [1 - 1e-6],
-        guidance_defaults={"start": "inversion"},
+        guidance_defaults={"start": "inversion", "guidance_scale": {"away": 40.0, "towards": 10.0}},
     )
     MediffusionCounterfactualPipeline(tiny_vae(), unet, tiny_scheduler()).save_pretrained(root / "pipeline")
     return root
 
 
-def trial(scale, flip_rate, l1, direction="remove", strength=0.3, mask="everywhere"):
-    return GuidanceTrial(direction, strength, mask, scale, flip_rate, l1, 10)
+@pytest.fixture
+def calibration_of(folders):
+    def make(**arguments):
+        settings = {"num_inference_steps": 2}
+        runner = CounterfactualStudyRunner(folders / "pipeline", folders / "data", "validation", settings=settings)
+        return GuidanceCalibration(runner, num_images_per_label=2, **arguments)
+
+    return make
 
 
-def calibration_of(folders, trials=(), **arguments):
-    settings = {"num_inference_steps": 2}
-    runner = CounterfactualStudyRunner(folders / "pipeline", folders / "data", "validation", settings=settings)
-    calibration = GuidanceCalibration(runner, num_images_per_label=2, **arguments)
-    calibration.trials = list(trials)
-    return calibration
+def trial(scale, probability, l1=0.01, direction="remove", strength=0.3, mask="everywhere", refused=None):
+    place = (direction, strength, mask, scale)
+    return GuidanceTrial(*place, probability, 0.2, 0.9, l1, 0.0, 10, {}, refused)
 
 
-@pytest.mark.parametrize(
-    "trials, chosen",
-    [
-        ([trial(1, 0.9, 0.01), trial(2, 0.96, 0.02), trial(3, 1.0, 0.03)], 2),  # the smallest that flips enough
-        ([trial(1, 0.5, 0.01), trial(2, 0.7, 0.03), trial(3, 0.97, 0.09)], 2),  # none beyond recognition
-        ([trial(1, 0.7, 0.02), trial(2, 0.7, 0.01)], 2),  # equal flips: the smaller change
-        ([trial(1, 0.9, 0.2), trial(2, 0.8, 0.1)], 2),  # all beyond recognition: the smallest change
-    ],
-)
-def test_rule(trials, chosen):
-    choice = best_guidance([GuidanceChoice((one,)) for one in trials])
-    assert choice.trials[0].guidance_scale == chosen
+@pytest.mark.parametrize("wanted", [0.03, 1.0, 37.0, 4000.0])
+@pytest.mark.parametrize("shape", [lambda ratio: math.log(ratio), lambda ratio: math.tanh(3 * math.log(ratio))])
+def test_a_scale_is_found_wherever_it_is(wanted, shape):
+    """Effects that grow with the log of the scale, straight or bent, from a first guess far away."""
+    read = []
+
+    def effect(scale):
+        read.append(scale)
+        return Reading(-0.3 * shape(scale / wanted))
+
+    found = search_scale(effect, 10.0, tolerance=0.02, max_readings=16)
+    assert abs(effect(found).missing) <= 0.02 and len(read) <= 14
 
 
-def test_each_direction_has_its_scale_and_both_share_strength_and_mask(folders):
-    everywhere = [trial(40, 1.0, 0.02), trial(20, 0.99, 0.01, "add")]
-    region = [trial(80, 1.0, 0.01, mask="auto"), trial(20, 0.99, 0.012, "add", mask="auto")]
-    weak = [trial(80, 0.5, 0.001, strength=0.1), trial(20, 1.0, 0.001, "add", strength=0.1)]  # one does not flip
-    settings = calibration_of(folders, everywhere + region + weak).choose().settings()
-    assert settings == {"strength": 0.3, "mask": "auto", "guidance_scale": {"away": 80, "towards": 20}}
-    settings = calibration_of(folders, everywhere, directions=["add"]).choose().settings()
-    assert settings == {"strength": 0.3, "mask": "everywhere", "guidance_scale": 20}
+def test_refused_scales_bound_the_search():
+    """All from 20 on are refused, and what is wanted lies beyond: the largest sound scale is taken."""
+    found = search_scale(lambda scale: Reading(1 - scale / 100, scale >= 20), 10.0, 0.02, 12)
+    assert 18 < found < 20
+    assert search_scale(lambda scale: Reading(0.0, True), 10.0, 0.02, 3) is None
 
 
-def test_refinement_closes_in_on_the_smallest_scale_that_flips(folders, monkeypatch):
-    calibration = calibration_of(folders)
-    least = {"remove": 50.0, "add": 12.0}
-
-    def flips_from_there_on(direction, strength, mask, scale):
-        return trial(scale, float(scale >= least[direction]), scale / 1e4, direction, strength, mask)
-
-    monkeypatch.setattr(calibration, "_try", flips_from_there_on)
-    calibration.measure([0.3], [1.0, 10.0, 100.0], ["auto"])
-    coarse = calibration.choose().settings()["guidance_scale"]
-    calibration.refine(5)
-    fine = calibration.choose().settings()["guidance_scale"]
-    assert coarse == {"away": 100.0, "towards": 100.0}
-    assert 50 <= fine["away"] < 55 and 12 <= fine["towards"] < 13.2
-    assert len(calibration.trials) == 6 + 2 * 5
+def test_of_settings_that_look_alike_the_smallest_change_is_chosen():
+    choices = [
+        GuidanceChoice((trial(1, 0.21, 0.02), trial(2, 0.19, 0.02))),
+        GuidanceChoice((trial(3, 0.19, 0.01), trial(4, 0.21, 0.02))),
+        GuidanceChoice((trial(5, 0.2, 0.001), trial(6, 0.5, 0.001))),  # one direction is far from real images
+    ]
+    assert best_choice(choices, 0.02) is choices[1]
+    assert best_choice(choices[2:], 0.02) is choices[2]
+    assert best_choice([choices[2], GuidanceChoice((trial(7, 0.3),))], 0.02).trials[0].guidance_scale == 7
 
 
-@pytest.mark.parametrize("largest, expected", [(35.0, (32, 35)), (500.0, (38, 41))])
-def test_refinement_goes_up_where_too_little_flips(folders, monkeypatch, largest, expected):
-    """The grid's 10 flips too little and its 100, if there is one, changes too much."""
-    calibration = calibration_of(folders, directions=["add"], max_l1=largest / 1e3)
+def test_wanted_is_what_the_model_says_of_real_images(folders):
+    runner = CounterfactualStudyRunner(folders / "pipeline", folders / "data", "validation")
+    scores = runner.classifier(runner.held_out.read(np.arange(30), runner.pipeline)[1]).probabilities
+    for direction, state in (("remove", 0), ("add", 1)):
+        wanted = wanted_probabilities(runner, direction)
+        for label in range(5):
+            np.testing.assert_allclose(
+                wanted[label], scores[runner.labels[:, label] == state, label].mean(), rtol=1e-5
+            )
+    runner.labels[:, 2] = np.nan
+    assert np.isnan(wanted_probabilities(runner, "add")[2])
 
-    def flips_from_40_on(direction, strength, mask, scale):
-        return trial(scale, min(1.0, scale / 40), scale / 1e3, direction, strength, mask)
 
-    monkeypatch.setattr(calibration, "_try", flips_from_40_on)
-    calibration.measure([0.3], [1.0, 10.0] + [100.0] * (largest < 100), ["auto"])
-    calibration.refine(8)
-    assert expected[0] <= calibration.choose().settings()["guidance_scale"] <= expected[1]
+def test_each_direction_gets_the_scale_that_reaches_its_own_goal(calibration_of, monkeypatch):
+    calibration = calibration_of()
+    goal = {"remove": 50.0, "add": 12.0}
+
+    def edit(direction, scale, place, earlier):
+        missing = 0.3 * math.log(goal[direction] / scale)
+        probability = 0.2 + (missing if direction == "remove" else -missing)
+        l1 = 0.01 if place["mask"] == "auto" else 0.02
+        return trial(scale, probability, l1, direction, place["strength"], place["mask"])
+
+    monkeypatch.setattr(calibration, "_try", edit)
+    settings = calibration.choose([0.2], ["everywhere", "auto"], guidance_scale=3.0).settings()
+    assert settings["strength"] == 0.2 and settings["mask"] == "auto"
+    assert settings["guidance_scale"] == {"away": pytest.approx(50, rel=0.08), "towards": pytest.approx(12, rel=0.08)}
 
 
-def test_figures_are_those_of_the_study(folders):
-    calibration = calibration_of(folders)
+def test_the_search_begins_where_the_checkpoint_stands(calibration_of):
+    """And one trial's figures are those of the study with its settings."""
+    calibration = calibration_of(max_trials=1, max_l1=1.0)
     runner, settings = calibration.runner, calibration.runner.settings
-    calibration.measure([0.2], [5.0, 500.0], ["auto"])
+    choice = calibration.choose()
+    assert [one.guidance_scale for one in choice.trials] == [40.0, 10.0]
     assert runner.settings == settings == {"num_inference_steps": 2}
-    places = [(one.guidance_scale, one.direction) for one in calibration.trials]
-    assert places == [(5.0, "remove"), (5.0, "add"), (500.0, "remove"), (500.0, "add")]
-    assert calibration.trials[0].l1 < calibration.trials[2].l1
-    runner.settings = {**settings, "strength": 0.2, "guidance_scale": 500.0, "mask": "auto"}
-    for measured in calibration.trials[2:]:
+    runner.settings = {**settings, **choice.settings()}
+    for measured in choice.trials:
         made = runner.explain(runner.select(measured.direction, 2), measured.direction)
-        flip_rate = np.nanmean(flips(made.own, made.targets, measured.direction))
-        assert measured.flip_rate == pytest.approx(flip_rate) and measured.num_images == len(made)
+        after = made.own.after[np.arange(len(made)), made.targets]
+        assert measured.probability == pytest.approx(after.mean()) and measured.num_images == len(made)
         assert measured.l1 == pytest.approx(np.abs(made.images - made.null_images).mean(), rel=1e-5)
+        assert measured.clipped == clipped_share(made) and measured.refused is None
+    results = calibration.to_dict(choice)
+    assert set(results["wanted"]) == {"remove", "add"} and len(results["trials"]) == 2
+
+
+def test_scales_that_break_images_apart_are_refused(calibration_of):
+    with pytest.raises(ValueError, match="Every scale that was tried is refused: it changes a pixel by more than"):
+        calibration_of(max_l1=1e-9, max_trials=2).choose()
+    calibration = calibration_of()
+    weak, strong = trial(10, 0.3), trial(20, 0.5)
+    assert "less than a smaller scale" in calibration._reason_against(strong, [weak])
+    assert calibration._reason_against(weak, [strong]) is None
+    assert calibration._reason_against(trial(20, 0.33), [weak]) is None  # within the noise
+
+
+def test_any_editor_can_be_calibrated(calibration_of):
+    calibration = calibration_of(directions=["remove"], max_trials=2, max_l1=1.0)
+    paths = {"start": "noised_paths", "num_noises": 2, "strength": 0.5}
+    calibration.runner.settings = {**calibration.runner.settings, **paths}
+    chosen = calibration.choose().trials[0]
+    assert chosen.strength == 0.5 and torch.isfinite(torch.tensor(chosen.probability))
 
 
 def test_never_on_the_test_split(folders):

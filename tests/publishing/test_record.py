@@ -131,14 +131,17 @@ def test_what_cannot_be_recorded_is_told(folder, evaluated, tmp_path):
 
 
 def test_a_calibration_stands_beside_what_it_chose(folder, evaluated):
-    trial = GuidanceTrial("remove", 0.3, "auto", 30.0, 0.9375, 0.0126, 16)
+    trial = GuidanceTrial("remove", 0.3, "auto", 30.0, 0.141, 0.138, 0.9375, 0.0126, 0.0, 16, {"Mass": 0.141})
     results = {"rule": "the smallest change", "chosen": [asdict(trial)], "trials": [asdict(trial)]}
     provenance = {**evaluated["classification"]["provenance"], "split": "validation"}
     write_guidance_defaults(folder, {"strength": 0.3, "mask": "auto"})
     assert "Recorded" in record_results(folder, "calibration", {"provenance": provenance, **results})
     text = card_of(folder).text
     assert "### Choice of the counterfactuals' defaults: phantom, split validation" in text
-    assert "| remove | 0.300 | auto | 30 | 0.938 | 0.013 | 16 |" in text and "Chosen: the smallest change." in text
+    assert (
+        "| remove | 0.300 | auto | 30 | 0.141 | 0.138 | 0.938 | 0.013 | 16 |" in text
+        and "Chosen: the smallest change." in text
+    )
     assert "| `mask` | `auto` | checkpoint |" in text and "classification of test images" in text
 
 

@@ -10,6 +10,8 @@ SEED = 0  # of the training population, the labelled draw and the joint model
 ORACLE_SEED = 1000  # another population: the oracle shares no patient with the model it judges
 IMAGE_SIZE = 32
 MODEL_FOLDER = "mediffusion-phantom"
+# Where the search for the scales begins: between those that phantoms have taken so far.
+CALIBRATION = ("--quality", "fast", "--strengths", "0.5", "--masks", "auto", "--guidance_scale", "8")
 EXAMPLE_FOLDER, EXPLANATION_FOLDER, STUDY_FOLDER = "example", "explanations", "counterfactuals"
 
 
@@ -43,10 +45,7 @@ SMALL = DemoSize(
     num_oracle_steps=900,
     num_explained=2,
     num_images_per_label=8,
-    calibration=(
-        *("--strengths", "0.3", "--guidance_scales", "10", "30", "100"),
-        *("--num_images_per_label", "4", "--num_refinements", "1"),
-    ),
+    calibration=CALIBRATION,
 )
 FULL = DemoSize(
     preset="phantom-demo",
@@ -55,7 +54,7 @@ FULL = DemoSize(
     num_oracle_steps=1800,
     num_explained=3,
     num_images_per_label=16,
-    calibration=("--strengths", "0.2", "0.3", "--guidance_scales", "10", "30", "100"),
+    calibration=CALIBRATION,
 )
 
 
