@@ -315,8 +315,8 @@ def test_calibration_is_stored_once_it_is_whole(world, line_of, tmp_path, capsys
         one["guidance_scale"] for one in chosen
     ]
     assert {one["mask"] for one in chosen} == {stored["mask"]}
-    said = capsys.readouterr().out
-    assert said.count("<- chosen") == 4 and "cannot store hold" in said
+    said = capsys.readouterr()
+    assert said.out.count("<- chosen") == 4 and "cannot store hold" in said.err
 
 
 def test_calibration_asks_for_another_split_and_known_masks(line_of, refused):
