@@ -138,10 +138,8 @@ def test_a_calibration_stands_beside_what_it_chose(folder, evaluated):
     assert "Recorded" in record_results(folder, "calibration", {"provenance": provenance, **results})
     text = card_of(folder).text
     assert "### Choice of the counterfactuals' defaults: phantom, split validation" in text
-    assert (
-        "| remove | 0.300 | auto | 30 | 0.141 | 0.138 | 0.938 | 0.013 | 16 |" in text
-        and "Chosen: the smallest change." in text
-    )
+    assert "| remove | 0.300 | auto | 30 | 0.141 | 0.138 | 0.938 | 0.013 | 16 |" in text
+    assert "Chosen: the smallest change." in text
     assert "| `mask` | `auto` | checkpoint |" in text and "classification of test images" in text
 
 
