@@ -15,14 +15,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from .guidance import hold_saved_tensors
+from .guidance import gradient_at_size, hold_saved_tensors
 
 
 HIGH_FREQUENCY = 0.25  # cycles per pixel, half of what the grid can hold
 _NO_CHANGE = 1e-5  # root mean square below which a change is rounding
 _BISECTIONS = 40
-_SMALLEST_EXPONENT = -60  # of 1 - g: below, the target is certain to all ends
-_BACKWARD_EXPONENT = 6  # size at which gradients are passed backwards, as a power of two
 _MAX_STRETCH = 64  # how much further than without clamping `change_by` goes to make up for it
 
 
@@ -145,16 +143,13 @@ def high_frequency_share(difference: np.ndarray) -> np.ndarray:
 def _ascent(images: torch.Tensor, log_probability: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Direction of the gradient of each log-probability, in float32 or better; works under `torch.inference_mode`.
 
-    Each is weighted by a power of two, since of a probability near 1 the gradient would vanish in half precision.
+    Its length means nothing. Of a probability g near 1 it is in proportion to 1 - g.
     """
     with torch.inference_mode(False), torch.enable_grad(), hold_saved_tensors():
         leaf = images.detach().clone().requires_grad_(True)
-        log_prob = log_probability(leaf)
-        rest = -torch.expm1(log_prob.detach().float())  # 1 - g, which the gradient is in proportion to
-        exponent = torch.where(rest > 0, torch.frexp(rest).exponent, 0).clamp_min(_SMALLEST_EXPONENT)
-        weight = torch.ldexp(torch.ones_like(rest), _BACKWARD_EXPONENT - exponent)
-        (gradient,) = torch.autograd.grad((weight * log_prob).sum(), leaf)
-        return gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        log_prob = log_probability(leaf).float()
+        rest = -torch.expm1(log_prob.detach())
+        return gradient_at_size(log_prob, torch.ones_like(log_prob), rest, leaf)[0]
 
 
 def _changed(originals: torch.Tensor, unit: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
