@@ -132,7 +132,7 @@ def region_of_change(deviation: torch.Tensor, energy_share: float = 0.5) -> torc
     return region.view_as(size).to(deviation)
 
 
-def soft_region_of_change(deviation: torch.Tensor, energy_share: float = 0.8) -> torch.Tensor:
+def soft_region_of_change(deviation: torch.Tensor, energy_share: float = 0.7) -> torch.Tensor:
     """As `region_of_change`, with a border that fades over one position: the region averaged over 3 x 3 positions.
 
     Args:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..pipelines import MediffusionCounterfactualPipeline
+from ..pipelines.counterfactual.quality import has_noised_paths
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def repeat_counterfactual(
         pipe: the pipeline.
         image: one image.
         strengths: one run for each (for `start="inversion"`, which has no noise to vary).
-        seeds: one run for each, of a generator (for `start="noise"`).
+        seeds: one run for each, of a generator; `start="noise"` where the call and the checkpoint begin with an
+            inversion.
         threshold: change from which a pixel counts as changed, in units of the full intensity range.
         arguments: of the pipeline's call: `away`, `towards`, ...
 
@@ -62,12 +64,12 @@ def repeat_counterfactual(
         ValueError: unless exactly one of `strengths` and `seeds` names at least two runs, or for several images.
     """
     if (strengths is None) == (seeds is None):
-        raise ValueError("Give either `strengths` (noise levels) or `seeds` (noises for `start='noise'`).")
+        raise ValueError("Give either `strengths` (noise levels) or `seeds` (noises).")
     runs: list[dict[str, Any]] = [{"strength": strength} for strength in strengths or ()]
     runs += [{"seed": seed} for seed in seeds or ()]
     if len(runs) < 2:
         raise ValueError(f"At least two runs can agree, but `strengths` or `seeds` names {len(runs)}.")
-    if seeds is not None:
+    if seeds is not None and not has_noised_paths({**(pipe.unet.config.guidance_defaults or {}), **arguments}):
         arguments.setdefault("start", "noise")
     differences, probabilities = [], []
     for run in runs:

@@ -28,7 +28,6 @@ _PAPER_JOINT = JointConfig().with_options(
     checkpointing_steps=5000,
     checkpoints_total_limit=2,
     logging_steps=50,
-    counterfactual_strength=0.3,
 )
 
 
@@ -67,6 +66,7 @@ _ISIC2019 = _PAPER_JOINT.with_options(
     max_train_steps=20_000,
     classifier_loss_weight=1e-3,
     horizontal_flip=True,
+    counterfactual_views="shifts_and_flips",
 )
 
 # Small runs on real images, for a desktop: not the paper's.
@@ -110,7 +110,9 @@ JOINT_PRESETS: dict[str, JointConfig] = {
     **{f"chestxray14-{share}pct-no-diffusion": _without_diffusion(share) for share in (2, 5, 10, 20, 100)},
     # Small runs; benchmarks/results says what came of them. The last two need `vae_path`, of a small autoencoder.
     "pneumoniamnist-small": _SMALL_JOINT.with_options(resolution=32, vae="space_to_depth", max_train_steps=2200),
-    "isic2019-small": _SMALL_JOINT.with_options(resolution=64, horizontal_flip=True, max_train_steps=2600),
+    "isic2019-small": _SMALL_JOINT.with_options(
+        resolution=64, horizontal_flip=True, counterfactual_views="shifts_and_flips", max_train_steps=2600
+    ),
     "chestxray14-small": _SMALL_JOINT.with_options(resolution=64, max_train_steps=2400),
     # Chest phantoms of 32x32 pixels: diffusion first, then joint with a cosine of its own; minutes on two cores.
     "phantom-demo": _SMALL_JOINT.with_options(
@@ -122,9 +124,7 @@ JOINT_PRESETS: dict[str, JointConfig] = {
         horizontal_flip=True,
         sample_steps=1400,
         checkpointing_steps=700,
-        counterfactual_strength=0.3,
-        counterfactual_guidance_scale=60.0,
-        counterfactual_num_inference_steps=7,
+        counterfactual_views="shifts_and_flips",  # as it was trained
     ),
     # The checkpoint of `mediffusion_diffusers.examples`: chest phantoms of 64x64 pixels, latents of 16x16.
     "phantom": _SMALL_JOINT.with_options(
@@ -145,7 +145,6 @@ JOINT_PRESETS: dict[str, JointConfig] = {
         checkpointing_steps=500,
         sample_steps=2000,
         logging_steps=50,
-        counterfactual_strength=0.3,
     ),
 }
 

@@ -125,8 +125,12 @@ class TestQuality:
 
     def test_a_scale_of_another_start(self, caplog):
         stored = {"guidance_scale": 100.0, "mask": "everywhere", "strength": 0.2}
+        self.resolve(stored, quality="best", guidance_scale=10.0)
+        self.resolve({**stored, "quality": "best"}, quality="fast")
+        assert not caplog.text
         settings = self.resolve(stored, quality="best")
         assert (settings.strength, settings.mask) == (0.5, "auto")
+        assert "100.0, was chosen for another `start`" in caplog.text
 
     @pytest.mark.parametrize(
         "wrong, message",

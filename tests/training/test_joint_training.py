@@ -20,6 +20,7 @@ from mediffusion_diffusers.data.writer import write_prepared
 from mediffusion_diffusers.evaluation.classification import per_label_auroc
 from mediffusion_diffusers.metrics_log import read_metrics
 from mediffusion_diffusers.output_folder import LOCK_FILE
+from mediffusion_diffusers.training.joint.components import COUNTERFACTUAL_DEFAULTS
 from mediffusion_diffusers.training.joint.task import JointTask, train_joint
 
 
@@ -79,11 +80,7 @@ def test_the_pipeline_loads_and_explains(finished, phantoms):
     pipe = MediffusionCounterfactualPipeline.from_pretrained(finished)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.unet.label_names == load_info(phantoms).label_names
-    assert pipe.unet.config.guidance_defaults == {
-        "follow_inversion": True,
-        "num_inference_steps": 7,
-        "strength": 0.25,
-    }
+    assert pipe.unet.config.guidance_defaults == {**COUNTERFACTUAL_DEFAULTS, "strength": 0.25}
     assert all(0 < threshold < 1 for threshold in pipe.unet.config.label_thresholds)
     assert pipe.scheduler.config.set_alpha_to_one is False and pipe.scheduler.config.beta_end == 0.0195
     image = load_prepared(phantoms, "validation")[0]["image"]

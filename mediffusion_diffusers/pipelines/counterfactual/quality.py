@@ -26,11 +26,15 @@ def spell_out(given: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, 
         given: options of the call.
         stored: those of the checkpoint.
     """
-    of_checkpoint = {**_meaning(stored), **stored}
     of_call = _meaning(given)
-    if of_checkpoint.get("start") == "noised_paths":
+    if has_noised_paths(stored):
         of_call = {name: value for name, value in of_call.items() if name not in NOISED_PATHS}
-    return {**of_checkpoint, **of_call, **given}
+    return {**_meaning(stored), **stored, **of_call, **given}
+
+
+def has_noised_paths(options: Mapping[str, Any]) -> bool:
+    """Whether these options begin with noised paths."""
+    return {**_meaning(options), **options}.get("start") == "noised_paths"
 
 
 def _meaning(options: Mapping[str, Any]) -> dict[str, Any]:
