@@ -70,7 +70,7 @@ def test_the_counterfactual_defaults_name_what_belongs_together(run):
     assert (
         "| `strength` | `0.2` | checkpoint |" in defaults and "| `guidance_scale` | `5.0` | checkpoint |" in defaults
     )
-    assert "| `eta` | `0.0` | pipeline |" in defaults
+    assert "| `solver_order` | `2` | pipeline |" in defaults
     assert "`scaling_factor` 1.7" in defaults
 
 

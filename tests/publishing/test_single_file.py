@@ -155,6 +155,15 @@ def test_a_base_is_merged_and_a_model_of_another_file_is_known_by_its_parent(inl
     assert scope["Model"].__name__ == "Decimal"
 
 
+def test_private_names_of_a_base_stay_its_own(inline):
+    base = BASE.replace("return super().__mul__(2)", "return _two() * self") + "\n\ndef _two():\n    return 2\n"
+    root = ROOT_CLASS.replace("from .model", "from .other import three\nfrom .model")
+    root = root.replace("return model", "return three()")
+    other = "def _two():\n    return 3\n\n\ndef three():\n    return _two()\n"
+    _, scope = inline({**FAMILY, "base": base, "root": root, "other": other}, elsewhere="Model", base="Base")
+    assert scope["Root"](1).doubled(None) == 2 and scope["Root"](1).takes(None) == 3
+
+
 @pytest.mark.parametrize(
     ("root", "message"),
     [
@@ -166,6 +175,10 @@ def test_a_base_is_merged_and_a_model_of_another_file_is_known_by_its_parent(inl
         ),
         (ROOT_CLASS.replace("return model", "from .base import Base"), "inside a function"),
         ("from . import model\n" + ROOT_CLASS, "whole module of the package"),
+        (
+            ROOT_CLASS + "\n    x = f\n\n\nif 1:\n    from math import floor as f\n",
+            "line 17: .* `f` under a condition",
+        ),
     ],
 )
 def test_what_cannot_be_one_file_is_refused_with_its_place(inline, root, message):

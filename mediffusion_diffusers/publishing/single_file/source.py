@@ -90,6 +90,7 @@ class Module:
         self.docstring = ast.get_docstring(tree) or ""
         self.imports: dict[str, External | Internal] = {}
         self.definitions: list[Definition] = []
+        self._conditional: dict[str, int] = {}
         for node in tree.body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 self._add_import(node)
@@ -97,6 +98,8 @@ class Module:
                 _refuse_inner_imports(self, node)
                 first, text = self.text_of(node)
                 self.definitions.append(Definition(self, node, names, text, first))
+            else:
+                self._conditional |= dict.fromkeys(_names_within(node), node.lineno)
         self.calls = [definition for definition in self.definitions if not definition.names]
         self.by_name = {name: definition for definition in self.definitions for name in definition.names}
 
@@ -119,9 +122,18 @@ class Module:
         return list(dict.fromkeys(one.module for one in self.imports.values() if isinstance(one, Internal)))
 
     def resolve(self, name: str) -> Definition | External | None:
-        """What a name means here, followed through re-exports; `None` for a builtin or a local variable."""
+        """What a name means here, followed through re-exports; `None` for a builtin or a local variable.
+
+        Raises:
+            ValueError: for a name that is bound under a condition.
+        """
         if name in self.by_name:
             return self.by_name[name]
+        if name in self._conditional:
+            raise ValueError(
+                f"{self.name}, line {self._conditional[name]}: a single file cannot bind `{name}` under a condition. "
+                "Import or define it at the top level."
+            )
         found = self.imports.get(name)
         return found.module.resolve(found.name) if isinstance(found, Internal) else found
 
@@ -161,6 +173,17 @@ class Module:
 
 def _is_call(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+
+
+def _names_within(node: ast.stmt) -> list[str]:
+    """What the statements within a block, such as `if TYPE_CHECKING`, bind."""
+    names = []
+    for inner in ast.walk(node):
+        if isinstance(inner, (ast.Import, ast.ImportFrom)):
+            names += [alias.asname or alias.name.split(".")[0] for alias in inner.names]
+        elif isinstance(inner, ast.stmt):
+            names += bound_names(inner)
+    return names
 
 
 def _refuse_inner_imports(module: Module, node: ast.stmt) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .closure import Closure
 from .merge import bases_of, merged_class
@@ -39,8 +39,9 @@ def file_text(docstring: str, closure: Closure, merged: Mapping[Definition, Defi
             body += ["", "", f"# ---- {definition.module.name}", *[""] * (2 if definition.is_block else 1)]
         else:
             body += [""] * _blank_lines(previous, definition)
-        text = merged_class(definition, bases[definition]) if definition in bases else definition.text
-        body.append(_renamed(text, definition, new_names))
+        base = bases.get(definition)
+        text = definition.text if base is None else merged_class(definition, base)
+        body.append(_renamed(text, [definition] if base is None else [base, definition], new_names))
         previous = definition
     return "\n".join([*head, *body]) + "\n"
 
@@ -53,15 +54,22 @@ def _blank_lines(previous: Definition, following: Definition) -> int:
     return min(len(lines), 1) if all(not line.strip() for line in lines) else 1
 
 
-def _renamed(text: str, definition: Definition, new_names: Mapping[Definition, str]) -> str:
-    """The text with new names for what they are given to."""
-    wanted = {definition.names[0]: new_names[definition]} if definition in new_names else {}
-    for name in definition.used_names:
-        found = definition.module.resolve(name)
-        if isinstance(found, Definition) and found in new_names:
-            wanted[name] = new_names[found]
+def _renamed(text: str, origins: Sequence[Definition], new_names: Mapping[Definition, str]) -> str:
+    """The text, made of one or two definitions, with new names for what they are given to.
+
+    Raises:
+        ValueError: if a private name means one thing in one of them and something else in the other.
+    """
+    meanings: dict[str, Definition] = {}
+    for definition in origins:
+        for name in [*definition.names, *definition.used_names]:
+            found = definition.module.resolve(name)
+            if isinstance(found, Definition) and meanings.setdefault(name, found) is not found:
+                raise ValueError(f"`{name}` means two things in {definition.module.name} and in its base. Rename one.")
+    wanted = {name: new_names[found] for name, found in meanings.items() if found in new_names}
     if not wanted:
         return text
+    definition = origins[-1]
     lines = text.splitlines()
     nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name) and node.id in wanted]
     for node in sorted(nodes, key=lambda one: (one.lineno, one.col_offset), reverse=True):
