@@ -1254,6 +1254,7 @@ GUIDANCE_MODES = (*OWN_GUIDANCE_MODES, "external")
 # Size at which gradients are passed backwards, as a power of two: far below what float16 holds (2^16), and far above
 # what pooling divides by.
 _BACKWARD_EXPONENT = 6
+_SMALLEST_EXPONENT = -100  # of a gradient: below, the target is certain to all ends
 
 # Clean latents to logits, differentiable: the decoder followed by a classifier of pixels.
 LatentClassifier = Callable[[torch.Tensor], torch.Tensor]
@@ -1372,13 +1373,30 @@ def gradient_of(
     """
     scores = logits.detach().float().requires_grad_()
     (slope,) = torch.autograd.grad(objective(scores).sum(), scores)
-    size = slope.abs().amax(dim=1, keepdim=True)
-    exponent = torch.where(size > 0, torch.frexp(size).exponent - _BACKWARD_EXPONENT, 0).clamp_min(-100)
-    (gradient,) = torch.autograd.grad(
-        logits, leaf, torch.ldexp(slope, -exponent).to(logits), retain_graph=retain_graph
-    )
-    gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    gradient, exponent = gradient_at_size(logits, slope, slope.abs().amax(dim=1), leaf, retain_graph)
     return torch.ldexp(gradient, exponent.view(-1, 1, 1, 1))
+
+
+def gradient_at_size(
+    outputs: torch.Tensor, slope: torch.Tensor, size: torch.Tensor, leaf: torch.Tensor, retain_graph: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pass a gradient backwards at a size that half precision holds, whatever its own.
+
+    Args:
+        outputs: with a graph to `leaf`, one row per image.
+        slope: gradient with respect to them, shape of `outputs`, float32.
+        size: what the gradient of each image is in proportion to, shape `(batch,)`, at least 0.
+        leaf: shape `(batch, channels, height, width)`.
+        retain_graph: whether the graph will be used again.
+
+    Returns:
+        The gradient of each image divided by a power of two, float32 or better, and that power, shape `(batch,)`.
+    """
+    exponent = torch.where(size > 0, torch.frexp(size).exponent - _BACKWARD_EXPONENT, 0).clamp_min(_SMALLEST_EXPONENT)
+    by_row = exponent.view(-1, *[1] * (slope.ndim - 1))
+    weighted = torch.ldexp(slope, -by_row).to(outputs)
+    (gradient,) = torch.autograd.grad(outputs, leaf, weighted, retain_graph=retain_graph)
+    return gradient.to(torch.promote_types(gradient.dtype, torch.float32)), exponent
 
 
 @torch.no_grad()
@@ -2268,7 +2286,7 @@ def region_of_change(deviation: torch.Tensor, energy_share: float = 0.5) -> torc
     return region.view_as(size).to(deviation)
 
 
-def soft_region_of_change(deviation: torch.Tensor, energy_share: float = 0.8) -> torch.Tensor:
+def soft_region_of_change(deviation: torch.Tensor, energy_share: float = 0.7) -> torch.Tensor:
     """As `region_of_change`, with a border that fades over one position: the region averaged over 3 x 3 positions.
 
     Args:
@@ -2420,8 +2438,6 @@ def _plain(values: Scores, row: int) -> float:
 HIGH_FREQUENCY = 0.25  # cycles per pixel, half of what the grid can hold
 _NO_CHANGE = 1e-5  # root mean square below which a change is rounding
 _BISECTIONS = 40
-_SMALLEST_EXPONENT = -60  # of 1 - g: below, the target is certain to all ends
-_BACKWARD_EXPONENT_controls = 6  # size at which gradients are passed backwards, as a power of two
 _MAX_STRETCH = 64  # how much further than without clamping `change_by` goes to make up for it
 
 
@@ -2500,16 +2516,13 @@ def high_frequency_share(difference: np.ndarray) -> np.ndarray:
 def _ascent(images: torch.Tensor, log_probability: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Direction of the gradient of each log-probability, in float32 or better; works under `torch.inference_mode`.
 
-    Each is weighted by a power of two, since of a probability near 1 the gradient would vanish in half precision.
+    Its length means nothing. Of a probability g near 1 it is in proportion to 1 - g.
     """
     with torch.inference_mode(False), torch.enable_grad(), hold_saved_tensors():
         leaf = images.detach().clone().requires_grad_(True)
-        log_prob = log_probability(leaf)
-        rest = -torch.expm1(log_prob.detach().float())  # 1 - g, which the gradient is in proportion to
-        exponent = torch.where(rest > 0, torch.frexp(rest).exponent, 0).clamp_min(_SMALLEST_EXPONENT)
-        weight = torch.ldexp(torch.ones_like(rest), _BACKWARD_EXPONENT_controls - exponent)
-        (gradient,) = torch.autograd.grad((weight * log_prob).sum(), leaf)
-        return gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        log_prob = log_probability(leaf).float()
+        rest = -torch.expm1(log_prob.detach())
+        return gradient_at_size(log_prob, torch.ones_like(log_prob), rest, leaf)[0]
 
 
 def _changed(originals: torch.Tensor, unit: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -2762,7 +2775,8 @@ class CounterfactualOptions:
     mask: Annotated[Literal["auto", "everywhere"] | Any, Stored] = option(
         "everywhere",
         "Where the image may change: a mask, boxes, or one of them per counterfactual (see "
-        '[`~mediffusion_diffusers.regions.prepare_region`]); `"auto"`: where an edit without a mask changes most; or '
+        '[`~mediffusion_diffusers.regions.prepare_region`]); `"auto"`: where an edit without a mask changes most (the '
+        "smallest region with half of its energy; with noised paths with 0.7 of it, and a soft border); or "
         '`"everywhere"`. Outside, the latents stay those of the null edit, bit for bit; and with `detail="keep"` the '
         "image itself stays outside a given mask.",
     )
@@ -2832,11 +2846,15 @@ def spell_out(given: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, 
         given: options of the call.
         stored: those of the checkpoint.
     """
-    of_checkpoint = {**_meaning(stored), **stored}
     of_call = _meaning(given)
-    if of_checkpoint.get("start") == "noised_paths":
+    if has_noised_paths(stored):
         of_call = {name: value for name, value in of_call.items() if name not in NOISED_PATHS}
-    return {**of_checkpoint, **of_call, **given}
+    return {**_meaning(stored), **stored, **of_call, **given}
+
+
+def has_noised_paths(options: Mapping[str, Any]) -> bool:
+    """Whether these options begin with noised paths."""
+    return {**_meaning(options), **options}.get("start") == "noised_paths"
 
 
 def _meaning(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -2887,6 +2905,11 @@ class CounterfactualSettings(CounterfactualOptions):
         except ValueError as error:
             raise ValueError(f"The checkpoint's `guidance_defaults` cannot be used: {error}") from None
         _checked(cls(**given))
+        if "quality" in given and "guidance_scale" in stored.keys() - given.keys() and not has_noised_paths(stored):
+            logger.warning(
+                f"The checkpoint's `guidance_scale`, {stored['guidance_scale']}, was chosen for another `start` than "
+                "`quality` stands for, which takes a smaller one: give a `guidance_scale`."
+            )
         settings = _checked(cls(**spell_out(given, stored)))
         return settings._at_a_strength(given, scheduler)._completed(given, scheduler)
 

@@ -962,6 +962,7 @@ GUIDANCE_MODES = (*OWN_GUIDANCE_MODES, "external")
 # Size at which gradients are passed backwards, as a power of two: far below what float16 holds (2^16), and far above
 # what pooling divides by.
 _BACKWARD_EXPONENT = 6
+_SMALLEST_EXPONENT = -100  # of a gradient: below, the target is certain to all ends
 
 # Clean latents to logits, differentiable: the decoder followed by a classifier of pixels.
 LatentClassifier = Callable[[torch.Tensor], torch.Tensor]
@@ -1080,13 +1081,30 @@ def gradient_of(
     """
     scores = logits.detach().float().requires_grad_()
     (slope,) = torch.autograd.grad(objective(scores).sum(), scores)
-    size = slope.abs().amax(dim=1, keepdim=True)
-    exponent = torch.where(size > 0, torch.frexp(size).exponent - _BACKWARD_EXPONENT, 0).clamp_min(-100)
-    (gradient,) = torch.autograd.grad(
-        logits, leaf, torch.ldexp(slope, -exponent).to(logits), retain_graph=retain_graph
-    )
-    gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    gradient, exponent = gradient_at_size(logits, slope, slope.abs().amax(dim=1), leaf, retain_graph)
     return torch.ldexp(gradient, exponent.view(-1, 1, 1, 1))
+
+
+def gradient_at_size(
+    outputs: torch.Tensor, slope: torch.Tensor, size: torch.Tensor, leaf: torch.Tensor, retain_graph: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pass a gradient backwards at a size that half precision holds, whatever its own.
+
+    Args:
+        outputs: with a graph to `leaf`, one row per image.
+        slope: gradient with respect to them, shape of `outputs`, float32.
+        size: what the gradient of each image is in proportion to, shape `(batch,)`, at least 0.
+        leaf: shape `(batch, channels, height, width)`.
+        retain_graph: whether the graph will be used again.
+
+    Returns:
+        The gradient of each image divided by a power of two, float32 or better, and that power, shape `(batch,)`.
+    """
+    exponent = torch.where(size > 0, torch.frexp(size).exponent - _BACKWARD_EXPONENT, 0).clamp_min(_SMALLEST_EXPONENT)
+    by_row = exponent.view(-1, *[1] * (slope.ndim - 1))
+    weighted = torch.ldexp(slope, -by_row).to(outputs)
+    (gradient,) = torch.autograd.grad(outputs, leaf, weighted, retain_graph=retain_graph)
+    return gradient.to(torch.promote_types(gradient.dtype, torch.float32)), exponent
 
 
 def _check_mode(mode: str, classifier: LatentClassifier | None) -> None:
