@@ -85,12 +85,17 @@ def shown_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
 def _panel_caption(direction: str, part: Mapping[str, Any]) -> str:
     text = (
         "Each row is one held-out image, the first of its finding by the rule above. The difference is counterfactual "
-        "minus original: blue became darker, red brighter. The null edit went the same way without guidance: it shows "
-        "what the method changes by itself. Numbers are probabilities of the finding before → after, by the model "
-        "and, if present, by an outside classifier (oracle) that was trained on other patients."
+        "minus original: blue became darker, red brighter. Numbers are probabilities of the finding before → after, "
+        "by the model and, if present, by an outside classifier (oracle) that was trained on other patients."
     )
+    if part["change"]["null_l1"]:
+        text += " The null edit went the same way without guidance: it shows what the method changes by itself."
     if direction == "remove" and "localisation" in part:
         text += " The lime box marks where the finding is."
     if "truth" in part:
-        text += " The true counterfactual is the same generated patient drawn anew, with this one finding toggled."
+        text += (
+            " Beside it the true counterfactual: the same generated patient drawn anew, with this one finding toggled."
+        )
+        if direction == "add":
+            text += " An addition has many true answers, on either side and of any size: this is one of them."
     return text

@@ -26,6 +26,10 @@ from .drawing import (
 )
 
 
+_DIFFERENCES = ("Difference", "True difference")
+_COLUMNS = ("Original", "Counterfactual", "True counterfactual", *_DIFFERENCES, "Null edit")
+
+
 @dataclass(frozen=True)
 class PanelRow:
     """One counterfactual in a panel.
@@ -54,54 +58,69 @@ class PanelRow:
 
 
 def panel(rows: Sequence[PanelRow], title: str | None = None) -> Image.Image:
-    """Original | counterfactual | difference | null edit (| true counterfactual), one row per image.
+    """Original | counterfactual | difference (| null edit), one row per image; a known truth beside what was made.
 
-    The difference is counterfactual minus original. Boxes of the target finding are drawn in lime on the original and
-    the difference. On the left stand the model's probabilities of the target and, if known, the outside classifier's.
+    The difference is counterfactual minus original, the true one true counterfactual minus original. Null edits are
+    left out if they are the originals. Boxes of the target finding are drawn in lime on the original and the
+    differences. On the left stand the model's probabilities of the target and, if known, the outside classifier's.
 
     Raises:
         ValueError: for no row.
     """
     if not rows:
         raise ValueError("`rows` must hold at least one counterfactual.")
-    has_truth = any(row.truth is not None for row in rows)
-    names = ["Original", "Counterfactual", "Difference", "Null edit"] + ["True counterfactual"] * has_truth
-    differences = [grey(row.counterfactual) - grey(row.original) for row in rows]
+    columns = [_panel_columns(row) for row in rows]
+    shown_names = [name for name in _COLUMNS if any(column.get(name) is not None for column in columns)]
+    if all(np.array_equal(row.null_edit, row.original) for row in rows):
+        shown_names.remove("Null edit")
+    differences = [column[name] for column in columns for name in _DIFFERENCES if column.get(name) is not None]
     limit = difference_limit(differences)
     side, label_width, header = 1.55, 1.75, 0.62 if title else 0.34
-    width, height = label_width + side * len(names) + 0.75, header + (side + 0.08) * len(rows) + 0.1
+    width, height = label_width + side * len(shown_names) + 0.75, header + (side + 0.08) * len(rows) + 0.1
     with new_figure(width, height) as figure:
         if title:
             figure.text(0.12 / width, 1 - 0.2 / height, title, fontsize=12, fontweight="bold", va="center")
-        for column, name in enumerate(names):
-            x = (label_width + side * (column + 0.5)) / width
+        for place, name in enumerate(shown_names):
+            x = (label_width + side * (place + 0.5)) / width
             figure.text(x, 1 - (header - 0.14) / height, name, ha="center", va="center", color=MUTED, fontsize=9)
         shown = None
-        for index, (row, difference) in enumerate(zip(rows, differences, strict=True)):
+        for index, (row, column) in enumerate(zip(rows, columns, strict=True)):
             top = header + (side + 0.08) * index
             _row_text(figure, row, 0.12 / width, 1 - (top + side / 2) / height, 1 / height)
-            pictures = [row.original, row.counterfactual, difference, row.null_edit]
-            pictures += [row.truth] if has_truth else []
-            for column, picture in enumerate(pictures):
-                left = (label_width + side * column + 0.04) / width
+            for place, name in enumerate(shown_names):
+                left = (label_width + side * place + 0.04) / width
                 axes = figure.add_axes(
                     (left, 1 - (top + side - 0.04) / height, (side - 0.08) / width, (side - 0.08) / height)
                 )
+                picture = column.get(name)
                 if picture is None:
                     axes.axis("off")
-                elif column == 2:
+                elif name in _DIFFERENCES:
                     shown = show_difference(axes, picture, limit)
                 else:
                     show_picture(axes, picture)
-                if column in (0, 2):
+                if picture is not None and name in ("Original", *_DIFFERENCES):
                     draw_boxes(axes, row.boxes, picture)
         bar_height = min(2.6, side * len(rows) - 0.5)
         bottom = 1 - (header + (side + 0.08) * len(rows) / 2 + bar_height / 2) / height
         axes = figure.add_axes(
-            ((label_width + side * len(names) + 0.1) / width, bottom, 0.1 / width, bar_height / height)
+            ((label_width + side * len(shown_names) + 0.1) / width, bottom, 0.1 / width, bar_height / height)
         )
         difference_bar(figure, shown, axes)
         return to_image(figure)
+
+
+def _panel_columns(row: PanelRow) -> dict[str, np.ndarray]:
+    """A row's pictures by the name of their column."""
+    columns = {
+        "Original": row.original,
+        "Counterfactual": row.counterfactual,
+        "Difference": grey(row.counterfactual) - grey(row.original),
+        "Null edit": row.null_edit,
+    }
+    if row.truth is not None:
+        columns |= {"True counterfactual": row.truth, "True difference": grey(row.truth) - grey(row.original)}
+    return columns
 
 
 def difference_map(
