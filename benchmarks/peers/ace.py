@@ -39,7 +39,7 @@ class ACESettings(PeerSettings):
     strength: float = 0.2
     num_inference_steps: int = 10
     num_filter_steps: int = 3
-    num_attack_steps: int = 8
+    num_attack_steps: int = 6
     momentum: float = 0.9
     l1_weight: float = 0.001
     threshold: float = 0.15

@@ -25,7 +25,7 @@ class DiMESettings(PeerSettings):
         l1_weight: of the distance to the original, at least 0.
     """
 
-    num_inference_steps: int = 12
+    num_inference_steps: int = 10
     l1_weight: float = 0.05
 
 

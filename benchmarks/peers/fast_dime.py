@@ -29,7 +29,7 @@ class FastDiMESettings(PeerSettings):
         dilation: of the mask, in positions on each side.
     """
 
-    num_inference_steps: int = 40
+    num_inference_steps: int = 25
     l1_weight: float = 0.05
     warm_up: float = 0.5
     threshold: float = 0.15

@@ -26,7 +26,7 @@ class MaskDiMESettings(PeerSettings):
         dilation: of the mask, in positions on each side.
     """
 
-    num_inference_steps: int = 40
+    num_inference_steps: int = 25
     region_share: float = 0.1
     dilation: int = 1
 
