@@ -6,9 +6,10 @@ predicted clean latents), its App. H (a classifier of pixels guides, trained on 
 ACE, FastDiME, MaskDiME-like. Controls: the plain gradient in the region and at the L1 of ours, the same everywhere,
 white noise at that L1, and the null edits.
 
-Settings are chosen on the validation split, by the rule of `tune_procedure.py` and with as many trials for each; the
-test images are edited once. Every image is of another patient, in either direction. What a procedure made of a model's
-images is kept in `--work_dir`, so that the same command goes on where it ended, and measures anew what is there:
+Settings are chosen on the validation split, by the rule of `tune_procedure.py` and with as many trials for each: the
+variant on the first model, the scales on each. The test images are edited once. Every image is of another patient, in
+either direction. What a procedure made of a model's images is kept in `--work_dir`, so that the same command goes on
+where it ended, and measures anew what is there:
 
     OMP_NUM_THREADS=1 python benchmarks/compare_procedures.py --dataset_dir demo/phantoms --oracle_path demo/oracle \\
         --external_path runs/external --models demo/mediffusion-phantom runs/seed1 runs/seed2
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,12 @@ COST_IMAGES, MEMORY_IMAGES = 2, 32
 COSTS = ("unet_evaluations", "cpu_seconds", "megabytes_for_32_images")
 OURS = ("ours, best", "ours, fast")
 CONTROLLED = (*OURS, "inversion")  # with controls of the same size
+DRAWN = (
+    *OURS,
+    "plain gradient in its region, as ours, best",
+    *(each.name for each in PROCEDURES if each.name not in OURS),
+    "null edit of paper",
+)
 
 
 class Workshop:
@@ -68,23 +76,26 @@ class Workshop:
             )
         return self._benches[split]
 
-    def make(self, procedure: Procedure) -> None:
-        """Choose settings, edit the test images, and measure what that costs; unless it is there already."""
+    def make(self, procedure: Procedure, first: Workshop) -> None:
+        """Choose settings, edit the test images, and measure what that costs; unless it is there already.
+
+        Args:
+            procedure: how.
+            first: that of the first model, on which the variant is chosen for all, and operations and memory measured.
+        """
         for direction in DIRECTIONS:
             path = self._path(procedure.name, direction)
             if path.with_suffix(".json").is_file():
                 continue
-            trials = tune(self.bench("validation"), procedure, direction)
+            model = first.record(procedure.name, direction)
+            variants = procedure.variants if model is None else (without_scale(model["settings"]),)
+            trials = tune(self.bench("validation"), procedure, direction, variants)
             settings, bench = trials[0].settings, self.bench("test")
             edited = bench.edit(procedure, direction, settings)
             save_edited(path, edited)
-            record = {
-                "settings": settings,
-                "trials": as_json(trials),
-                "cpu_seconds": edited.cpu_seconds,
-                **cost(bench, procedure, direction, settings),
-            }
-            write_json(path.with_suffix(".json"), record)
+            record = {"settings": settings, "trials": as_json(trials), "cpu_seconds": edited.cpu_seconds}
+            costs = cost(bench, procedure, direction, settings) if model is None else {}
+            write_json(path.with_suffix(".json"), {**record, **costs})
 
     def record(self, name: str, direction: str) -> dict[str, Any] | None:
         """Settings, trials and costs of a procedure; None if it has not been run."""
@@ -106,7 +117,8 @@ class Workshop:
             with np.load(path) as arrays:
                 found |= {f"{name}, as {ours}": Edited(arrays[name], None, None, np.nan) for name in arrays.files}
         for name, edited in edits.items():
-            if edited.null_images is not None and not np.array_equal(edited.null_images, figures.originals):
+            has_null = edited.null_images is not None
+            if has_null and not np.allclose(edited.null_images, figures.originals, atol=1e-3):
                 found[f"null edit of {name}"] = Edited(edited.null_images, None, None, np.nan)
         return found
 
@@ -129,7 +141,7 @@ def measure(workshops: list[Workshop], procedures: list[Procedure]) -> dict[str,
                 record = workshop.record(name, direction)
                 if record is not None:
                     records.setdefault(name, {})[direction] = record
-                    row.figures.update({key: record[key] for key in COSTS})
+                    row.figures.update({key: record[key] for key in COSTS if key in record})
                 rows[direction].setdefault(name, {})[number] = row
                 results[direction][name] = row.figures
         models.append({"provenance": workshop.provenance, "procedures": records, "results": results})
@@ -150,11 +162,13 @@ def measure(workshops: list[Workshop], procedures: list[Procedure]) -> dict[str,
 def draw(workshop: Workshop, procedures: list[Procedure], path: Path) -> None:
     """The first image of each finding, as every procedure changed it."""
     bench = workshop.bench("test")
-    made: dict[str, dict[str, np.ndarray]] = {"truth": bench.truth}
+    made: dict[str, dict[str, np.ndarray]] = {"truth": bench.truth, **{name: {} for name in DRAWN}}
     for direction in DIRECTIONS:
         figures = DirectionFigures(bench, direction)
         for name, edited in workshop.rows(procedures, direction, figures).items():
-            made.setdefault(name, {})[direction] = edited.images
+            if name in DRAWN:
+                made.setdefault(name, {})[direction] = edited.images
+    made = {name: images for name, images in made.items() if images}
     targets = {direction: chosen.targets for direction, chosen in bench.chosen.items()}
     draw_examples(path, bench.originals, made, targets, bench.label_names)
 
@@ -169,6 +183,11 @@ def cost(bench: Bench, procedure: Procedure, direction: str, settings: dict[str,
         "unet_evaluations": unet_evaluations(bench.pipe.unet, lambda: edit(COST_IMAGES), COST_IMAGES),
         "megabytes_for_32_images": peak_megabytes(lambda: edit(MEMORY_IMAGES)),
     }
+
+
+def without_scale(settings: dict[str, Any]) -> dict[str, Any]:
+    """A variant, as `Procedure` names it."""
+    return {name: value for name, value in settings.items() if name != "guidance_scale"}
 
 
 def slug(name: str) -> str:
@@ -195,8 +214,8 @@ def load_edited(path: Path) -> Edited:
     return replace(Edited(found["images"], None, None, seconds), **found)
 
 
-def main() -> None:
-    """Edit, measure, write JSON, a table and a picture."""
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="Pipeline folders: one per seed.")
     parser.add_argument("--dataset_dir", type=Path, required=True, help="Phantoms, whose true changes are known.")
@@ -207,15 +226,21 @@ def main() -> None:
     parser.add_argument("--procedures", nargs="+", default=[each.name for each in PROCEDURES], help="Only some.")
     parser.add_argument("--work_dir", type=Path, default=Path("runs") / "compare_procedures")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "compare_procedures.json")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     unknown = set(args.procedures) - {each.name for each in PROCEDURES}
     if unknown:
         parser.error(f"--procedures: unknown {sorted(unknown)}; known: {', '.join(each.name for each in PROCEDURES)}.")
+    return args
+
+
+def main() -> None:
+    """Edit, measure, write JSON, a table and a picture."""
+    args = parse()
     chosen = [each for each in PROCEDURES if each.name in args.procedures]
     workshops = [Workshop(model, args) for model in args.models]
     pairs = [(workshop, procedure) for procedure in chosen for workshop in workshops]
     for workshop, procedure in tqdm(pairs, desc="Procedures, on each model"):
-        workshop.make(procedure)
+        workshop.make(procedure, workshops[0])
     args.output.parent.mkdir(parents=True, exist_ok=True)
     report = {"command": " ".join(["python", *sys.argv]), **measure(workshops, chosen)}
     write_json(args.output, nan_to_none(report))

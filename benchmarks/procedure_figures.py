@@ -27,6 +27,7 @@ from mediffusion_diffusers.image_processor import normalize
 
 
 SEED = 0  # of the noise control
+NUM_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ class DirectionFigures:
 
 def mean_figures(rows: Sequence[Row]) -> dict[str, Any]:
     """Mean and standard deviation over models of every figure, and how many models they are."""
-    table = {name: [row.figures[name] for row in rows] for name in rows[0].figures}
+    names = dict.fromkeys(name for row in rows for name in row.figures)
+    table = {name: [row.figures[name] for row in rows if name in row.figures] for name in names}
     means = {name: {"mean": float(np.mean(values)), "sd": float(np.std(values))} for name, values in table.items()}
     return {**means, "num_models": len(rows)}
 
@@ -203,6 +205,6 @@ def difference(ours: Mapping[int, Row], others: Mapping[int, Row]) -> dict[str, 
             ]
             return float(np.mean(gaps))
 
-        interval = bootstrap(statistic, patients)
+        interval = bootstrap(statistic, patients, NUM_RESAMPLES)
         found[name] = {"estimate": interval.estimate, "interval_95": [interval.low, interval.high]}
     return nan_to_none(found)

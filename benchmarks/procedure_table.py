@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from mediffusion_diffusers.reports.pictures.drawing import (
-    new_figure,
+    difference_pixels,
+    new_canvas,
+    notice_height,
+    picture_pixels,
     save_picture,
-    show_difference,
-    show_picture,
-    to_image,
 )
 
 
@@ -32,7 +32,8 @@ COLUMNS = {
     "num_models": ("models", 1, 0),
 }
 HEADINGS = {"remove": "Removing", "add": "Adding"}
-_CELL = 0.55  # inches
+_CELL, _NAMES, _TITLES = 64, 250, 28  # pixels: side of a picture, width of the names, height of the titles
+_LIMIT = 0.3  # of the differences' colours
 
 
 def table_of(mean: Mapping[str, Mapping[str, Any]]) -> str:
@@ -84,21 +85,26 @@ def draw_examples(
         for label in np.unique(targets[direction]).tolist()
     ]
     names = ["original", *edits]
-    with new_figure(_CELL * (2 * len(columns) + 3), _CELL * (len(names) + 1)) as figure:
-        grid = figure.add_gridspec(
-            len(names), 2 * len(columns), left=0.14, right=0.995, bottom=0.005, top=0.93, wspace=0.04, hspace=0.04
-        )
+    factor = max(1, _CELL // originals[columns[0][0]].shape[-1])
+    lines = []
+    for name in names:
+        cells = []
+        for direction, image, _ in columns:
+            original = originals[direction][image, 0]
+            picture = original if name == "original" else edits[name][direction][image, 0]
+            cells += [picture_pixels(picture), difference_pixels(picture - original, _LIMIT)]
+        framed = [np.pad(cell, ((0, 1), (0, 1), (0, 0)), constant_values=255) for cell in cells]
+        lines.append(np.concatenate(framed, axis=1))
+    mosaic = np.concatenate(lines).repeat(factor, axis=0).repeat(factor, axis=1)
+    height, width = mosaic.shape[:2]
+    with new_canvas(_NAMES + width, _TITLES + height + notice_height(_NAMES + width)) as canvas:
+        axes = canvas.axes(_NAMES, _TITLES, width, height)
+        axes.imshow(mosaic, interpolation="nearest")
+        axes.axis("off")
         for line, name in enumerate(names):
-            for column, (direction, image, title) in enumerate(columns):
-                original = originals[direction][image]
-                picture = original if name == "original" else edits[name][direction][image]
-                axes = figure.add_subplot(grid[line, 2 * column])
-                show_picture(axes, picture[0])
-                if column == 0:
-                    axes.text(-0.15, 0.5, name, transform=axes.transAxes, ha="right", va="center", fontsize=7)
-                if line == 0:
-                    axes.set_title(title, fontsize=6, loc="left")
-                    continue
-                show_difference(figure.add_subplot(grid[line, 2 * column + 1]), (picture - original)[0], 0.3)
-        picture = to_image(figure)
+            canvas.text(6, _TITLES + height * (line + 0.5) / len(names), name, _NAMES - 12, fontsize=8)
+        for column, (*_, title) in enumerate(columns):
+            canvas.text(_NAMES + width * column / len(columns), _TITLES / 2, title, width / len(columns), fontsize=8)
+        canvas.notice()
+        picture = canvas.to_image()
     save_picture(picture, path)

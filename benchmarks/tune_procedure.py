@@ -10,6 +10,7 @@ the variant that suits the measure it will be judged by.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,14 +48,12 @@ class Trial:
         return abs(self.probability - self.wanted)
 
 
-def tune(bench: Bench, procedure: Procedure, direction: str) -> list[Trial]:
-    """Try a procedure's variants and scales on a validation bench; the best trial first."""
+def tune(bench: Bench, procedure: Procedure, direction: str, variants: Sequence[dict[str, Any]]) -> list[Trial]:
+    """Try variants of a procedure, each at several scales, on a validation bench; the best trial first."""
     wanted, trials = bench.wanted_probability(direction, procedure), []
     rows, targets = np.arange(len(bench.chosen[direction])), bench.chosen[direction].targets
-    with tqdm(
-        total=len(procedure.variants) * SCALES_PER_VARIANT, desc=f"{procedure.name}, {direction}: settings"
-    ) as progress:
-        for variant in procedure.variants:
+    with tqdm(total=len(variants) * SCALES_PER_VARIANT, desc=f"{procedure.name}, {direction}: settings") as progress:
+        for variant in variants:
             tried: dict[float, float] = {}
             for _ in range(SCALES_PER_VARIANT):
                 scale = next_scale(tried, wanted, procedure.first_scales[direction], rises=direction == "add")
