@@ -85,17 +85,18 @@ class Workshop:
         """
         for direction in DIRECTIONS:
             path = self._path(procedure.name, direction)
-            if path.with_suffix(".json").is_file():
-                continue
-            model = first.record(procedure.name, direction)
-            variants = procedure.variants if model is None else (without_scale(model["settings"]),)
-            trials = tune(self.bench("validation"), procedure, direction, variants)
-            settings, bench = trials[0].settings, self.bench("test")
-            edited = bench.edit(procedure, direction, settings)
-            save_edited(path, edited)
-            record = {"settings": settings, "trials": as_json(trials), "cpu_seconds": edited.cpu_seconds}
-            costs = cost(bench, procedure, direction, settings) if model is None else {}
-            write_json(path.with_suffix(".json"), {**record, **costs})
+            record = self.record(procedure.name, direction)
+            if record is None:
+                model = first.record(procedure.name, direction)
+                variants = procedure.variants if model is None else (without_scale(model["settings"]),)
+                trials = tune(self.bench("validation"), procedure, direction, variants)
+                edited = self.bench("test").edit(procedure, direction, trials[0].settings)
+                save_edited(path, edited)
+                record = {"settings": trials[0].settings, "trials": as_json(trials), "cpu_seconds": edited.cpu_seconds}
+                write_json(path.with_suffix(".json"), record)
+            if self is first and not record.keys() >= set(COSTS):
+                costs = cost(self.bench("test"), procedure, direction, record["settings"])
+                write_json(path.with_suffix(".json"), {**record, **costs})
 
     def record(self, name: str, direction: str) -> dict[str, Any] | None:
         """Settings, trials and costs of a procedure; None if it has not been run."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,6 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-
-
-_INTERVAL = 0.005  # seconds between two looks at the memory
 
 
 class CountOperations(TorchDispatchMode):
@@ -55,35 +50,19 @@ def unet_evaluations(unet: Any, run: Callable[[], Any], num_images: int) -> floa
 
 
 def peak_megabytes(run: Callable[[], Any]) -> float:
-    """How far the resident memory of this process rises while a call runs; looked at every few milliseconds."""
-    release_memory()
-    before = resident_megabytes()
-    highest, ended = before, threading.Event()
-
-    def look() -> None:
-        nonlocal highest
-        while not ended.is_set():
-            highest = max(highest, resident_megabytes())
-            time.sleep(_INTERVAL)
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        run()
-    finally:
-        ended.set()
-        watcher.join()
-    return highest - before
-
-
-def release_memory() -> None:
-    """Give what the allocator holds in reserve back to the system, where it is glibc's."""
+    """How far the resident memory of this process rises while a call runs, as Linux keeps it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
-        trim(0)
+        trim(0)  # what glibc's allocator holds in reserve would hide a rise
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest is the present size from here on
+    before = resident_megabytes("VmRSS")
+    run()
+    return resident_megabytes("VmHWM") - before
 
 
-def resident_megabytes() -> float:
-    """Resident memory of this process, as Linux keeps it."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * 4096 / 2**20
+def resident_megabytes(kind: str) -> float:
+    """Resident memory of this process: the present (`VmRSS`) or the highest (`VmHWM`)."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{kind}:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {kind}.")

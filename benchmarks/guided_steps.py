@@ -17,11 +17,11 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from edit_cost import peak_megabytes
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from train_step import DEMO_HEAD, DEMO_UNET
@@ -261,19 +261,9 @@ def peak_memory(shape: str, step: str, batch_size: int) -> float:
     """
     for name in ("demo", shape):  # the first loads what the first step of any model loads
         steps = GuidanceSteps(build_unet(name, "channels_last"), batch_size)
-        Path("/proc/self/clear_refs").write_text("5")  # the largest size is the present one from here on
-        before = _resident_megabytes("VmRSS")
         kinds = {"unguided": steps.unguided, "guided": steps.guided, "authors": steps.authors}
-        {**kinds, FULL_GRAPH: steps.full_graph}[step]()
-    return _resident_megabytes("VmHWM") - before
-
-
-def _resident_megabytes(kind: str) -> float:
-    """A line of this process's status, as Linux keeps it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{kind}:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {kind}.")
+        megabytes = peak_megabytes({**kinds, FULL_GRAPH: steps.full_graph}[step])
+    return megabytes
 
 
 def compare_memory(shape: str, batch_size: int) -> dict[str, Any]:
