@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..options import Range, check_number
+from .feature_pooling import POOL_TYPES
 
 
 MAX_LABELS = 100_000
@@ -119,6 +120,7 @@ RULES: dict[str, dict[str, Rule]] = {
         **_UNET,
         "num_labels": whole(1, MAX_LABELS),
         "classifier_pool_size": whole(1, 64),
+        "classifier_pool_type": text(*POOL_TYPES),
         "max_classifier_features": whole(1, 2**20),
         "classifier_hidden_size": _CHANNELS,
         "classifier_dropout": number(at_least=0, below=1),

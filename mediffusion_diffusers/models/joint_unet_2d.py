@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
@@ -17,6 +16,7 @@ from torch import nn
 from ..hub import hub_access
 from .checkpoint_head import fitting_weights, initialise_head, is_whole, with_label_defaults
 from .config_rules import check_config, check_guidance_defaults
+from .feature_pooling import num_pooled_features, pool_maps
 from .label_config import resolve_label_config
 from .model_folder import check_model_folder, safetensors_alone
 
@@ -68,6 +68,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         id2label: names of the labels; `LABEL_0`, ... when absent.
         label2id: the inverse of `id2label`, derived when absent.
         classifier_pool_size: each feature map is pooled to this many bins per side; 1 is global average pooling.
+        classifier_pool_type: `"avg"`: the bins' means; `"avg_std"`: also the standard deviation of each whole map.
         max_classifier_features: upper bound of the concatenated features (paper Sec. 4: 10,000).
         classifier_hidden_size: width of the MLP's hidden layer.
         classifier_dropout: dropout before each of the MLP's linear layers, in [0, 1).
@@ -120,6 +121,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         id2label: dict[int, str] | None = None,
         label2id: dict[str, int] | None = None,
         classifier_pool_size: int = 1,
+        classifier_pool_type: str = "avg",
         max_classifier_features: int = 10000,
         classifier_hidden_size: int = 1024,
         classifier_dropout: float = 0.3,
@@ -191,7 +193,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             channels += [width] * (config.layers_per_block + (not is_last))
         if self.mid_block is not None:
             channels.append(config.block_out_channels[-1])
-        return sum(channels) * config.classifier_pool_size**2
+        return num_pooled_features(channels, config.classifier_pool_size, config.classifier_pool_type)
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -255,15 +257,9 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         return EncoderOutput(sample, skips, emb, timesteps)
 
     def pool_features(self, encoded: EncoderOutput) -> torch.Tensor:
-        """Average-pool every encoder map and concatenate: shape `(batch, num_classifier_features)`."""
+        """Pool every encoder map and concatenate: shape `(batch, num_classifier_features)`."""
         maps = encoded.skips if self.mid_block is None else (*encoded.skips, encoded.sample)
-        size = self.config.classifier_pool_size
-        if size == 1:
-            pooled = [features.mean(dim=(2, 3)) for features in maps]
-        else:
-            pooled = [F.adaptive_avg_pool2d(features, size).flatten(1) for features in maps]
-        # A `device_map` may have spread the blocks over several devices.
-        return torch.cat([features.to(encoded.sample.device) for features in pooled], dim=1)
+        return pool_maps(maps, self.config.classifier_pool_size, self.config.classifier_pool_type)
 
     def classify(self, encoded: EncoderOutput) -> torch.Tensor:
         """Run the classifier head on encoder features: logits of shape `(batch, num_labels)`."""

@@ -5,6 +5,7 @@ from support.components import LABELS, MULTI_LABEL, SINGLE_LABEL, TINY_UNET, tin
 from torch import nn
 
 from mediffusion_diffusers import JointUNet2DModel
+from mediffusion_diffusers.models.feature_pooling import pool_maps
 from mediffusion_diffusers.models.presets import PAPER_UNET
 
 
@@ -123,6 +124,24 @@ def test_logits_are_the_head_on_pooled_features(overrides, pool_size):
     width = joint.config.block_out_channels[0]
     first = features[:, : width * pool_size**2].reshape(2, width, -1).mean(-1)
     torch.testing.assert_close(first, encoded.skips[0].mean(dim=(2, 3)))
+
+
+def test_the_standard_deviation_of_each_map_follows_the_means():
+    joint = tiny_unet(classifier_pool_size=2, classifier_pool_type="avg_std").eval()
+    sample, class_labels = make_inputs(joint)
+    with torch.no_grad():
+        encoded = joint.encode(sample, 7, class_labels)
+        features = joint.pool_features(encoded)
+    maps = [*encoded.skips, encoded.sample]
+    deviations = torch.cat([each.flatten(2).std(dim=2, correction=0) for each in maps], dim=1)
+    assert features.shape[1] == joint.num_classifier_features == 5 * deviations.shape[1]
+    torch.testing.assert_close(features[:, 4 * deviations.shape[1] :], deviations, atol=1e-3, rtol=0)
+
+
+def test_a_map_without_contrast_has_a_finite_gradient():
+    flat = torch.ones(1, 2, 4, 4, requires_grad=True)
+    pool_maps([flat], 1, "avg_std").sum().backward()
+    assert bool(flat.grad.isfinite().all())
 
 
 def test_paper_shape():
@@ -279,6 +298,7 @@ class TestLabels:
             ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, "inverse"),
             ({"label_thresholds": [0.5]}, "3 numbers"),
             ({"label_thresholds": [0.5, 0.5, 1.0]}, r"\(0, 1\)"),
+            ({"classifier_pool_type": "max"}, "classifier_pool_type.*'avg', 'avg_std'"),
             ({"classifier_pool_size": 4, "max_classifier_features": 600}, "max_classifier_features=600"),
         ],
     )

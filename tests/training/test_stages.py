@@ -43,6 +43,13 @@ def test_the_papers_presets_know_two_stages():
     assert alone.name == "classification"
 
 
+@pytest.mark.parametrize("preset", ["pneumoniamnist-small", "isic2019-small", "chestxray14-small", "phantom"])
+def test_the_small_presets_consolidate_what_few_labels_taught(preset):
+    facts = describe_joint_run(joint_config("--preset", preset, "--dry_run"))
+    assert [stage["name"] for stage in facts["stages"]] == ["diffusion", "joint", "consolidation"]
+    assert facts["arguments"]["prediction_type"] == "sample" and facts["num_classifier_features"] <= 10_000
+
+
 def test_what_each_stage_learns_from():
     found = {stage.name: stage for stage in stages(*ALL)}
     assert list(found) == ["diffusion", "joint", "consolidation", "decoder"]

@@ -23,7 +23,8 @@ COUNTERFACTUAL_DEFAULTS: dict[str, Any] = {"quality": "best", "guidance_scale": 
 # Shape of the U-Net that can be given on the command line, by name of the config.
 _SHAPE_OPTIONS = (
     *("block_out_channels", "layers_per_block", "down_block_types", "up_block_types", "attention_head_dim"),
-    *("norm_num_groups", "dropout", "classifier_pool_size", "classifier_hidden_size", "classifier_dropout"),
+    *("norm_num_groups", "dropout", "classifier_pool_size", "classifier_pool_type"),
+    *("classifier_hidden_size", "classifier_dropout"),
 )
 
 

@@ -106,6 +106,9 @@ class ModelOptions:
     norm_num_groups: _OptionalCount = option(None, "Groups of the group normalisation.")
     dropout: _Dropout = option(None, "Dropout in the U-Net's residual blocks.")
     classifier_pool_size: _OptionalCount = option(None, "Pooled bins per side of each map.")
+    classifier_pool_type: Literal["avg", "avg_std"] | None = option(
+        None, "Means of the bins, or also the standard deviation of each whole map."
+    )
     classifier_hidden_size: _OptionalCount = option(None, "Width of the classifier's hidden layer.")
     classifier_dropout: _Dropout = option(None, "Dropout in the classifier.")
 
