@@ -351,6 +351,38 @@ def check_number(name: str, value: Any, allowed: Range | None = None, whole: boo
         raise ValueError(f"`{name}` must be {kind} {allowed}, but got {value!r}.".replace("a number finite", "finite"))
 
 
+# ---- mediffusion_diffusers/models/feature_pooling.py
+
+POOL_TYPES = ("avg", "avg_std")
+_EPSILON = 1e-6  # keeps the gradient of a root finite where a map is constant
+
+
+def num_pooled_features(channels: Sequence[int], pool_size: int, pool_type: str) -> int:
+    """Length of the vector that `pool_maps` makes of maps with these channels."""
+    return sum(channels) * (pool_size**2 + (pool_type == "avg_std"))
+
+
+def pool_maps(maps: Sequence[torch.Tensor], pool_size: int, pool_type: str) -> torch.Tensor:
+    """Pool every map and concatenate.
+
+    Args:
+        maps: shape `(batch, channels, height, width)` each; a `device_map` may have spread them over devices.
+        pool_size: bins per side of which each map's means are taken; 1 is global average pooling.
+        pool_type: `"avg"` is the means alone, `"avg_std"` also each whole map's standard deviation, after all means.
+
+    Returns:
+        Shape `(batch, num_pooled_features(...))`, on the last map's device.
+    """
+    device = maps[-1].device
+    if pool_size == 1:
+        pooled = [features.mean(dim=(2, 3)) for features in maps]
+    else:
+        pooled = [F.adaptive_avg_pool2d(features, pool_size).flatten(1) for features in maps]
+    if pool_type == "avg_std":
+        pooled += [(features.var(dim=(2, 3), correction=0) + _EPSILON).sqrt() for features in maps]
+    return torch.cat([features.to(device) for features in pooled], dim=1)
+
+
 # ---- mediffusion_diffusers/models/config_rules.py
 
 MAX_LABELS = 100_000
@@ -457,6 +489,7 @@ RULES: dict[str, dict[str, Rule]] = {
         **_UNET,
         "num_labels": whole(1, MAX_LABELS),
         "classifier_pool_size": whole(1, 64),
+        "classifier_pool_type": text(*POOL_TYPES),
         "max_classifier_features": whole(1, 2**20),
         "classifier_hidden_size": _CHANNELS,
         "classifier_dropout": number(at_least=0, below=1),
@@ -773,6 +806,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         id2label: names of the labels; `LABEL_0`, ... when absent.
         label2id: the inverse of `id2label`, derived when absent.
         classifier_pool_size: each feature map is pooled to this many bins per side; 1 is global average pooling.
+        classifier_pool_type: `"avg"`: the bins' means; `"avg_std"`: also the standard deviation of each whole map.
         max_classifier_features: upper bound of the concatenated features (paper Sec. 4: 10,000).
         classifier_hidden_size: width of the MLP's hidden layer.
         classifier_dropout: dropout before each of the MLP's linear layers, in [0, 1).
@@ -825,6 +859,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         id2label: dict[int, str] | None = None,
         label2id: dict[str, int] | None = None,
         classifier_pool_size: int = 1,
+        classifier_pool_type: str = "avg",
         max_classifier_features: int = 10000,
         classifier_hidden_size: int = 1024,
         classifier_dropout: float = 0.3,
@@ -896,7 +931,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             channels += [width] * (config.layers_per_block + (not is_last))
         if self.mid_block is not None:
             channels.append(config.block_out_channels[-1])
-        return sum(channels) * config.classifier_pool_size**2
+        return num_pooled_features(channels, config.classifier_pool_size, config.classifier_pool_type)
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -960,15 +995,9 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         return EncoderOutput(sample, skips, emb, timesteps)
 
     def pool_features(self, encoded: EncoderOutput) -> torch.Tensor:
-        """Average-pool every encoder map and concatenate: shape `(batch, num_classifier_features)`."""
+        """Pool every encoder map and concatenate: shape `(batch, num_classifier_features)`."""
         maps = encoded.skips if self.mid_block is None else (*encoded.skips, encoded.sample)
-        size = self.config.classifier_pool_size
-        if size == 1:
-            pooled = [features.mean(dim=(2, 3)) for features in maps]
-        else:
-            pooled = [F.adaptive_avg_pool2d(features, size).flatten(1) for features in maps]
-        # A `device_map` may have spread the blocks over several devices.
-        return torch.cat([features.to(encoded.sample.device) for features in pooled], dim=1)
+        return pool_maps(maps, self.config.classifier_pool_size, self.config.classifier_pool_type)
 
     def classify(self, encoded: EncoderOutput) -> torch.Tensor:
         """Run the classifier head on encoder features: logits of shape `(batch, num_labels)`."""

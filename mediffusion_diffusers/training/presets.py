@@ -97,7 +97,7 @@ _SMALL_JOINT = JointConfig().with_options(
 )
 
 # What few labels on real images need: diffusion of the clean latents, weighted by 8 abar_t; a short joint stage at the
-# whole learning rate on classes drawn by the root of their number; then the model's own soft answers of the whole pool.
+# whole learning rate, classes drawn by the root of their number; then the model's own soft answers of the whole pool.
 _FEW_LABELS = _SMALL_JOINT.with_options(
     prediction_type="sample",
     diffusion_loss_weight=8.0,
@@ -163,8 +163,9 @@ JOINT_PRESETS: dict[str, JointConfig] = {
         snr_gamma=1.0,
         snr_weighting="soft_min",
         lr_scheduler="warmup_stable_decay",
-        max_train_steps=9500,
+        max_train_steps=10_000,
         classifier_start_step=8000,
+        consolidation_start_step=9500,
         random_shift=3,
         validation_steps=500,
         checkpointing_steps=500,
