@@ -220,6 +220,11 @@ def _is_subclass(kind: Any, parent: type) -> bool:
     return isinstance(kind, type) and kind is not str and issubclass(kind, parent)
 
 
+# ---- mediffusion_diffusers/models/feature_pooling.py
+
+POOL_TYPES = ("avg", "avg_std")
+
+
 # ---- mediffusion_diffusers/models/config_rules.py
 
 MAX_LABELS = 100_000
@@ -326,6 +331,7 @@ RULES: dict[str, dict[str, Rule]] = {
         **_UNET,
         "num_labels": whole(1, MAX_LABELS),
         "classifier_pool_size": whole(1, 64),
+        "classifier_pool_type": text(*POOL_TYPES),
         "max_classifier_features": whole(1, 2**20),
         "classifier_hidden_size": _CHANNELS,
         "classifier_dropout": number(at_least=0, below=1),
