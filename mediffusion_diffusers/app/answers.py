@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..data import open_image
@@ -27,6 +28,7 @@ from .edit_request import EditRequest
 
 
 NUM_SEEDS = 4
+_SEED = 0  # of the noises, so that the same question gets the same answer
 # Called with how much is done, in [0, 1], or None where that is not known, and with what is being done.
 OnProgress = Callable[[float | None, str], None]
 
@@ -165,8 +167,9 @@ def explain(
     options = {name: value for name, value in arguments.items() if name not in ("towards", "away")}
     settings = pipe.resolve_settings(**options)
     searches = settings.target_probability is not None
-    total = settings.num_inference_steps * (2 if settings.finds_region else 1)
-    on_progress(None if searches else 0.0, "Searching for the smallest push" if searches else "Climbing to the noise")
+    edits_twice = settings.finds_region and settings.start != "noised_paths"
+    total = settings.num_inference_steps * (2 if edits_twice else 1)
+    on_progress(None if searches else 0.0, "Searching for the smallest push" if searches else "Noising the image")
     done = 0
 
     def on_step(*_: Any) -> None:
@@ -175,7 +178,8 @@ def explain(
         on_progress(min(done / total, 1.0), f"Guided step {done} of {total}")
 
     callback = None if searches else on_step  # a search calls back for none of its trials
-    output = pipe(opened.pixels, **arguments, output_type="np", callback_on_step_end=callback)
+    noises = {"generator": _generator(), "callback_on_step_end": callback}
+    output = pipe(opened.pixels, **arguments, **noises, output_type="np")
     explained = [explain_output(output, *target, [opened.name])[0] for target in request.targets]
     return Answer(opened, request, arguments, output, explained, time.monotonic() - began)
 
@@ -193,7 +197,7 @@ def sweep(
     on_progress(None, "The same image, pushed less")
     arguments = same_edit(answer.arguments, answer.output)
     arguments["guidance_scale"] = [share * arguments["guidance_scale"] for share in SWEEP]
-    output = pipe(answer.opened.pixels, **arguments, output_type="np", controls=False)
+    output = pipe(answer.opened.pixels, **arguments, generator=_generator(), output_type="np", controls=False)
     return [
         replace(one, sweep=explain_sweep(output, *target).sweep)
         for one, target in zip(answer.explained, answer.request.targets, strict=True)
@@ -222,13 +226,16 @@ def agree(
         done += 1
         on_progress(min(done / total, 1.0), f"The same question from {num_seeds} noises")
 
-    return repeat_counterfactual(
-        pipe,
-        answer.opened.pixels,
-        seeds=range(num_seeds),
-        callback_on_step_end=on_step,
-        **same_edit(answer.arguments, answer.output),
-    )
+    arguments = same_edit(answer.arguments, answer.output)
+    start = answer.output.settings.get("start")
+    if start != "inversion":  # which has no noise to vary
+        arguments["start"] = start
+    seeds = range(1, num_seeds + 1)
+    return repeat_counterfactual(pipe, answer.opened.pixels, seeds=seeds, callback_on_step_end=on_step, **arguments)
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(_SEED)
 
 
 def share_of_agreement(agreement: Agreement) -> float:

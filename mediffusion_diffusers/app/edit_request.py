@@ -13,6 +13,7 @@ from ..pipelines import MediffusionCounterfactualPipeline
 
 HOLD_AT_SCALE_ONE = 0.3  # the penalty is multiplied by the scale, and stiff: see `CounterfactualSettings.hold`
 Push = Literal["checkpoint", "target", "by_hand"]
+Care = Literal["checkpoint", "fast", "best"]
 Place = Literal["checkpoint", "auto", "everywhere", "box"]
 
 
@@ -27,6 +28,7 @@ class EditRequest:
         target_probability: of a search, in (0, 1).
         guidance_scale: by hand, at least 0.
         strength: by hand, in (0, 1].
+        care: as the checkpoint recommends, or one of the two qualities of noised paths.
         place: where the image may change: as the checkpoint recommends, where the model itself changes most,
             everywhere, or in `box`.
         box: `{"x", "y", "width", "height"}` in relative units.
@@ -42,6 +44,7 @@ class EditRequest:
     target_probability: float = 0.1
     guidance_scale: float | None = None
     strength: float | None = None
+    care: Care = "checkpoint"
     place: Place = "checkpoint"
     box: Mapping[str, float] | None = None
     hold_others: bool = False
@@ -83,6 +86,8 @@ class EditRequest:
             options["target_probability"] = self.target_probability
         if self.push == "by_hand":
             options |= {"guidance_scale": self.guidance_scale, "strength": self.strength}
+        if self.care != "checkpoint":
+            options["quality"] = self.care
         if self.place == "box":
             options["mask"] = [dict(self.box or {})]
         elif self.place != "checkpoint":

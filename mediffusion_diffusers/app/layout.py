@@ -34,6 +34,11 @@ _PUSHES = [
     ("Until it is convinced", "target"),
     ("By hand", "by_hand"),
 ]
+_CARES = [
+    ("As this model recommends", "checkpoint"),
+    ("Fast", "fast"),
+    ("Best", "best"),
+]
 _PLACES = [
     ("As this model recommends", "checkpoint"),
     ("Where it changes most", "auto"),
@@ -204,6 +209,7 @@ def _question_fields(desk: Desk) -> tuple[dict[str, Any], gr.Button]:
             gr.Slider(0.05, 1, settings.strength, step=0.05, label="Strength (way back into noise)", visible=False),
         ]
         fields["guidance_scale"], fields["strength"] = by_hand
+        fields["care"] = gr.Radio(_CARES, value="checkpoint", label="Care", info="How many noises are averaged.")
         place = fields["place"] = gr.Radio(_PLACES, value="checkpoint", label="Where the picture may change")
         with gr.Row(visible=False) as box:
             for side, (label, value) in _SIDES.items():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from ..guidance import scale_for
@@ -32,6 +33,7 @@ def explain_images(
     action: str,
     boxes: Sequence[Boxes] | None = None,
     names: Sequence[str] | None = None,
+    seed: int = 0,
     **settings: Any,
 ) -> tuple[list[ExplainedImage], dict[str, Any]]:
     """Explain images one by one, each with a sweep over guidance scale from the same inversion.
@@ -43,6 +45,7 @@ def explain_images(
         action: `"removed"` or `"added"`.
         boxes: of the finding in each image, in relative units.
         names: what to call the images, by default "Image 1" and so on; printed, so they must not identify a person.
+        seed: of the noises of each image's calls, which are the same in all of them.
         settings: of the pipeline's call; with `target_probability` the sweep ends at the scale that was found.
 
     Returns:
@@ -58,14 +61,16 @@ def explain_images(
     for index, image in enumerate(tqdm(images, desc="Explaining", unit="image")):
         arguments = dict(settings)
         if arguments.get("target_probability") is not None:
-            found = pipe(image, **target, **arguments, output_type="np", controls=False)
+            generator = torch.Generator().manual_seed(seed)
+            found = pipe(image, **target, **arguments, generator=generator, output_type="np", controls=False)
             arguments = same_edit(arguments, found)
             scale = arguments["guidance_scale"]
         else:
             resolved = pipe.resolve_settings(guidance_scale=arguments.get("guidance_scale"))
             scale = scale_for(resolved.guidance_scale, list(target))  # type: ignore[arg-type]
         arguments["guidance_scale"] = [share * scale for share in SWEEP]
-        output = pipe(image, **target, **arguments, output_type="np")
+        generator = torch.Generator().manual_seed(seed)
+        output = pipe(image, **target, **arguments, generator=generator, output_type="np")
         of_image = () if boxes is None else boxes[index]
         name = f"Image {index + 1}" if names is None else names[index]
         explained.append(explain_sweep(output, label, action, name, of_image))
@@ -90,7 +95,8 @@ def same_edit(
     again = {name: value for name, value in arguments.items() if name not in bounds}
     assert output.guidance_scales is not None and output.strengths is not None
     again["guidance_scale"], again["strength"] = float(output.guidance_scales[row]), float(output.strengths[row])
-    if output.region is not None:  # a region found anew, by another scale, would make another edit
+    # A region found anew, by another scale, would make another edit; noised paths find theirs in the edit itself.
+    if output.region is not None and output.settings.get("start") != "noised_paths":
         again["mask"] = output.region[[row if len(output.region) > 1 else 0]]
     return again
 

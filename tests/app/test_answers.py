@@ -79,25 +79,36 @@ def test_every_finding_that_was_asked_for_is_explained(opened, pipe):
     assert [one.counterfactual.probability for one in answer.explained] == [after[2], after[1], after[0]]
 
 
-@pytest.mark.parametrize("place", ["checkpoint", "auto"])
-def test_progress_ends_where_the_steps_do(opened, pipe, place):
+@pytest.mark.parametrize("fields", [{}, {"place": "auto"}, {"care": "fast"}], ids=["plain", "region", "noised paths"])
+def test_progress_ends_where_the_steps_do(opened, pipe, fields):
     shares = []
-    answers.explain(opened, EditRequest(remove=("Mass",), place=place), pipe, lambda share, _: shares.append(share))
+    answers.explain(opened, EditRequest(remove=("Mass",), **fields), pipe, lambda share, _: shares.append(share))
     assert shares == sorted(shares) and (shares[0], shares[-1]) == (0, 1)
 
 
+SEARCHED = {"push": "target", "place": "auto", "target_probability": 0.4}
+
+
 @pytest.mark.parametrize(
-    "request_",
-    [REMOVE, EditRequest(add=("Mass",), push="target", place="auto", target_probability=0.4)],
-    ids=["recommended", "searched in a region"],
+    "fields",
+    [{}, SEARCHED, {"care": "fast"}, {"care": "fast", **SEARCHED}],
+    ids=["recommended", "searched in a region", "noised paths", "searched noised paths"],
 )
-def test_a_sweep_goes_from_the_null_edit_to_the_answer(opened, pipe, request_):
-    answer = answers.explain(opened, request_, pipe)
+def test_a_sweep_goes_from_the_null_edit_to_the_answer(opened, pipe, fields):
+    answer = answers.explain(opened, EditRequest(add=("Mass",), **fields), pipe)
     (explained,) = answers.sweep(answer, pipe)
     first, last = explained.sweep.stops[0], explained.sweep.stops[-1]
     np.testing.assert_allclose(first.image, explained.null_edit.image, atol=1e-5)
     np.testing.assert_allclose(last.image, explained.counterfactual.image, atol=1e-5)
     assert explained.sweep.scales[-1] == pytest.approx(float(answer.output.guidance_scales[0]))
+
+
+def test_noised_paths_are_repeated_from_other_noises(opened, pipe):
+    answer = answers.explain(opened, EditRequest(remove=("Mass",), care="fast"), pipe)
+    again = answers.explain(opened, EditRequest(remove=("Mass",), care="fast"), pipe)
+    np.testing.assert_array_equal(answer.output.images, again.output.images)
+    first, second = answers.agree(answer, pipe, 2).differences
+    assert not np.array_equal(first, second)
 
 
 def test_agreement_is_the_same_whenever_it_is_asked_for(answer, pipe):

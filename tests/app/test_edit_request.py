@@ -12,8 +12,9 @@ def test_what_is_left_to_the_checkpoint_is_not_given(pipe):
 
 
 def test_each_choice_becomes_the_pipelines_own_option(pipe):
-    request = EditRequest(add=("Mass",), push="target", target_probability=0.2, place="auto")
-    assert request.arguments(pipe) == {"towards": ["Mass"], "target_probability": 0.2, "mask": "auto"}
+    request = EditRequest(add=("Mass",), push="target", target_probability=0.2, care="fast", place="auto")
+    expected = {"towards": ["Mass"], "target_probability": 0.2, "quality": "fast", "mask": "auto"}
+    assert request.arguments(pipe) == expected
     box = {"x": 0.1, "y": 0.2, "width": 0.5, "height": 0.5}
     request = EditRequest(add=("Mass",), push="by_hand", guidance_scale=5.0, strength=0.1, place="box", box=box)
     assert request.arguments(pipe) == {"towards": ["Mass"], "guidance_scale": 5.0, "strength": 0.1, "mask": [box]}
