@@ -12,7 +12,7 @@ FLOOR_TESTS := tests/models tests/pipelines tests/test_guidance.py tests/trainin
 	tests/hub/test_community_pipelines.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install bundle demo demo-full phantom-checkpoint test test-floors quality style docs-check kill-matrix clean
+.PHONY: help install bundle figures-page demo demo-full phantom-checkpoint test test-floors quality style docs-check kill-matrix clean
 
 help:
 	@echo "make demo        the whole road on generated images, in minutes: demo/report.html"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-floors tests of models, pipelines and checkpoints with the oldest versions that setup.cfg allows"
 	@echo "make quality     ruff and mypy, changing nothing"
 	@echo "make bundle      write pipelines/*.py anew, after a change of what they are generated from"
+	@echo "make figures-page write docs/figures.md and the README's table anew, after a change of benchmarks/results"
 	@echo "make style       let ruff format and mend"
 	@echo "make kill-matrix kill runs at random moments, start them again, compare bit for bit; some minutes"
 	@echo "make docs-check  links and Python examples of the documents"
@@ -77,6 +78,9 @@ quality: install
 
 bundle: install
 	$(BIN)/python -m mediffusion_diffusers.publishing.single_file pipelines
+
+figures-page: install
+	$(BIN)/python benchmarks/figures_page.py
 
 style: install
 	$(BIN)/ruff check --fix .

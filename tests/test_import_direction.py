@@ -1,4 +1,4 @@
-"""The README's promise: in the package a lower line may import an upper one, never the reverse."""
+"""The promise of docs/structure.md: in the package a lower line may import an upper one, never the reverse."""
 
 import ast
 import re
@@ -10,9 +10,9 @@ PACKAGE = ROOT / "mediffusion_diffusers"
 
 
 def layers():
-    """Names of the package's modules and folders, in the order of the README's tree."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = re.search(r"^mediffusion_diffusers/ .*\n((?:  \S.*\n)+)", readme, flags=re.M)[1]
+    """Names of the package's modules and folders, in the order of the tree in docs/structure.md."""
+    text = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
+    tree = re.search(r"^mediffusion_diffusers/ .*\n((?:  \S.*\n)+)", text, flags=re.M)[1]
     return [line.split()[0].removesuffix(".py").rstrip("/") for line in tree.splitlines()]
 
 

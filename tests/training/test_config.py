@@ -290,7 +290,8 @@ def test_every_stored_option_of_counterfactuals_is_an_option():
 def documented_commands():
     """Every command line of a training script in the documents and benchmarks."""
     root = SCRIPTS.parent
-    texts = [path.read_text() for path in (root / "README.md", SCRIPTS / "README.md", *root.glob("benchmarks/*.sh"))]
+    documents = (root / "docs" / "workflow.md", SCRIPTS / "README.md", *root.glob("benchmarks/*.sh"))
+    texts = [path.read_text() for path in documents]
     pattern = r"training/(train_\w+)\.py((?:[^\n\\`]|\\\n)*)"
     for script, line in re.findall(pattern, "\n".join(texts).replace('"', "")):
         words = [word for word in line.replace("\\\n", " ").split() if not word.startswith(("$", "&", ";", "|", "{"))]

@@ -1,0 +1,339 @@
+#!/usr/bin/env python
+"""Write `docs/figures.md` and the table of the README from `benchmarks/results/*.json`: no figure is copied by hand.
+
+    python benchmarks/figures_page.py
+
+A results file is shown by its structure: mappings of like mappings become tables, numbers lists, `commands` a block.
+`SECTIONS` says how a file is introduced and which of its parts are shown; a file that is not in it is shown whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mediffusion_diffusers.atomic_files import read_json, write_text
+
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "figures.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- figures: written by `make figures-page` -->\n", "<!-- end of figures -->\n"
+
+HEAD = """# What the figures say
+
+Every figure below is read from a file of [benchmarks/results](../benchmarks/results), each with the commands that made
+it; this page is written by `make figures-page`, and a test compares the two. [What was measured](measured.md) says
+what the figures mean. All of it on CPUs; a figure "a ± b" is mean and standard deviation over models, "(a to b)" a
+95 % interval.
+"""
+
+# Parts that are many rows of raw material, and what stands elsewhere on the page.
+_LEFT_OUT = (
+    "commands",
+    "command",
+    "what",
+    "models",
+    "kills",
+    "rounds",
+    "runs",
+    "first_round",
+    "per_label",
+    "versions",
+)
+_SMALLEST_WITH_SEPARATORS, _SMALLEST_WITHOUT_FRACTION = 10_000, 1000
+
+
+@dataclass(frozen=True)
+class Section:
+    """How one results file is shown.
+
+    Args:
+        title: heading.
+        text: one sentence on what was measured.
+        parts: which keys of the file are shown, in this order; nested ones with dots. All of them by default.
+    """
+
+    title: str
+    text: str = ""
+    parts: tuple[str, ...] | None = None
+
+
+_REAL = ("data.num_rows", "data.subset", "labelled_split", "classification", "counterfactuals", "seen_in_the_panels")
+SECTIONS = {
+    "compare_procedures": Section(
+        "Counterfactuals of one model by several procedures",
+        "Phantoms, whose true counterfactuals are known, judged by an outside classifier trained on other patients.",
+    ),
+    "counterfactual_speed": Section(
+        "What a counterfactual costs",
+        "Ratios have both sides from one run, CPU time of one thread.",
+    ),
+    "real_data_pneumoniamnist": Section("Real images: PneumoniaMNIST", "A small model, minutes on one core.", _REAL),
+    "real_data_isic2019": Section("Real images: a subset of ISIC 2019", "A small model, minutes on one core.", _REAL),
+    "real_data_chestxray14": Section(
+        "Real images: a subset of ChestX-ray14", "A small model, minutes on one core.", _REAL
+    ),
+    "semi_supervised": Section("Options for few labels"),
+    "autoencoder": Section("Autoencoders"),
+    "paper_shape": Section("The paper's shape on a CPU"),
+    "train_step": Section(
+        "What joint training costs", "CPU time of a step in units of a step of plain diffusion training."
+    ),
+    "explain_dataset": Section("Explaining whole datasets", "The same images by one process and by two."),
+    "kill_matrix": Section(
+        "Killed trainings", "Runs killed at random moments and started again, compared with runs that were left alone."
+    ),
+    "explain_kill_matrix": Section("Killed explanations of datasets", "Likewise."),
+}
+
+
+def number(value: float) -> str:
+    """Three significant digits; whole numbers whole."""
+    if isinstance(value, int) or value == int(value):
+        return f"{int(value):,}" if abs(value) >= _SMALLEST_WITH_SEPARATORS else str(int(value))
+    return f"{value:.3g}" if abs(value) < _SMALLEST_WITHOUT_FRACTION else f"{value:,.0f}"
+
+
+def cell(value: Any) -> str | None:
+    """A value that fits in a cell of a table, as text; `None` if it is more than that."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return number(value)
+    if isinstance(value, str):
+        return value.replace("|", "\\|").replace("<", "&lt;")
+    if isinstance(value, Mapping) and value.keys() == {"mean", "sd"}:
+        return f"{cell(value['mean'])} ± {cell(value['sd'])}"
+    if isinstance(value, Mapping) and value.keys() == {"estimate", "interval_95"}:
+        return f"{cell(value['estimate'])} {cell(value['interval_95'])}"
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(each, float) for each in value):
+        return f"({number(value[0])} to {number(value[1])})"
+    if isinstance(value, list) and all(isinstance(each, int | float | str) for each in value):
+        return ", ".join(str(cell(each)) for each in value)
+    return None
+
+
+def words(key: str) -> str:
+    """A key as words."""
+    return str(cell(key.replace("_", " ")))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def like_rows(entries: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The largest group of entries that make the rows of one table: mappings of cells, half of their keys shared."""
+    rows = {key: row for key, row in ((key, cells_of(entry)) for key, entry in entries.items()) if row}
+    groups = [
+        {key: row for key, row in rows.items() if 2 * len(row.keys() & first.keys()) >= len(first)}
+        for first in rows.values()
+    ]
+    return max(groups, key=len, default={})
+
+
+def cells_of(entry: Any) -> dict[str, str]:
+    """A mapping's values as text; nothing if they are more than fits in cells."""
+    if not isinstance(entry, Mapping) or cell(entry) is not None:
+        return {}
+    cells = {key: cell(value) for key, value in entry.items() if key not in _LEFT_OUT}
+    texts = {key: text for key, text in cells.items() if text is not None}
+    return texts if len(texts) == len(cells) else {}
+
+
+def shown(name: str, value: Any) -> Iterator[str]:
+    """The blocks of one part of a file: its single values, then a table of what is alike, then what remains.
+
+    Args:
+        name: heading of the part; empty for the file itself.
+        value: what the file holds there.
+    """
+    heading = f"**{name[:1].upper()}{name[1:]}**: " if name else ""
+    if isinstance(value, list) and all(isinstance(entry, str | Mapping) for entry in value):
+        value = {str(index): entry for index, entry in enumerate(value, start=1)}
+    if cell(value) is not None:
+        yield f"{heading}{cell(value)}\n"
+    elif isinstance(value, Mapping):
+        entries = {key: entry for key, entry in value.items() if key not in _LEFT_OUT}
+        single = {key: str(cell(entry)) for key, entry in entries.items() if cell(entry) is not None}
+        rows = like_rows(entries)
+        rows = rows if len(rows) > 1 else {}
+        if single or rows:
+            line = heading + "; ".join(f"{words(key)} {text}" for key, text in single.items() if text)
+            yield line.removesuffix(": ") + "\n"
+        if rows:
+            columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+            cells = [[words(key), *(row.get(each, "") for each in columns)] for key, row in rows.items()]
+            yield table(["", *map(words, columns)], cells)
+        for key in [key for key in entries if key not in single and key not in rows]:
+            yield from shown(f"{name}, {words(key)}" if name else words(key), entries[key])
+
+
+def options_for_few_labels(results: Mapping[str, Any]) -> Iterator[str]:
+    """`semi_supervised.json`: one row per option, one column per seed."""
+    for dataset, study in results.items():
+        if not isinstance(study, Mapping):
+            continue
+        rows = study["rows"].values()
+        seeds = sorted({run["seed"] for row in rows for run in row["runs"]})
+        made = []
+        for row in rows:
+            runs = {run["seed"]: f"{number(run['macro_auroc'])} {cell(run['interval_95'])}" for run in row["runs"]}
+            made.append(
+                [
+                    f"`{row['added']}`" if row["added"].startswith("-") else row["added"],
+                    *(runs.get(seed, "") for seed in seeds),
+                ]
+            )
+        yield (
+            f"**{dataset}**, {study['num_labelled_images']} labelled images, {study['num_test_images']} test images, "
+            f"{study['steps']} steps:\n"
+        )
+        yield table(["added", *(f"macro AUROC, seed {seed}" for seed in seeds)], made)
+    yield "\n".join(f"- {note}" for note in results["notes"]) + "\n"
+
+
+def at(results: Mapping[str, Any], path: str) -> Any:
+    """What lies at a dotted path, `None` if nothing does."""
+    value: Any = results
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def section(path: Path) -> Iterator[str]:
+    """The blocks of one results file."""
+    results = read_json(path)
+    about = SECTIONS.get(path.stem, Section(words(path.stem)))
+    yield f"## {about.title}\n"
+    text = " ".join(filter(None, (results.get("what"), about.text)))
+    yield f"{text} [{path.name}](../benchmarks/results/{path.name})\n"
+    if path.stem == "semi_supervised":
+        yield from options_for_few_labels(results)
+    else:
+        parts = results if about.parts is None else {part.split(".")[-1]: at(results, part) for part in about.parts}
+        yield from shown("", parts)
+    picture = path.with_suffix(".png")
+    if picture.is_file():
+        yield f"![{about.title}: examples](../benchmarks/results/{picture.name})\n"
+    commands = results.get("commands") or [command for command in [results.get("command")] if command]
+    if commands:
+        yield "Measured with\n"
+        yield "```text\n" + "\n".join(commands) + "\n```\n"
+
+
+def page(folder: Path = RESULTS) -> str:
+    """The page of all results files: those of `SECTIONS` in its order, then the others."""
+    order = list(SECTIONS)
+    found = sorted(
+        folder.glob("*.json"), key=lambda path: (order.index(path.stem) if path.stem in order else len(order), path)
+    )
+    return "\n".join([HEAD, *(block for path in found for block in section(path))])
+
+
+def _claims(results: Any, ours: str, form: str, *names: str) -> list[str]:
+    """Figures of `compare_procedures.json`, removing / adding."""
+    remove, add = (results["claims"][f"{direction}: {ours}"] for direction in ("remove", "add"))
+    return [f"{remove[name]:{form}} / {add[name]:{form}}" for name in names]
+
+
+def _against_the_paper(results: Any) -> str:
+    (flips,) = _claims(results, "ours, as strong as the paper", "+.2f", "oracle flips, ours - paper")
+    side, change = _claims(
+        results, "ours, as strong as the paper", ".2f", "Other diff, ours / paper", "L1, ours / paper"
+    )
+    return f"flips of an outside classifier {flips}; {side} of its side effects, {change} of its change"
+
+
+def _against_the_gradient(results: Any) -> str:
+    score, cosine = _claims(
+        results,
+        "ours",
+        "+.2f",
+        "|Diff|, ours - plain gradient in the region",
+        "cosine to truth, ours - plain gradient in the region",
+    )
+    return f"score of an outside classifier {score}; cosine to the true change {cosine}"
+
+
+def _cost(results: Any) -> str:
+    ratios = results["whole counterfactual, paper"]["ratios_per_target"]
+    one, four = ratios["authors / ours"], ratios["authors / ours, 4 targets"]
+    return f"{number(one)} times less; {number(four)} times for each of four targets at once"
+
+
+def _auroc(results: Any) -> str:
+    found, split = results["classification"], results["labelled_split"]
+    interval = cell(found["interval_95_over_patients"])
+    return f"macro AUROC {number(found['macro_auroc'])} {interval} with {number(split['share'])} % of the labels"
+
+
+def _kills(results: Any) -> str:
+    kills = sum(result["num_kills"] for result in results["results"])
+    return f"{kills} kills, {'every result bit for bit the same' if results['bit_identical'] else 'results differ'}"
+
+
+# What the README's table says, in its order: the line, the file, and how its figure is put.
+README_ROWS: Sequence[tuple[str, str, Callable[[Any], str]]] = (
+    (
+        "Counterfactuals as strong as by the paper's procedure, phantoms, removing / adding",
+        "compare_procedures",
+        _against_the_paper,
+    ),
+    (
+        "The smallest that flip the model, against a plain gradient in the same region",
+        "compare_procedures",
+        _against_the_gradient,
+    ),
+    ("CPU time of one at the paper's shape, against the authors' procedure", "counterfactual_speed", _cost),
+    ("PneumoniaMNIST, small model", "real_data_pneumoniamnist", _auroc),
+    ("ISIC 2019, a subset, small model", "real_data_isic2019", _auroc),
+    ("ChestX-ray14, a subset, small model", "real_data_chestxray14", _auroc),
+    ("Trainings killed at random moments", "kill_matrix", _kills),
+    ("Explanations of datasets, likewise", "explain_kill_matrix", _kills),
+)
+
+
+def readme_table(folder: Path = RESULTS) -> str:
+    """The README's table. A row whose figures a file no longer holds is left out, and said so."""
+    rows = []
+    for line, name, put in README_ROWS:
+        try:
+            figure = put(read_json(folder / f"{name}.json"))
+        except KeyError as missing:
+            print(f"README row left out: {name}.json has no {missing}: {line}", file=sys.stderr)
+            continue
+        rows.append([line, figure, f"[{name}](benchmarks/results/{name}.json)"])
+    return table(["what", "measured", "file"], rows)
+
+
+def readme_with_table(text: str) -> str:
+    """The README with its table written anew between the two marks.
+
+    Raises:
+        ValueError: if it lacks them.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"README.md must hold the lines {BEGIN.strip()!r} and {END.strip()!r}.")
+    return f"{before}{BEGIN}\n{readme_table()}\n{END}{after}"
+
+
+def main() -> None:
+    """Write both."""
+    write_text(PAGE, page())
+    write_text(README, readme_with_table(README.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()
