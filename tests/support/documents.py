@@ -19,10 +19,7 @@ TINY = {
     "prepare phantom": ("--image_size", "16", "--num_train", "24", "--num_validation", "12", "--num_test", "12"),
     "train joint": TINY_JOINT,
     "train autoencoder": TINY_AUTOENCODER,
-    "calibrate": (
-        *("--strengths", "0.2", "--guidance_scales", "10", "--masks", "everywhere"),
-        *("--num_images_per_label", "1", "--num_refinements", "0"),
-    ),
+    "calibrate": ("--strengths", "0.2", "--masks", "everywhere", "--max_trials", "2", "--num_images_per_label", "1"),
     "evaluate classification": ("--num_resamples", "20"),
     "evaluate counterfactuals": QUICK_LINE,
     "explain": ("--num_images", "1", "--num_inference_steps", "2"),
