@@ -6,6 +6,7 @@ Needs torch, diffusers, transformers and pillow alone. Research use only: not a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -687,6 +689,18 @@ def _index(parameter: str, value: Any) -> int:
         raise ValueError(f"`{parameter}` must number the labels from 0, but holds {value!r} as a number.") from None
 
 
+# ---- mediffusion_diffusers/digests.py
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 # ---- mediffusion_diffusers/models/model_folder.py
 
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
@@ -730,7 +744,7 @@ def refuse_pickled(names: list[str], source: str) -> None:
 
 
 def check_model_folder(folder: str | os.PathLike[str], subfolder: str | None = None, kind: str | None = None) -> None:
-    """Check the config and the names of the weights of a model in a local folder; the weights stay unread.
+    """Check the config of a model in a local folder, the names of its weights, and in the Hub's cache their digests.
 
     Args:
         folder: holds `config.json` and weights.
@@ -738,7 +752,7 @@ def check_model_folder(folder: str | os.PathLike[str], subfolder: str | None = N
         kind: class that will be built; by default what the config says.
 
     Raises:
-        ValueError: if the config is damaged or asks for too much, or weights are pickled.
+        ValueError: if the config is damaged or asks for too much, or weights are pickled or not those of the Hub.
     """
     folder = Path(folder) / (subfolder or "")
     if (folder / "config.json").exists():
@@ -748,6 +762,8 @@ def check_model_folder(folder: str | os.PathLike[str], subfolder: str | None = N
     if not folder.is_dir():
         return
     refuse_pickled(sorted(path.name for path in folder.iterdir()), str(folder))
+    for weights in folder.glob("*.safetensors"):
+        check_cached_file(weights)
     for index in folder.glob(f"*{_INDEX_SUFFIX}"):
         shards = read_config(index).get("weight_map")
         names = list(shards.values()) if isinstance(shards, dict) else [None]
@@ -755,6 +771,34 @@ def check_model_folder(folder: str | os.PathLike[str], subfolder: str | None = N
             raise ValueError(
                 f"{index} must name safetensors files beside it alone. Get the model from its origin again."
             )
+
+
+def check_cached_file(path: Path) -> None:
+    """Refuse a file in the Hub's cache that is not what was published; the Hub's client compares sizes alone.
+
+    Large files lie there under the SHA-256 of their content. Others, and files elsewhere, are let pass.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: naming the file to delete.
+    """
+    blob = path.resolve()
+    if blob.parent.name != "blobs" or re.fullmatch("[0-9a-f]{64}", blob.name) is None:
+        return
+    state = blob.stat()
+    if _digest(blob, state.st_size, state.st_mtime_ns) != blob.name:
+        raise ValueError(
+            f"{path.name} was damaged on its way from the Hub or on this disk: its SHA-256 is not the one that was "
+            f"published. Delete {blob} and load again."
+        )
+
+
+@lru_cache(maxsize=128)
+def _digest(path: Path, size: int, mtime_ns: int) -> str:
+    """SHA-256 of a file, computed once as long as it stays as it is."""
+    return sha256_of(path)
 
 
 # ---- mediffusion_diffusers/models/joint_unet_2d.py

@@ -69,6 +69,14 @@ def test_what_is_not_there_may_not_be_read_or_fails(hub, model):
             assert part in sentence or (kind == "raw" and part.partition("'")[0] in sentence), (kind, sentence)
 
 
+def test_weights_that_arrive_damaged_are_refused(hub, model):
+    """The Hub's client compares sizes alone; weights with other numbers would answer, and wrongly."""
+    for digest, content in hub.state.lfs_objects.items():
+        hub.state.lfs_objects[digest] = content[:-4] + bytes(4)  # the last number
+    with hub.this_process(hub.read_token), pytest.raises(ValueError, match=r"SHA-256 .* Delete \S+ and load"):
+        MediffusionClassifyPipeline.from_pretrained(model)
+
+
 def closed_endpoint():
     """An address at which nobody answers."""
     with socket.socket() as closed:
