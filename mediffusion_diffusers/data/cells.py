@@ -18,6 +18,7 @@ _WHOLE = re.compile(r"-?(0|[1-9]\d*)(\.0+)?")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 # Up to here a float holds whole numbers exactly.
 _EXACT = 2**53
+_SMALL = 1000  # below, a number is no identifier
 
 
 def is_missing(value: Any) -> bool:
@@ -30,6 +31,21 @@ def is_missing(value: Any) -> bool:
 def reads_as_missing(value: Any) -> bool:
     """Whether a cell holds one of the `MISSING_TEXTS`, which stay names but deserve to be reported."""
     return isinstance(value, str) and value.strip().lower() in MISSING_TEXTS
+
+
+def form_of(value: Any) -> str:
+    """What a cell is, for a message, without what it says: that may be about a person, and messages end up in logs.
+
+    Args:
+        value: anything from a table.
+    """
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a large number" if _SMALL <= abs(value) < math.inf else f"{value:g}"
+    if isinstance(value, str):
+        return f"a text of {len(value)} characters"
+    return f"a list of {len(value)}" if isinstance(value, (list, tuple)) else f"a {type(value).__name__}"
 
 
 def identifier(value: Any, where: str) -> str | None:
@@ -53,7 +69,9 @@ def identifier(value: Any, where: str) -> str | None:
         return str(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return str(int(value))
-    raise ValueError(f"{where}: an identifier must be text or a whole number, but got {value!r}. Store it as text.")
+    raise ValueError(
+        f"{where}: an identifier must be text or a whole number, but got {form_of(value)}. Store it as text."
+    )
 
 
 def mark(value: Any, where: str) -> float:
@@ -77,7 +95,7 @@ def mark(value: Any, where: str) -> float:
         return math.nan
     if number not in (0.0, 1.0):
         raise ValueError(
-            f"{where}: a label must be 1 (present), 0 (absent), or empty or -1 (unknown), but got {value!r}."
+            f"{where}: a label must be 1 (present), 0 (absent), or empty or -1 (unknown), but got {form_of(value)}."
         )
     return number
 
@@ -95,7 +113,7 @@ def number(text: str, where: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{where}: a number is expected, but got {text!r}.")
+        raise ValueError(f"{where}: a number is expected, but got {form_of(text)}.")
     return value
 
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..choices import LabelKind
-from .cells import UNKNOWN_MARK, identifier, is_missing, is_number, is_whole, mark, reads_as_missing
+from .cells import UNKNOWN_MARK, form_of, identifier, is_missing, is_number, is_whole, mark, reads_as_missing
 from .schema import MULTI_LABEL, SINGLE_LABEL, UNKNOWN_LABEL
 from .splits import NO_FINDING
 
@@ -120,7 +120,7 @@ def read_column(
     if any(isinstance(value, list) for value in values):
         for value, place in zip(values, places, strict=True):
             if not isinstance(value, list) and not is_missing(value):
-                raise ValueError(f"{place}: the column {column!r} holds lists elsewhere, but got {value!r}.")
+                raise ValueError(f"{place}: the column {column!r} holds lists elsewhere, but got {form_of(value)}.")
         return _lists(column, values, places, known_names, labels_as)
     return _classes(column, values, places, known_names)
 
@@ -171,7 +171,7 @@ def _parsed(text: str, place: str) -> list[Any]:
     words = text.strip().strip("[]").split()
     if words and all(is_number(word.rstrip(".")) for word in words):
         return [word.rstrip(".") for word in words]
-    raise ValueError(f"{place}: a list is expected, such as [0, 1] or ['Mass', 'Edema'], but got {text!r}.")
+    raise ValueError(f"{place}: a list is expected, such as [0, 1] or ['Mass', 'Edema'], but got {form_of(text)}.")
 
 
 def _separator(column: str, known: Sequence[Any]) -> str:
@@ -189,7 +189,7 @@ def _separator(column: str, known: Sequence[Any]) -> str:
     for text, each in parts.items():
         if "," in text and any(counts[part] > 1 for part in each if part):
             raise ValueError(
-                f"The column {column!r} holds texts with commas, such as {text!r}, and the parts occur elsewhere too: "
+                f"The column {column!r} holds texts with commas, and their parts occur elsewhere too: "
                 "the comma may separate names or belong to one. Say which: `label_separator` ',' or ''."
             )
     return ""
@@ -215,7 +215,9 @@ def _lists(
         raise ValueError(f"The column {column!r} holds only empty lists, so there is no class to learn.")
     odd = [entry for entry in entries if isinstance(entry, list) or _is_odd(entry)]
     if odd:
-        raise ValueError(f"The column {column!r} must hold lists of names or numbers, but one holds {odd[0]!r}.")
+        raise ValueError(
+            f"The column {column!r} must hold lists of names or numbers, but one holds {form_of(odd[0])}."
+        )
     numbers = all(is_number(entry) or isinstance(entry, bool) for entry in entries)
     if not numbers or labels_as == "names":
         return _named_lists(values, known_names)
@@ -254,7 +256,7 @@ def _are_vectors(column: str, values: Sequence[list[Any] | None], places: Sequen
     if len(lengths) == 1 and set(entries) <= {0, 1}:
         place = next(place for place, value in zip(places, values, strict=True) if value)
         raise ValueError(
-            f"The column {column!r} holds lists such as {lists[0]} ({place}), which may be vectors of 0 and 1 or "
+            f"The column {column!r} holds lists ({place} the first), which may be vectors of 0 and 1 or "
             f"indices of classes. {_CANNOT_TELL}"
         )
     return False
@@ -279,7 +281,7 @@ def _indices(
 ) -> Labels:
     for value, place in zip(values, places, strict=True):
         if any(not is_whole(entry) or entry < 0 for entry in value or ()):
-            raise ValueError(f"{place}: whole numbers from 0 are expected in the column {column!r}, but got {value}.")
+            raise ValueError(f"{place}: whole numbers from 0 are expected in the column {column!r}, but got others.")
     if known_names is None:
         numbers = sorted({int(entry) for value in values for entry in value or ()})
         lists = [None if value is None else {str(int(entry)) for entry in value} for value in values]
@@ -328,7 +330,7 @@ def _is_odd(value: Any) -> bool:
 
 def _index(value: Any, count: int, place: str) -> int:
     if not is_whole(value) or not 0 <= value < count:
-        raise ValueError(f"{place}: the index of a class must be from 0 to {count - 1}, but got {value!r}.")
+        raise ValueError(f"{place}: the index of a class must be from 0 to {count - 1}, but got {form_of(value)}.")
     return int(value)
 
 

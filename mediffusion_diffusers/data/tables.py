@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..item_boundary import reading
+from .cells import form_of
 
 
 _DELIMITERS = (",", ";", "\t")
@@ -157,5 +158,5 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path.name}, line {line}: no JSON ({error}).") from error
         if not isinstance(record, dict):
-            raise ValueError(f"{path.name}, line {line}: a JSON object is expected, but got {text.strip()[:80]!r}.")
+            raise ValueError(f"{path.name}, line {line}: a JSON object is expected, but got {form_of(record)}.")
         yield line, record

@@ -22,7 +22,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..atomic_files import read_json, write_json
+from ..counterfactual_options import CounterfactualOptions, stored_options
 from ..guidance import scale_for
+from ..options import check_options
 from .classification import nan_to_none
 from .counterfactual_study import KEYWORDS, CounterfactualStudyRunner
 from .counterfactuals import Counterfactuals, flips, mean_absolute_change
@@ -284,7 +286,17 @@ def write_guidance_defaults(pipeline_folder: str | Path, settings: dict[str, Any
     Args:
         pipeline_folder: a pipeline folder; only `unet/config.json` changes, aside and renamed.
         settings: any of the pipeline's `stored_options()`; others in the config stay.
+
+    Raises:
+        ValueError: for a setting that a checkpoint cannot store, or one outside its range.
     """
+    unknown = sorted(settings.keys() - set(stored_options()))
+    if unknown:
+        raise ValueError(
+            f"A checkpoint can store {', '.join(stored_options())}, but got {', '.join(unknown)}. Give those to each "
+            "call."
+        )
+    check_options(CounterfactualOptions(**settings))
     path = Path(pipeline_folder) / UNET_CONFIG
     config = read_json(path)
     config["guidance_defaults"] = {**(config.get("guidance_defaults") or {}), **settings}

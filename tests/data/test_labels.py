@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from mediffusion_diffusers.data.cells import identifier, mark, number
 from mediffusion_diffusers.data.labels import class_names, read_column, read_columns
 
 
@@ -91,7 +92,7 @@ def test_names_behind_indices_and_vectors():
         ([4, 0], {"known_names": ["a", "b"]}, "row 0: the index of a class must be from 0 to 1, but got 4"),
         ([[-2, 3], [5]], {}, "row 0: whole numbers from 0"),
         ([[0, 0, 2]], {}, "row 0: a label must be 1"),
-        (["[1, x]", "[3]"], {}, r"row 0: a list is expected.*but got '\[1, x\]'"),
+        (["[1, x]", "[3]"], {}, "row 0: a list is expected.*but got a text of 6 characters"),
         (["Normal", "normal"], {}, "'Normal' and 'normal' are the same but for case"),
         (["01", "1"], {}, "the way to write a number"),
         (["a\x07b"], {}, "without control characters"),
@@ -130,3 +131,26 @@ def test_texts_that_read_as_missing_are_classes_and_said():
     assert read(["NA", "MEL", "NA"]).notes == [
         "The text 'NA' is a class (2 images). Leave the cell empty where the label is unknown."
     ]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [["Mass"], "DOE^JANE"],
+        ["[1, DOE^JANE]", "[3]"],
+        ["DOE^JANE, Mass", "Mass"],
+        [[["DOE^JANE"]]],
+        [[{"name": "DOE^JANE"}], ["Mass"]],
+    ],
+)
+def test_no_message_quotes_a_cell_which_may_be_about_a_person(values):
+    with pytest.raises(ValueError) as raised:
+        read_column("label", values, [f"row {number}" for number in range(len(values))])
+    assert "DOE" not in str(raised.value) and ("row " in str(raised.value) or "'label'" in str(raised.value))
+
+
+@pytest.mark.parametrize("read", [mark, number, lambda cell, where: identifier([cell], where)])
+def test_no_message_about_a_cell_quotes_it(read):
+    with pytest.raises(ValueError, match=r"^line 3: ") as raised:
+        read("DOE^JANE", "line 3")
+    assert "DOE" not in str(raised.value)

@@ -162,3 +162,15 @@ def test_defaults_are_stored_and_used(folders, tmp_path):
     pipe = MediffusionCounterfactualPipeline.from_pretrained(tmp_path / "pipeline")
     settings = pipe.resolve_settings().to_dict()
     assert {name: settings[name] for name in stored} == stored and settings["start"] == "inversion"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strenght": 0.3}, "can store strength, .* but got strenght"),
+        ({"strength": 3.0}, "`strength` must be a number"),
+    ],
+)
+def test_what_a_checkpoint_cannot_store_is_refused(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        write_guidance_defaults(tmp_path, settings)

@@ -40,7 +40,7 @@ class DemoSize:
 
 SMALL = DemoSize(
     preset="phantom-short",
-    num_phantoms=(4000, 300, 500),
+    num_phantoms=(6000, 300, 500),
     num_oracle_phantoms=(3000, 300),
     num_oracle_steps=900,
     num_explained=2,

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..cells import is_missing, reads_as_missing
+from ..cells import form_of, is_missing, reads_as_missing
 from ..conversion import SourceImage, write_sources
 from ..listing import Listing, list_files
 from ..schema import SINGLE_LABEL, UNKNOWN_LABEL, DatasetInfo
@@ -204,14 +204,15 @@ def _read_metadata(path: Path, report: ConversionReport) -> dict[str, dict[str, 
     metadata: dict[str, dict[str, Any]] = {}
     for line, row in rows:
         if len(row) <= max(image, *where.values()):
-            raise ValueError(f"{path.name}, line {line}: {len(columns)} columns are expected, but got {row}.")
+            raise ValueError(f"{path.name}, line {line}: {len(columns)} columns are expected, but got {len(row)}.")
         values: dict[str, Any] = {key: row[index] for key, index in where.items() if not _is_unknown(row[index])}
         if "age" in values:
             try:
                 values["age"] = float(values["age"])
             except ValueError as error:
                 raise ValueError(
-                    f"{path.name}, line {line}: age_approx must be a number or empty, but got {values['age']!r}."
+                    f"{path.name}, line {line}: age_approx must be a number or empty, but got "
+                    f"{form_of(values['age'])}."
                 ) from error
         metadata[row[image]] = values
     without = sum("lesion_id" not in values for values in metadata.values())
