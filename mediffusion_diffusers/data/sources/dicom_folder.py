@@ -8,7 +8,7 @@ import io
 import os
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,10 +118,7 @@ def convert_dicom(
     source, output = Path(source_dir), Path(output_dir)
     check_draws(seed, validation_share=validation_share, test_share=test_share)
     check_output_folder(output, overwrite)
-    if key_file is not None and output.resolve() in Path(key_file).resolve().parents:
-        raise ValueError(f"`key_file` must not lie in `output_dir`, which may be shared, but got {str(key_file)!r}.")
-    if salt == "":
-        raise ValueError("`salt` must be a secret text, or None for a fresh one, but is empty.")
+    _check_pseudonyms(output, key_file, salt)
     salt = secrets.token_hex(16) if salt is None else salt
     report = ConversionReport()
     files = _read_headers(source, salt, report, strict)
@@ -135,13 +132,6 @@ def convert_dicom(
     patients = {file.name: "patient-" + _pseudonym(file.patient, salt) for file in files}
     images = {file.name: _image_id(file.name, salt) for file in files}
 
-    rest, test = patient_validation_split([file.patient for file in files], test_share, seed)
-    kept, validation = patient_validation_split([files[row].patient for row in rest], validation_share, seed)
-    splits = {
-        "train": [files[rest[row]] for row in kept],
-        "validation": [files[rest[row]] for row in validation],
-        "test": [files[row] for row in test],
-    }
     info = DatasetInfo(
         name=name,
         source="DICOM files",
@@ -158,19 +148,9 @@ def convert_dicom(
     )
     sources = {
         split: [
-            SourceImage(
-                images[file.name],
-                partial(read_dicom, file.path, file.shown),
-                {
-                    **labels.get(file.name, {}),
-                    "patient_id": patients[file.name],
-                    "metadata": {**file.metadata, **labels.get(file.name, {}).get("metadata", {})},
-                },
-                file=file.shown,
-            )
-            for file in members
+            _source_image(file, images[file.name], patients[file.name], labels.get(file.name, {})) for file in members
         ]
-        for split, members in splits.items()
+        for split, members in _draw_splits(files, test_share, validation_share, seed).items()
     }
     with without_warnings():
         saved = write_sources(
@@ -179,6 +159,32 @@ def convert_dicom(
     if key_file is not None:
         _write_key(Path(key_file), [(file.name, images[file.name], patients[file.name]) for file in files])
     return saved
+
+
+def _check_pseudonyms(output: Path, key_file: str | os.PathLike[str] | None, salt: str | None) -> None:
+    if key_file is not None and output.resolve() in Path(key_file).resolve().parents:
+        raise ValueError(f"`key_file` must not lie in `output_dir`, which may be shared, but got {str(key_file)!r}.")
+    if salt == "":
+        raise ValueError("`salt` must be a secret text, or None for a fresh one, but is empty.")
+
+
+def _draw_splits(
+    files: Sequence[_File], test_share: float, validation_share: float, seed: int
+) -> dict[str, list[_File]]:
+    """Splits by patient: the test split first, then validation from what is left."""
+    rest, test = patient_validation_split([file.patient for file in files], test_share, seed)
+    kept, validation = patient_validation_split([files[row].patient for row in rest], validation_share, seed)
+    return {
+        "train": [files[rest[row]] for row in kept],
+        "validation": [files[rest[row]] for row in validation],
+        "test": [files[row] for row in test],
+    }
+
+
+def _source_image(file: _File, image_id: str, patient_id: str, labels: Mapping[str, Any]) -> SourceImage:
+    metadata = {**file.metadata, **labels.get("metadata", {})}
+    row = {**labels, "patient_id": patient_id, "metadata": metadata}
+    return SourceImage(image_id, partial(read_dicom, file.path, file.shown), row, file=file.shown)
 
 
 def _read_headers(source: Path, salt: str, report: ConversionReport, strict: bool) -> list[_File]:

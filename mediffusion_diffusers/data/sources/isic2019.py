@@ -8,6 +8,7 @@ Reads the files of the official release: `ISIC_2019_Training_Input/*.jpg`, `ISIC
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ DIAGNOSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 # The ninth column of the label file: "none of the others", which no training image carries.
 _NONE_OF_THE_OTHERS = "UNK"
 _PREFIX = "ISIC_2019_Training"
+_TABLES = (f"{_PREFIX}_GroundTruth.csv", f"{_PREFIX}_Metadata.csv")
 
 
 def convert_isic2019(
@@ -62,29 +64,14 @@ def convert_isic2019(
     check_draws(seed, validation_share=validation_share, test_share=test_share)
     check_output_folder(output_dir, overwrite)
     report = ConversionReport()
-    labels = _read_labels(source / f"{_PREFIX}_GroundTruth.csv", report)
-    metadata = _read_metadata(source / f"{_PREFIX}_Metadata.csv", report)
-    folder = source / f"{_PREFIX}_Input"
-    listing = list_files(source)
-    files = _images(listing, folder.name)
-    if not files:
-        raise ValueError(f"`source_dir` must hold the images in {folder.name}/*.jpg, but {str(folder)!r} has none.")
-    tables = (f"{_PREFIX}_GroundTruth.csv", f"{_PREFIX}_Metadata.csv")
-    report.tables = [name for name in tables if name in listing.files]
-    listing.set_aside({path.relative_to(source).as_posix() for path in files.values()} | set(report.tables))
-    report.add_listing(listing)
+    labels = _read_labels(source / _TABLES[0], report)
+    metadata = _read_metadata(source / _TABLES[1], report)
+    files = _find_images(source, report)
     report.missing.extend(image_id for image_id in labels if image_id not in files)
 
     lesion = {image_id: metadata.get(image_id, {}).get("lesion_id") or image_id for image_id in files}
     splits = _split_by_lesion(labels, lesion, validation_share, test_share, seed)
-    pool = sum(labels.get(image_id, UNKNOWN_LABEL) == UNKNOWN_LABEL for image_id in files)
-    if pool:
-        report.notes.append(f"{pool:,} images without a label are the unlabelled pool (label -1).")
-    held_out = sum(image_id not in labels for split in ("validation", "test") for image_id in splits[split])
-    if held_out:
-        report.notes.append(
-            f"{held_out:,} of them show lesions of the validation or test split and are kept there, out of training."
-        )
+    report.notes += _pool_notes(labels, files, splits)
     info = DatasetInfo(
         name="isic2019",
         source="ISIC 2019 challenge, https://challenge.isic-archive.com/data/#2019",
@@ -102,18 +89,7 @@ def convert_isic2019(
     )
     sources = {
         split: [
-            SourceImage(
-                image_id,
-                files[image_id],
-                {
-                    "patient_id": lesion[image_id],
-                    "label": labels.get(image_id, UNKNOWN_LABEL),
-                    "metadata": {
-                        key: value for key, value in metadata.get(image_id, {}).items() if key != "lesion_id"
-                    },
-                },
-                file=files[image_id].name,
-            )
+            _source_image(image_id, files[image_id], lesion[image_id], labels, metadata.get(image_id, {}))
             for image_id in image_ids
         ]
         for split, image_ids in splits.items()
@@ -121,6 +97,44 @@ def convert_isic2019(
     return write_sources(
         output_dir, sources, info, report, strict=strict, num_workers=num_workers, overwrite=overwrite
     )
+
+
+def _find_images(source: Path, report: ConversionReport) -> dict[str, Path]:
+    """The pictures by name; what else lies in the folder is accounted for."""
+    folder = source / f"{_PREFIX}_Input"
+    listing = list_files(source)
+    files = _images(listing, folder.name)
+    if not files:
+        raise ValueError(f"`source_dir` must hold the images in {folder.name}/*.jpg, but {str(folder)!r} has none.")
+    report.tables = [name for name in _TABLES if name in listing.files]
+    listing.set_aside({path.relative_to(source).as_posix() for path in files.values()} | set(report.tables))
+    report.add_listing(listing)
+    return files
+
+
+def _pool_notes(labels: Mapping[str, int], files: Collection[str], splits: Mapping[str, Sequence[str]]) -> list[str]:
+    """Sentences about the images without a label."""
+    notes = []
+    pool = sum(labels.get(image_id, UNKNOWN_LABEL) == UNKNOWN_LABEL for image_id in files)
+    if pool:
+        notes.append(f"{pool:,} images without a label are the unlabelled pool (label -1).")
+    held_out = sum(image_id not in labels for split in ("validation", "test") for image_id in splits[split])
+    if held_out:
+        notes.append(
+            f"{held_out:,} of them show lesions of the validation or test split and are kept there, out of training."
+        )
+    return notes
+
+
+def _source_image(
+    image_id: str, file: Path, lesion: str, labels: Mapping[str, int], metadata: Mapping[str, Any]
+) -> SourceImage:
+    row = {
+        "patient_id": lesion,
+        "label": labels.get(image_id, UNKNOWN_LABEL),
+        "metadata": {key: value for key, value in metadata.items() if key != "lesion_id"},
+    }
+    return SourceImage(image_id, file, row, file=file.name)
 
 
 def _images(listing: Listing, folder: str) -> dict[str, Path]:
