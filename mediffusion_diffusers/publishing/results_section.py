@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from ..reports.measure_tables import has_measures, measures_caption, measures_table
+from ..reports.measure_tables import has_measures, measures_caption, measures_table, sanity_sentences
 from ..reports.tables import (
     CLASSIFICATION_CAPTION,
     HEADINGS,
@@ -144,7 +144,8 @@ def _shown(evaluation: Evaluation) -> dict[str, Any]:
 def _shown_direction(direction: str, part: Mapping[str, Any]) -> dict[str, Any]:
     tables = [(study_table(part), study_caption(part))]
     if has_measures(part):
-        tables.append((measures_table(part), measures_caption(part)))
+        caption = f"{measures_caption(part)} {sanity_sentences(part)}".rstrip()
+        tables.append((measures_table(part), caption))
     return {
         "heading": HEADINGS[direction],
         "introduction": study_introduction(direction, part),

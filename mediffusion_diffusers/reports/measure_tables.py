@@ -33,14 +33,13 @@ def measures_table(part: Mapping[str, Any]) -> Table:
     if "to_truth" in part:
         columns |= {
             "error": ("to_truth", "error"),
-            "95 % interval": ("to_truth", "error_interval_95"),
             "cosine": ("to_truth", "cosine"),
             "region IoU": ("to_truth", "region_iou"),
         }
         columns |= {"nearest error": ("to_truth", "nearest_error")} if "nearest_error" in part["to_truth"] else {}
     if "realism" in part:
         columns |= {"edited or real": ("realism", "detector_auroc")}
-        columns |= {"KID": ("realism", "kid"), "FID": ("realism", "fid")} if "kid" in part["realism"] else {}
+        columns |= {"KID": ("realism", "kid")} if "kid" in part["realism"] else {}
     columns |= {
         "flips denoised": ("validity", "denoised_flip_rate"),
         "flips smoothed": ("validity", "smoothed_flip_rate"),
@@ -66,7 +65,8 @@ def _sentences(part: Mapping[str, Any]) -> Iterator[str]:
         yield (
             "Error: distance to the true counterfactual as a share of the original's own; 1 is no closer than not "
             "editing at all. Cosine: of the change made with the one that should be. Region IoU: overlap of where "
-            "they are."
+            "they are. The counterfactuals' error lies in "
+            f"{format_value(part['to_truth']['error_interval_95'])} (95 %, over patients)."
         )
         if "nearest_error" in part["to_truth"]:
             yield f"Nearest error: to the nearest of {part['to_truth']['num_ways']} true ways to add the finding."
@@ -78,9 +78,9 @@ def _sentences(part: Mapping[str, Any]) -> Iterator[str]:
         )
     if "kid" in realism:
         yield (
-            f"KID and FID (of halves) to them in the features of the outside classifier ({realism['network']}); real "
-            f"images among themselves have {format_value(realism['kid_floor'])} and "
-            f"{format_value(realism['fid_floor'])}."
+            f"KID to them in the features of the outside classifier ({realism['network']}); real images among "
+            f"themselves have {format_value(realism['kid_floor'])}. FID (of halves): {format_value(realism['fid'])}, "
+            f"of real images {format_value(realism['fid_floor'])}."
         )
     yield (
         "Flips denoised: decisions that turn over if original and edit are noised and denoised alike; flips smoothed: "
@@ -94,8 +94,14 @@ def _sentences(part: Mapping[str, Any]) -> Iterator[str]:
             f"({format_value(against['error_interval_95'])}), cosine {format_value(against['cosine'])} "
             f"({format_value(against['cosine_interval_95'])})."
         )
+
+
+def sanity_sentences(part: Mapping[str, Any]) -> str:
+    """What the sanity checks found; empty without any."""
     checks = part.get("checks") or {}
+    sentences = []
     for name, text in _CHECKS.items():
         if name in checks:
             figures = {key: format_value(value) for key, value in checks[name].items()}
-            yield f"{text.format(**figures)} ({checks['num_images']} images.)"
+            sentences.append(f"{text.format(**figures)} ({checks['num_images']} images.)")
+    return " ".join(sentences)

@@ -12,7 +12,7 @@ HEADINGS = {"remove": "Removing a finding", "add": "Adding a finding"}
 CONTROLS = {
     "plain_gradient": "plain gradient",
     "random_noise": "random noise",
-    "average_change": "average change of other patients",
+    "average_change": "others' average change",
     "random_region": "same edit, random region",
     "inverse_region": "same edit, inverse region",
 }

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ...atomic_files import write_json
 from ...evaluation.finished_study import CounterfactualStudy
-from ..measure_tables import has_measures, measures_caption, measures_table
+from ..measure_tables import has_measures, measures_caption, measures_table, sanity_sentences
 from ..pictures.counterfactual_study import draw_study
 from ..pictures.drawing import save_picture
 from ..tables import HEADINGS, study_caption, study_introduction, study_label_caption, study_label_table, study_table
@@ -60,6 +60,8 @@ def add_counterfactuals(
         report.add_table(*study_table(part), caption=study_caption(part), strong_rows=[0])
         if has_measures(part):
             report.add_table(*measures_table(part), caption=measures_caption(part), strong_rows=[0])
+        if checks := sanity_sentences(part):
+            report.add_text(checks)
         if f"oracle-{direction}" in figures:
             report.add_figure(
                 figures[f"oracle-{direction}"],
