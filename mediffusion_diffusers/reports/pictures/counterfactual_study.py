@@ -13,6 +13,7 @@ from .figures import PanelRow, panel, score_change_chart
 
 
 MAX_PANEL_ROWS = 8
+_SHOWN_CONTROLS = ("plain_gradient", "random_noise")  # more would hide one another
 _ACTIONS = {"remove": "removed", "add": "added"}
 
 
@@ -71,7 +72,9 @@ def _oracle_changes(study: CounterfactualStudy, direction: str) -> dict[str, dic
         return {}
     after = {"counterfactual": counterfactuals.oracle.after}
     after |= {
-        f"{CONTROLS[name]}, same size": scores for name, scores in study.directions[direction].control_scores.items()
+        f"{CONTROLS[name]}, same size": scores
+        for name, scores in study.directions[direction].control_scores.items()
+        if name in _SHOWN_CONTROLS
     }
     after["null edit"] = counterfactuals.oracle.null
     changes: dict[str, dict[str, float]] = {}
