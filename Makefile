@@ -12,7 +12,7 @@ FLOOR_TESTS := tests/models tests/pipelines tests/test_guidance.py tests/trainin
 	tests/hub/test_community_pipelines.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install bundle figures-page demo demo-full phantom-checkpoint test test-floors quality style docs-check kill-matrix clean
+.PHONY: help install bundle figures-page notebooks docs wheel-check demo demo-full phantom-checkpoint test test-floors quality style docs-check kill-matrix clean
 
 help:
 	@echo "make demo        the whole road on generated images, in minutes: demo/report.html"
@@ -23,6 +23,9 @@ help:
 	@echo "make quality     ruff and mypy, changing nothing"
 	@echo "make bundle      write pipelines/*.py anew, after a change of what they are generated from"
 	@echo "make figures-page write docs/figures.md and the README's table anew, after a change of benchmarks/results"
+	@echo "make docs        these documents and the API reference as pages: docs/_build/html/index.html"
+	@echo "make notebooks   run the notebooks and keep what they show"
+	@echo "make wheel-check wheel and sdist in fresh environments: import, commands, an explanation without network"
 	@echo "make style       let ruff format and mend"
 	@echo "make kill-matrix kill runs at random moments, start them again, compare bit for bit; some minutes"
 	@echo "make docs-check  links and Python examples of the documents"
@@ -62,6 +65,8 @@ phantom-checkpoint: install
 	$(BIN)/python training/calibrate_guidance.py --pretrained_model_name_or_path $(PHANTOM_BOX) --dataset_dir $(PHANTOM_RUN)-data
 	$(BIN)/python training/evaluate_classification.py --pretrained_model_name_or_path $(PHANTOM_BOX) \
 		--dataset_dir $(PHANTOM_RUN)-data --output_dir $(PHANTOM_RUN)-results
+	$(BIN)/python docs/draw_example.py
+	$(BIN)/python docs/execute_notebooks.py
 
 test: quality
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
@@ -82,6 +87,16 @@ bundle: install
 figures-page: install
 	$(BIN)/python benchmarks/figures_page.py
 
+notebooks: install
+	$(BIN)/python docs/execute_notebooks.py
+
+docs: install
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+wheel-check: install
+	$(BIN)/python tests/check_wheel.py $(PYTHONS)
+
 style: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -94,5 +109,5 @@ kill-matrix: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/explanation/kill_matrix.py --output benchmarks/results/explain_kill_matrix.json
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +

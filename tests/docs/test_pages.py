@@ -14,7 +14,14 @@ from mediffusion_diffusers import MediffusionCounterfactualPipeline
 
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/explaining.md", "docs/workflow.md", "docs/measured.md", "training/README.md")
+PAGES = (
+    "README.md",
+    "docs/index.md",
+    "docs/explaining.md",
+    "docs/workflow.md",
+    "docs/measured.md",
+    "training/README.md",
+)
 
 
 def text_of(page):
