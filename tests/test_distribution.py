@@ -45,6 +45,11 @@ def test_the_wheel_holds_every_module_and_data_file_of_the_package(wheel):
     assert {path.relative_to(ROOT).as_posix() for path in wanted} <= set(wheel.namelist())
 
 
+def test_the_wheel_brings_the_command(wheel):
+    (name,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
+    assert "mediffusion = mediffusion_diffusers.commands.mediffusion:main" in wheel.read(name).decode()
+
+
 def test_the_wheel_carries_the_licence_and_no_torchvision(wheel):
     (licence,) = (name for name in wheel.namelist() if name.endswith("/LICENSE"))
     assert "Apache License" in wheel.read(licence).decode()

@@ -41,7 +41,7 @@ class DemoSize:
 SMALL = DemoSize(
     preset="phantom-short",
     num_phantoms=(6000, 300, 500),
-    num_oracle_phantoms=(3000, 300),
+    num_oracle_phantoms=(2500, 300),
     num_oracle_steps=900,
     num_explained=2,
     num_images_per_label=8,
