@@ -6,7 +6,8 @@ outside classifier, which stays independent for the test:
 
     An edited image should look to the model as real images without (with) the finding do, in the mean.
 
-So the scale is the one at which the mean own probability of the edited images equals that of real ones. A rule that
+So the scale is the one at which the mean own probability of the edited images equals that of real ones, of the same
+other findings: these mislead a fallible model before and after an edit alike. A rule that
 asks for flips forces overshoot instead: true counterfactuals do not flip every decision of a fallible model. Strengths
 and regions that reach this alike are told apart by how much they change. Scales that break images apart are refused.
 """
@@ -26,12 +27,14 @@ from ..counterfactual_options import CounterfactualOptions, stored_options
 from ..guidance import scale_for
 from ..options import check_options
 from .classification import nan_to_none
+from .counterfactual_selection import Selection
 from .counterfactual_study import KEYWORDS, CounterfactualStudyRunner
 from .counterfactuals import Counterfactuals, flips, mean_absolute_change
 from .defaults import MAX_CLIPPED, MAX_L1, MAX_TRIALS, TOLERANCE
 from .scale_search import Reading, search_scale
 
 
+MIN_MATCHES = 5  # real images that an edited one is compared with
 UNET_CONFIG = Path("unet") / "config.json"
 
 
@@ -138,7 +141,10 @@ class GuidanceCalibration:
         if not self.selections:
             raise ValueError(f"No image of split {runner.split!r} can be explained: the model agrees with no label.")
         self.runner, self.tolerance, self.max_l1, self.max_trials = runner, tolerance, max_l1, max_trials
-        self.wanted = {direction: wanted_probabilities(runner, direction) for direction in self.selections}
+        self.wanted = {
+            direction: wanted_probabilities(runner.own_probabilities, runner.labels, chosen, direction)
+            for direction, chosen in self.selections.items()
+        }
         self.trials: list[GuidanceTrial] = []
 
     def choose(
@@ -203,18 +209,18 @@ class GuidanceCalibration:
         """Rule, what is wanted, choice and trials, for JSON."""
         rule = (
             "for each direction the scale at which the mean own probability of the targets after the edit equals that "
-            f"of real validation images without (removing) or with (adding) them, to within {self.tolerance}; of "
-            "several strengths and regions the smallest L1 among those that reach it, or else the closest; scales "
-            f"that change a pixel by more than {self.max_l1} in the mean, drive more than {MAX_CLIPPED} of the pixels "
-            "to an end of the range, or undo their effect are refused"
+            "of real validation images without (removing) or with (adding) them, of the same other labels where there "
+            f"are {MIN_MATCHES}, to within {self.tolerance}; of several strengths and regions the smallest L1 among "
+            "those that reach it, or else the closest; scales that change a pixel by more than "
+            f"{self.max_l1} in the mean, drive more than {MAX_CLIPPED} of the pixels to an end of the range, or undo "
+            "their effect are refused"
         )
-        names = self.runner.label_names
         return nan_to_none(
             {
                 "rule": rule,
                 "wanted": {
-                    direction: dict(zip(names, values.tolist(), strict=True))
-                    for direction, values in self.wanted.items()
+                    direction: self._by_label(self.wanted[direction], chosen.targets)
+                    for direction, chosen in self.selections.items()
                 },
                 "chosen": [asdict(trial) for trial in choice.trials],
                 "trials": [asdict(trial) for trial in self.trials],
@@ -230,9 +236,8 @@ class GuidanceCalibration:
             made = self.runner.explain(chosen, direction)
         finally:
             self.runner.settings = fixed
-        names, targets = self.runner.label_names, made.targets
+        targets, wanted = made.targets, self.wanted[direction]
         after = made.own.after[np.arange(len(made)), targets]
-        wanted = self.wanted[direction][targets]
         known = ~np.isnan(wanted)
         trial = GuidanceTrial(
             direction=direction,
@@ -245,9 +250,14 @@ class GuidanceCalibration:
             l1=float(mean_absolute_change(made.images, made.null_images).mean()),
             clipped=clipped_share(made),
             num_images=len(made),
-            per_label={names[target]: float(after[targets == target].mean()) for target in np.unique(targets)},
+            per_label=self._by_label(after, targets),
         )
         return GuidanceTrial(**{**asdict(trial), "refused": self._reason_against(trial, earlier)})
+
+    def _by_label(self, values: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+        """Means of one value per image, by the name of its target."""
+        names = self.runner.label_names
+        return {names[target]: float(values[targets == target].mean()) for target in np.unique(targets).tolist()}
 
     def _reason_against(self, trial: GuidanceTrial, earlier: Sequence[GuidanceTrial]) -> str | None:
         """Why a trial's images have come apart, if they have."""
@@ -261,11 +271,35 @@ class GuidanceCalibration:
         return None
 
 
-def wanted_probabilities(runner: CounterfactualStudyRunner, direction: str) -> np.ndarray:
-    """Mean own probability of each label on the split's real images without (with) it; NaN where there is none."""
-    has_state = runner.labels == (0.0 if direction == "remove" else 1.0)
-    scores = np.where(has_state, runner.own_probabilities, np.nan)
-    return np.array([np.nanmean(column) if not np.isnan(column).all() else np.nan for column in scores.T])
+def wanted_probabilities(
+    own_probabilities: np.ndarray, labels: np.ndarray, selection: Selection, direction: str
+) -> np.ndarray:
+    """What the model says of the targets on real images that look as the edited ones should.
+
+    For each image the mean over the real images without (removing) or with (adding) its target and with the same other
+    labels; where they are fewer than `MIN_MATCHES`, also over those that differ in one other label, and so on.
+
+    Args:
+        own_probabilities: the model's, of every image of the split, shape `(num, num_labels)`; NaN where unknown.
+        labels: 1, 0 or NaN, same shape; unknown ones match.
+        selection: the images that are edited.
+        direction: `"remove"` or `"add"`.
+
+    Returns:
+        Shape `(len(selection),)`; NaN where there is no such image.
+    """
+    state = 0.0 if direction == "remove" else 1.0
+    wanted = np.full(len(selection), np.nan)
+    for place, (row, target) in enumerate(zip(selection.rows.tolist(), selection.targets.tolist(), strict=True)):
+        scores = own_probabilities[:, target]
+        is_real = (labels[:, target] == state) & ~np.isnan(scores)
+        if not is_real.any():
+            continue
+        others = np.delete(labels, target, axis=1)
+        distance = np.nan_to_num(np.abs(others - others[row])).sum(1)
+        enough = np.sort(distance[is_real])[:MIN_MATCHES][-1]
+        wanted[place] = scores[is_real & (distance <= enough)].mean()
+    return wanted
 
 
 def clipped_share(made: Counterfactuals) -> float:

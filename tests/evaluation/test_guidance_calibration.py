@@ -10,6 +10,7 @@ from support.components import tiny_scheduler, tiny_unet, tiny_vae
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.data.phantom import PHANTOM_LABELS, prepare_phantoms
+from mediffusion_diffusers.evaluation.counterfactual_selection import Selection
 from mediffusion_diffusers.evaluation.counterfactual_study import CounterfactualStudyRunner
 from mediffusion_diffusers.evaluation.guidance_calibration import (
     GuidanceCalibration,
@@ -84,17 +85,17 @@ def test_of_settings_that_look_alike_the_smallest_change_is_chosen():
     assert best_choice([choices[2], GuidanceChoice((trial(7, 0.3),))], 0.02).trials[0].guidance_scale == 7
 
 
-def test_wanted_is_what_the_model_says_of_real_images(folders):
-    runner = CounterfactualStudyRunner(folders / "pipeline", folders / "data", "validation")
-    scores = runner.classifier(runner.held_out.read(np.arange(30), runner.pipeline)[1]).probabilities
-    for direction, state in (("remove", 0), ("add", 1)):
-        wanted = wanted_probabilities(runner, direction)
-        for label in range(5):
-            np.testing.assert_allclose(
-                wanted[label], scores[runner.labels[:, label] == state, label].mean(), rtol=1e-5
-            )
-    runner.labels[:, 2] = np.nan
-    assert np.isnan(wanted_probabilities(runner, "add")[2])
+def test_wanted_is_what_the_model_says_of_real_images_of_the_same_other_findings():
+    labels = np.array([[1, 0]] * 6 + [[1, 1]] * 6 + [[0, 0]] * 6 + [[0, 1]] * 3, dtype=float)
+    scores = np.repeat([[0.9, 0], [0.7, 0], [0.1, 0], [0.4, 0]], [6, 6, 6, 3], axis=0)
+    chosen = Selection(np.array([0, 6]), np.array([0, 0]))
+    wanted = wanted_probabilities(scores, labels, chosen, "remove")
+    # Six images lack both findings; three lack the first alone, too few, so that the others count as well.
+    np.testing.assert_allclose(wanted, [0.1, (6 * 0.1 + 3 * 0.4) / 9])
+    none = Selection(np.array([12, 18]), np.array([0, 0]))
+    np.testing.assert_allclose(wanted_probabilities(scores, labels, none, "add"), [0.9, 0.7])
+    labels[:, 0] = np.where(labels[:, 0] == 0, np.nan, 1)
+    assert np.isnan(wanted_probabilities(scores, labels, chosen, "remove")).all()
 
 
 def test_each_direction_gets_the_scale_that_reaches_its_own_goal(calibration_of, monkeypatch):
