@@ -95,7 +95,9 @@ class OptionParser:
         callback.__signature__ = signature  # type: ignore[attr-defined]
         callback.__annotations__ = {key: each.annotation for key, each in signature.parameters.items()}
         rules = {"rules": {flag: parameter for parameter in self.parameters for flag in parameter.flags}}
-        app.command(name, help=self.description, cls=type("OptionCommand", (_OptionCommand,), rules))(callback)
+        command_class = type("OptionCommand", (_OptionCommand,), rules)
+        short_help = self.description.split("\n\n")[0]  # whole, where typer would cut it
+        app.command(name, help=self.description, short_help=short_help, cls=command_class)(callback)
 
     def collect(self, given: Mapping[str, Any]) -> tuple[Any, ...]:
         """One instance per class of what the command line gives, else the preset, else the defaults.

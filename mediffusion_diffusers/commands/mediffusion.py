@@ -65,7 +65,7 @@ def build() -> typer.Typer:
         if isinstance(command, Command):
             command.add_to(app, name)
         else:
-            app.add_typer(group_of(command[1], command[0]), name=name)
+            app.add_typer(group_of(command[1], command[0]), name=name, short_help=command[0])
     return app
 
 
