@@ -173,7 +173,7 @@ def _results(folder: Path, size: DemoSize) -> list[Step]:
             "Explain held-out phantoms: remove and add findings, and let the oracle judge",
             (
                 *("evaluate", "counterfactuals", *trained, "--oracle_path", folder / "oracle", "--output_dir", study),
-                *("--direction", "both", "--num_images_per_label", size.num_images_per_label),
+                *("--direction", "both", "--num_images_per_label", size.num_images_per_label, "--num_true_ways", 40),
             ),
             study / "counterfactuals.json",
             after=("calibration", "oracle"),
