@@ -6,7 +6,7 @@ predicted clean latents), its App. H (a classifier of pixels guides, trained on 
 ACE, FastDiME, MaskDiME-like. Controls: the plain gradient in the region and at the L1 of ours, the same everywhere,
 white noise at that L1, and the null edits.
 
-Settings are chosen on the validation split, by the rule of `tune_procedure.py` and with as many trials for each: the
+Settings are chosen on the validation split, by the rule of `tune_procedure.py` and with no more trials for ours: the
 variant on the first model, the scales on each. The test images are edited once. Every image is of another patient, in
 either direction. What a procedure made of a model's images is kept in `--work_dir`, so that the same command goes on
 where it ended, and measures anew what is there:

@@ -59,9 +59,10 @@ _INVERSION = {
 # Random noise and DDPM, 30 steps instead of all 300.
 _PAPER = {"start": "noise", "num_inference_steps": 30, "mask": "everywhere", "detail": "decoded"}
 _OWN, _OUTSIDE = {**_PAPER, "guidance_mode": "x0"}, {**_PAPER, "guidance_mode": "external"}
-_STRENGTHS = ({"strength": 0.1}, {"strength": 0.3})
+_STRENGTHS = ({"strength": 0.1}, {"strength": 0.3}, {"strength": 0.05})
 
-# What matters most first: a comparison that is cut short has it for all models.
+# What matters most first: a comparison that is cut short has it for all models. Whose start is random noise has one
+# more variant: all of them choose the lowest noise that they are offered.
 PROCEDURES = (
     Procedure("ours, fast", ({"quality": "fast"}, {"quality": "fast", "strength": 0.4}), _scales(15.0, 4.0)),
     Procedure("ours, best", ({"quality": "best"}, {"quality": "best", "strength": 0.4}), _scales(15.0, 4.0)),
@@ -72,12 +73,12 @@ PROCEDURES = (
         ({**_INVERSION, "strength": 0.2}, {**_INVERSION, "strength": 0.3}),
         _scales(20.0, 10.0),
     ),
-    Procedure("paper", ({**_OWN, "strength": 0.2}, {**_OWN, "strength": 0.3}), _scales(2.0, 1.0)),
-    Procedure("ACE", ({"strength": 0.1}, {"strength": 0.2}), _scales(0.2, 0.1), "ACE"),
+    Procedure("paper", tuple({**_OWN, "strength": strength} for strength in (0.2, 0.3, 0.1)), _scales(2.0, 1.0)),
+    Procedure("ACE", ({"strength": 0.1}, {"strength": 0.2}, {"strength": 0.05}), _scales(0.2, 0.1), "ACE"),
     Procedure("DiME", _STRENGTHS, _scales(6.0, 2.0), "DiME"),
     Procedure(
         "external guidance",
-        ({**_OUTSIDE, "strength": 0.2}, {**_OUTSIDE, "strength": 0.3}),
+        tuple({**_OUTSIDE, "strength": strength} for strength in (0.2, 0.3, 0.1)),
         _scales(2.0, 1.0),
         is_external=True,
     ),

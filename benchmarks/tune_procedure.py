@@ -1,4 +1,4 @@
-"""Settings of a procedure, chosen on the validation split by one rule and with the same number of trials for all.
+"""Settings of a procedure, chosen on the validation split by one rule and with as many trials of a variant for all.
 
 For each direction every variant is tried at `SCALES_PER_VARIANT` scales, which close in on the effect that is wanted:
 the mean probability after the edit is to be that of *real* images without the finding (with it, where it is added).
