@@ -42,7 +42,6 @@ from mediffusion_diffusers.evaluation.provenance import describe_provenance
 COST_IMAGES, MEMORY_IMAGES = 2, 32
 COSTS = ("unet_evaluations", "cpu_seconds", "megabytes_for_32_images")
 OURS = ("ours, best", "ours, fast")
-CONTROLLED = (*OURS, "inversion")  # with controls of the same size
 DRAWN = (
     *OURS,
     "plain gradient in its region, as ours, best",
@@ -111,7 +110,7 @@ class Workshop:
         names = [each.name for each in procedures if self.record(each.name, direction)]
         edits = {name: load_edited(self._path(name, direction)) for name in names}
         found = dict(edits)
-        for ours in (name for name in CONTROLLED if name in edits):
+        for ours in (name for name in OURS if name in edits):
             path = self._path(f"controls of {ours}", direction)
             if not path.is_file():
                 save_arrays(path, {name: made.images for name, made in figures.controls(edits[ours]).items()})
