@@ -61,8 +61,8 @@ _PAPER = {"start": "noise", "num_inference_steps": 30, "mask": "everywhere", "de
 _OWN, _OUTSIDE = {**_PAPER, "guidance_mode": "x0"}, {**_PAPER, "guidance_mode": "external"}
 _STRENGTHS = ({"strength": 0.1}, {"strength": 0.3}, {"strength": 0.05})
 
-# What matters most first: a comparison that is cut short has it for all models. Peers have one variant more, since they
-# choose the least noise that they are offered.
+# What matters most first: a comparison that is cut short has it for all models. Peers have one variant more, since
+# they choose the least noise that they are offered.
 PROCEDURES = (
     Procedure("ours, fast", ({"quality": "fast"}, {"quality": "fast", "strength": 0.4}), _scales(15.0, 4.0)),
     Procedure("ours, best", ({"quality": "best"}, {"quality": "best", "strength": 0.4}), _scales(15.0, 4.0)),
