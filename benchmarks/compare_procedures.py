@@ -47,6 +47,7 @@ DRAWN = (
     "plain gradient in its region, as ours, best",
     *(each.name for each in PROCEDURES if each.name not in OURS),
     "null edit of paper",
+    "paper, less its null edit",
 )
 
 
@@ -117,9 +118,11 @@ class Workshop:
             with np.load(path) as arrays:
                 found |= {f"{name}, as {ours}": Edited(arrays[name], None, None, np.nan) for name in arrays.files}
         for name, edited in edits.items():
-            has_null = edited.null_images is not None
-            if has_null and not np.allclose(edited.null_images, figures.originals, atol=1e-3):
-                found[f"null edit of {name}"] = Edited(edited.null_images, None, None, np.nan)
+            null, originals = edited.null_images, figures.originals
+            if null is not None and not np.allclose(null, originals, atol=1e-3):
+                alone = (originals + edited.images - null).clip(0, 1)
+                found[f"null edit of {name}"] = Edited(null, None, None, np.nan)
+                found[f"{name}, less its null edit"] = Edited(alone, None, None, np.nan)
         return found
 
 
