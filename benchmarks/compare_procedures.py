@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edit_cost import peak_megabytes, unet_evaluations
+from edit_cost import peak_megabytes, rounded, unet_evaluations
 from procedure_figures import DirectionFigures, Row, difference, mean_figures
 from procedure_table import draw_examples, table_of
 from procedures import PROCEDURES, Bench, Edited, Procedure
@@ -246,7 +246,7 @@ def main() -> None:
         workshop.make(procedure, workshops[0])
     args.output.parent.mkdir(parents=True, exist_ok=True)
     report = {"command": " ".join(["python", *sys.argv]), **measure(workshops, chosen)}
-    write_json(args.output, nan_to_none(report))
+    write_json(args.output, rounded(nan_to_none(report)))
     table = table_of(report["mean"])
     write_text(args.output.with_suffix(".md"), table)
     draw(workshops[0], chosen, args.output.with_suffix(".png"))

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from counterfactual_quality import compare_quality
 from diffusers import DDIMScheduler
+from edit_cost import rounded
 from guided_steps import (
     SHAPES,
     GuidanceSteps,
@@ -43,7 +44,6 @@ from guided_steps import (
     compare_steps,
     measure,
     medians_of,
-    rounded,
 )
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline

@@ -66,3 +66,12 @@ def resident_megabytes(kind: str) -> float:
         if line.startswith(f"{kind}:"):
             return int(line.split()[1]) / 1024
     raise RuntimeError(f"/proc/self/status has no {kind}.")
+
+
+def rounded(value: Any) -> Any:
+    """Four significant digits everywhere."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value

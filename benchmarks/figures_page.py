@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write `docs/figures.md` and the table of the README from `benchmarks/results/*.json`: no figure is copied by hand.
+"""Write `docs/figures.md` and the tables of the README and `docs/measured.md` from `benchmarks/results/*.json`.
 
     python benchmarks/figures_page.py
 
@@ -12,8 +12,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from procedure_table import table_of
 
 from mediffusion_diffusers.atomic_files import read_json, write_text
 
@@ -21,7 +24,7 @@ from mediffusion_diffusers.atomic_files import read_json, write_text
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "figures.md"
-README = ROOT / "README.md"
+README, MEASURED = ROOT / "README.md", ROOT / "docs" / "measured.md"
 BEGIN, END = "<!-- figures: written by `make figures-page` -->\n", "<!-- end of figures -->\n"
 
 HEAD = """# What the figures say
@@ -68,6 +71,7 @@ SECTIONS = {
     "compare_procedures": Section(
         "Counterfactuals of one model by several procedures",
         "Phantoms, whose true counterfactuals are known, judged by an outside classifier trained on other patients.",
+        ("mean", "differences"),
     ),
     "counterfactual_speed": Section(
         "What a counterfactual costs",
@@ -240,29 +244,35 @@ def page(folder: Path = RESULTS) -> str:
     return "\n".join([HEAD, *(block for path in found for block in section(path))])
 
 
-def _claims(results: Any, ours: str, form: str, *names: str) -> list[str]:
-    """Figures of `compare_procedures.json`, removing / adding."""
-    remove, add = (results["claims"][f"{direction}: {ours}"] for direction in ("remove", "add"))
-    return [f"{remove[name]:{form}} / {add[name]:{form}}" for name in names]
+_DIRECTIONS = ("remove", "add")
+_OTHER_PAPERS = ("DiME", "ACE", "FastDiME", "MaskDiME-like")
 
 
-def _against_the_paper(results: Any) -> str:
-    (flips,) = _claims(results, "ours, as strong as the paper", "+.2f", "oracle flips, ours - paper")
-    side, change = _claims(
-        results, "ours, as strong as the paper", ".2f", "Other diff, ours / paper", "L1, ours / paper"
-    )
-    return f"flips of an outside classifier {flips}; {side} of its side effects, {change} of its change"
+def _means(results: Any, name: str, figure: str) -> str:
+    """A figure of a procedure in `compare_procedures.json`, removing / adding."""
+    return " / ".join(f"{results['mean'][direction][name][figure]['mean']:.2f}" for direction in _DIRECTIONS)
+
+
+def _side_by_side(figure: str, results: Any) -> str:
+    """Ours, the best of the other papers' procedures in each direction, and the paper's."""
+    rivals = [
+        min(results["mean"][direction][name][figure]["mean"] for name in _OTHER_PAPERS) for direction in _DIRECTIONS
+    ]
+    best, fast, paper = (_means(results, name, figure) for name in ("ours, best", "ours, fast", "paper"))
+    rival = " / ".join(f"{each:.2f}" for each in rivals)
+    return f"best {best}, fast {fast}; the least of four other papers' {rival}; the paper's {paper}"
 
 
 def _against_the_gradient(results: Any) -> str:
-    score, cosine = _claims(
-        results,
-        "ours",
-        "+.2f",
-        "|Diff|, ours - plain gradient in the region",
-        "cosine to truth, ours - plain gradient in the region",
-    )
-    return f"score of an outside classifier {score}; cosine to the true change {cosine}"
+    pairs = [
+        results["differences"][f"{direction}: ours, best minus plain gradient in its region, as ours, best"]
+        for direction in _DIRECTIONS
+    ]
+    texts = {
+        figure: " / ".join(f"{pair[figure]['estimate']:+.2f} {cell(pair[figure]['interval_95'])}" for pair in pairs)
+        for figure in ("error", "cosine")
+    }
+    return f"error {texts['error']}; cosine to the true change {texts['cosine']}"
 
 
 def _cost(results: Any) -> str:
@@ -285,12 +295,17 @@ def _kills(results: Any) -> str:
 # What the README's table says, in its order: the line, the file, and how its figure is put.
 README_ROWS: Sequence[tuple[str, str, Callable[[Any], str]]] = (
     (
-        "Counterfactuals as strong as by the paper's procedure, phantoms, removing / adding",
+        "Counterfactuals of phantoms: distance to the true one, 1 for not editing; removing / adding",
         "compare_procedures",
-        _against_the_paper,
+        partial(_side_by_side, "error"),
     ),
     (
-        "The smallest that flip the model, against a plain gradient in the same region",
+        "A detector of edits, AUROC, 0.5 if it cannot tell",
+        "compare_procedures",
+        partial(_side_by_side, "realism_auroc"),
+    ),
+    (
+        "Best, minus a plain gradient of the same size in the same region",
         "compare_procedures",
         _against_the_gradient,
     ),
@@ -317,7 +332,17 @@ def readme_table(folder: Path = RESULTS) -> str:
 
 
 def readme_with_table(text: str) -> str:
-    """The README with its table written anew between the two marks.
+    """The README with its table written anew between the two marks; see `with_table`."""
+    return with_table(text, readme_table(), "README.md")
+
+
+def measured_with_table(text: str) -> str:
+    """Likewise `docs/measured.md`, with the table of all procedures."""
+    return with_table(text, table_of(read_json(RESULTS / "compare_procedures.json")["mean"]), "docs/measured.md")
+
+
+def with_table(text: str, written: str, name: str) -> str:
+    """A document with what is written anew between the two marks.
 
     Raises:
         ValueError: if it lacks them.
@@ -325,14 +350,15 @@ def readme_with_table(text: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"README.md must hold the lines {BEGIN.strip()!r} and {END.strip()!r}.")
-    return f"{before}{BEGIN}\n{readme_table()}\n{END}{after}"
+        raise ValueError(f"{name} must hold the lines {BEGIN.strip()!r} and {END.strip()!r}.")
+    return f"{before}{BEGIN}\n{written}\n{END}{after}"
 
 
 def main() -> None:
-    """Write both."""
+    """Write all three."""
     write_text(PAGE, page())
-    write_text(README, readme_with_table(README.read_text(encoding="utf-8")))
+    for document, written in ((README, readme_with_table), (MEASURED, measured_with_table)):
+        write_text(document, written(document.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DDIMScheduler
-from guided_steps import SHAPES, GuidanceSteps, build_unet, build_vae, rounded
+from edit_cost import rounded
+from guided_steps import SHAPES, GuidanceSteps, build_unet, build_vae
 from train_step import DEMO_HEAD, diffusion_batch, joint_side, labelled_batch, plain_side
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline, SpaceToDepthAutoencoder

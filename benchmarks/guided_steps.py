@@ -162,13 +162,6 @@ def measure(
     return seconds
 
 
-def rounded(value: Any) -> Any:
-    """Four significant digits everywhere."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
 def medians_of(seconds: dict[str, list[float]]) -> dict[str, float]:
     """Median of each."""
     return {name: round(statistics.median(values), 4) for name, values in seconds.items()}

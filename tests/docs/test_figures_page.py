@@ -4,7 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
-from figures_page import BEGIN, PAGE, README, cell, number, page, readme_with_table, section
+from figures_page import (
+    BEGIN,
+    MEASURED,
+    PAGE,
+    README,
+    cell,
+    measured_with_table,
+    number,
+    page,
+    readme_with_table,
+    section,
+)
 
 
 ROOT = Path(__file__).parents[2]
@@ -15,9 +26,10 @@ def test_the_page_is_what_the_results_say():
     assert PAGE.read_text(encoding="utf-8") == page(), "Run `make figures-page`."
 
 
-def test_the_readme_shows_what_the_results_say():
-    text = README.read_text(encoding="utf-8")
-    assert readme_with_table(text) == text, "Run `make figures-page`."
+@pytest.mark.parametrize(("document", "written"), [(README, readme_with_table), (MEASURED, measured_with_table)])
+def test_tables_show_what_the_results_say(document, written):
+    text = document.read_text(encoding="utf-8")
+    assert written(text) == text, "Run `make figures-page`."
 
 
 def test_every_results_file_has_its_section():
