@@ -62,7 +62,8 @@ phantom-checkpoint: install
 	$(BIN)/python training/train_joint.py --preset phantom --dataset_dir $(PHANTOM_RUN)-data \
 		--labelled_split $(PHANTOM_RUN)-10pct.json --output_dir $(PHANTOM_RUN) --resume_from_checkpoint latest
 	$(BIN)/python -m mediffusion_diffusers.commands.box_checkpoint --pretrained_model_name_or_path $(PHANTOM_RUN)
-	$(BIN)/python training/calibrate_guidance.py --pretrained_model_name_or_path $(PHANTOM_BOX) --dataset_dir $(PHANTOM_RUN)-data
+	$(BIN)/python training/calibrate_guidance.py --pretrained_model_name_or_path $(PHANTOM_BOX) \
+		--dataset_dir $(PHANTOM_RUN)-data --quality best
 	$(BIN)/python training/evaluate_classification.py --pretrained_model_name_or_path $(PHANTOM_BOX) \
 		--dataset_dir $(PHANTOM_RUN)-data --output_dir $(PHANTOM_RUN)-results
 	$(BIN)/python docs/draw_example.py
