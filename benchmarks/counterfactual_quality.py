@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare_procedures import PAPER as PROCEDURE
 from diffusers import DDPMScheduler
 
 from mediffusion_diffusers.evaluation.counterfactual_selection import Selection
@@ -22,6 +21,15 @@ from mediffusion_diffusers.guidance import scale_for
 
 
 NUM_MANY_STEPS = 100
+# The paper's: random noise, every step, gradient through the predicted clean latents.
+PROCEDURE = {
+    "start": "noise",
+    "num_inference_steps": 300,
+    "guidance_mode": "x0",
+    "strength": 0.3,
+    "mask": "everywhere",
+    "detail": "decoded",
+}
 # Factors of the checkpoint's guidance scale, between which the procedure's own probability is matched to ours.
 PROCEDURE_SCALES = (0.3, 1.0, 3.0)
 
