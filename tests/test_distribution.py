@@ -1,13 +1,17 @@
 """What a user gets from `pip install`: the package, and nothing of the repository around it."""
 
 import configparser
+import contextlib
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 
 ROOT = Path(__file__).parents[1]
@@ -67,3 +71,19 @@ def test_the_oldest_versions_that_are_allowed_are_those_that_are_tested():
     allowed = {line for line in metadata["options"]["install_requires"].split() if ">=" in line}
     tested = (ROOT / "constraints-floors.txt").read_text().splitlines()
     assert allowed == {line.replace("==", ">=") for line in tested if not line.startswith("#")}
+
+
+def test_the_versions_that_are_pinned_exist_for_every_python_that_is_allowed():
+    metadata = configparser.ConfigParser(interpolation=None)
+    metadata.read(ROOT / "setup.cfg")
+    oldest = metadata["options"]["python_requires"].removeprefix(">=")
+    unpinned = []
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        pin = Requirement(line.partition("#")[0]) if line.partition("#")[0].strip() else None
+        if pin is None or (pin.marker and not pin.marker.evaluate({"python_version": oldest})):
+            continue
+        with contextlib.suppress(PackageNotFoundError):  # of an extra that is not installed here
+            needed = distribution(pin.name).metadata["Requires-Python"] or ""
+            if not SpecifierSet(needed).contains(f"{oldest}.99"):
+                unpinned.append(f"{pin.name} needs Python {needed}")
+    assert unpinned == [], 'Add `; python_version >= "3.11"` or the like.'
