@@ -16,14 +16,14 @@ from support.training import TINY_AUTOENCODER, TINY_JOINT
 ROOT = Path(__file__).parents[2]
 # What follows a command of a document, so that it takes a second: the last word on an option counts.
 TINY = {
-    "prepare phantom": ("--image_size", "16", "--num_train", "24", "--num_validation", "12", "--num_test", "12"),
+    "prepare phantom": ("--image_size", "16", "--num_train", "24", "--num_validation", "12", "--num_test", "8"),
     "train joint": TINY_JOINT,
     "train autoencoder": TINY_AUTOENCODER,
     "calibrate": ("--strengths", "0.2", "--masks", "everywhere", "--max_trials", "2", "--num_images_per_label", "1"),
     "evaluate classification": ("--num_resamples", "20"),
     "evaluate counterfactuals": QUICK_LINE,
     "explain": ("--num_images", "1", "--num_inference_steps", "2"),
-    "explain-dataset": ("--num_inference_steps", "2"),
+    "explain-dataset": ("--quality", "fast", "--num_inference_steps", "2"),
 }
 # Commands that are only parsed: they serve a page until they are stopped, or look at this machine.
 PARSED = ("app", "doctor")
@@ -109,8 +109,13 @@ def run_command_line(line, monkeypatch):
         GradientState._reset_state()
 
 
-def run_document(path, monkeypatch):
+def run_document(path, monkeypatch, runs=lambda line: True):
     """Run all blocks of a document in their order, in the current folder.
+
+    Args:
+        path: of the document.
+        monkeypatch: of pytest.
+        runs: whether a command line is run; all of them by default.
 
     Returns:
         The names that its Python blocks have left.
@@ -119,7 +124,8 @@ def run_document(path, monkeypatch):
     for language, first_line, code in blocks(path.read_text(encoding="utf-8"), "python", "bash"):
         if language == "bash":
             for line in command_lines(code):
-                run_command_line(line, monkeypatch)
+                if runs(line):
+                    run_command_line(line, monkeypatch)
         else:  # preceded by empty lines, so that a traceback names the document's line
             exec(compile("\n" * first_line + code, str(path), "exec"), names)
     return names
