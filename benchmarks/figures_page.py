@@ -83,6 +83,7 @@ SECTIONS = {
         "Real images: a subset of ChestX-ray14", "A small model, minutes on one core.", _REAL
     ),
     "semi_supervised": Section("Options for few labels"),
+    "consolidation": Section("Consolidation: what the model's own soft answers change"),
     "autoencoder": Section("Autoencoders"),
     "paper_shape": Section("The paper's shape on a CPU"),
     "train_step": Section(
