@@ -146,7 +146,9 @@ class TestHold:
                 logits = [p.double().log() for p in (output.probabilities_null, output.probabilities_after)]
                 logits = [value[:, :2] - value[:, :2].mean(1, keepdim=True) for value in logits]
             moved.append((logits[1] - logits[0])[:, :2].abs().mean())
-        assert moved[1] < 0.95 * moved[0]
+        # Noised paths hold the logits of noise drawn anew at each step: the image's own follow more loosely.
+        is_noised = arguments.get("start") == "noised_paths"
+        assert moved[1] < (0.95 if is_noised else 0.9) * moved[0]
 
     def test_zero_is_the_plain_edit(self, pipe, arguments):
         plain, zero = (
