@@ -2340,8 +2340,8 @@ def soft_place_of_change(deviation: torch.Tensor, energy_share: float = 0.7) -> 
     """The one place where an edit changed most, with a border that fades over one position.
 
     An average over noises hedges: a finding that could be added in either lung comes faintly in both, and what is
-    removed from one is faintly mended in its mirror image. So of the connected parts of `region_of_change` the one that
-    holds most of the energy stays; its mean over 3 x 3 positions fades.
+    removed from one is faintly mended in its mirror image. So of the connected parts of `region_of_change` the one
+    that holds most of the energy stays; its mean over 3 x 3 positions fades. A finding in two places loses one.
 
     Args:
         deviation: counterfactual minus null edit, shape `(rows, channels, height, width)`.
@@ -2849,9 +2849,9 @@ class CounterfactualOptions:
         "everywhere",
         "Where the image may change: a mask, boxes, or one of them per counterfactual (see "
         '[`~mediffusion_diffusers.regions.prepare_region`]); `"auto"`: where an edit without a mask changes most (the '
-        "smallest region with half of its energy; with noised paths the largest connected part of that with 0.7 of it, "
-        'and a soft border); or `"everywhere"`. Outside, the latents stay those of the null edit, bit for bit; and with `detail="keep"` the '
-        "image itself stays outside a given mask.",
+        "smallest region with half of its energy; with noised paths the strongest connected part of 0.7, with "
+        'a soft border); or `"everywhere"`. Outside, the latents stay those of the null edit, bit for bit; and with '
+        '`detail="keep"` the image itself stays outside a given mask.',
     )
     fade_guidance: Annotated[bool, Stored] = option(
         False,
