@@ -19,6 +19,7 @@ from .options import range_in
 # Typer's own base of what is wrong with a command line, which it does not name.
 _TyperUsageError: Any = typer.BadParameter.__bases__[0]
 _REFERENCE = re.compile(r"\[`~?(?:\w+\.)*(\w+)`\]")  # a docstring's cross-reference
+_DASH_IN_FLAG = re.compile(r"(?<=[a-z0-9])-(?=[a-z0-9])")
 _WIDTH = 120
 _GROUPS = {"argument": "Arguments", "option": "Options"}
 
@@ -131,22 +132,36 @@ def new_app(**kwargs: Any) -> typer.Typer:
     return typer.Typer(rich_markup_mode=None, context_settings={"max_content_width": _WIDTH}, **kwargs)
 
 
-def call(command: Any, argv: Sequence[str] | None, name: str | None = None) -> Any:
+def call(command: Any, argv: Sequence[str] | None, name: str | None = None, underscores: bool = False) -> Any:
     """Run a command of typer; what it returns, or the exit code of `--help`.
 
     Args:
         command: as `typer.main.get_command` makes it.
         argv: the command line without the program; `None` is that of the process.
         name: of the program, for `--help` and completion.
+        underscores: spell options in `--help` as diffusers' scripts do: `--guidance_scale`.
 
     Raises:
         UsageError: for a command line that cannot be understood.
     """
     try:
-        return command.main(args=None if argv is None else list(argv), prog_name=name, standalone_mode=False)
+        spelling = _Spelling(underscores)
+        arguments = None if argv is None else list(argv)
+        return command.main(args=arguments, prog_name=name, standalone_mode=False, obj=spelling)
     except _TyperUsageError as error:
         message: str = error.format_message()
         raise UsageError(" ".join(message.replace("Value error, ", "").split())) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spelling:
+    """How `--help` spells options of several words."""
+
+    underscores: bool
+
+    def of(self, flags: str) -> str:
+        """Flags with what they take, as `--help` shows them."""
+        return _DASH_IN_FLAG.sub("_", flags) if self.underscores else flags
 
 
 class _Parameter:
@@ -166,6 +181,7 @@ class _Parameter:
         self.type = _plain_type(hint)
         self.is_list = typing.get_origin(self.type) is list
         self.is_switch = self.type is bool
+        self.is_positional = bool(self.metadata.get("positional"))
         self.value_if_bare: str | None = self.metadata.get("const")
         self.panel: str | None = getattr(option_class, "_argument_group_name", None)
         allowed = range_in(hint)
@@ -178,7 +194,7 @@ class _Parameter:
         """As a parameter of a function that typer reads."""
         is_required = self.default is dataclasses.MISSING
         info: Any
-        if self.metadata.get("positional"):
+        if self.is_positional:
             info = typer.Argument(help=self.help, metavar=self.metadata.get("metavar"), show_default=False)
         else:
             spelling = f"{self.flag}/--no-{self.flag[2:]}" if self.is_switch else self.flag
@@ -209,18 +225,23 @@ class _OptionCommand(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Options by group, in the order in which they are declared."""
         groups: dict[str, list[tuple[str, str]]] = {}
+        spelling = ctx.find_root().obj or _Spelling(False)
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 group = getattr(parameter, "rich_help_panel", None) or _GROUPS[parameter.param_type_name]
-                groups.setdefault(group, []).append(record)
+                flags, text = record
+                groups.setdefault(group, []).append((spelling.of(flags), text))
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)
 
 
 def _one_value_each(args: Sequence[str], rules: Mapping[str, _Parameter]) -> Iterator[str]:
-    """A command line as typer reads it: `--a_b 1 2` becomes `--a-b 1 --a-b 2`, and `--flip false` `--no-flip`."""
+    """A command line as typer reads it: `--a_b 1 2` becomes `--a-b 1 --a-b 2`, and `--flip false` `--no-flip`.
+
+    What has no flag of its own may be named too: `--images a.png b.png` is `a.png b.png`.
+    """
     rest = list(args)
     while rest:
         word = rest.pop(0)
@@ -237,6 +258,10 @@ def _one_value_each(args: Sequence[str], rules: Mapping[str, _Parameter]) -> Ite
             if not equals and rest and rest[0].lower() in ("true", "false"):
                 value = rest.pop(0)
             yield f"--no-{name[2:]}" if value.lower() == "false" else name
+        elif rule is not None and rule.is_positional:
+            yield from [value] if equals else []
+            while rest and not equals and not _is_option(rest[0]):
+                yield rest.pop(0)
         elif equals:
             yield f"{name}={value}"
         elif rule is not None and rule.is_list:

@@ -79,7 +79,8 @@ def main(*words: str) -> None:
         SystemExit: always.
     """
     argv = [*words, *sys.argv[1:]]
-    run_command(lambda: call(typer.main.get_command(build()), argv, NAME), " ".join((NAME, *_command_words(argv))))
+    name = " ".join((NAME, *_command_words(argv)))
+    run_command(lambda: call(typer.main.get_command(build()), argv, NAME, underscores=bool(words)), name)
 
 
 def _command_words(argv: Sequence[str]) -> list[str]:

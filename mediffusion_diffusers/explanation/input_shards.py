@@ -97,12 +97,12 @@ def find_dataset(
         revision: branch, tag or commit on the Hub. Datasets of other formats may have `refs/convert/parquet`.
 
     Raises:
-        ValueError: if there is no such dataset, or no parquet file in it.
+        ValueError: if there is no such dataset, it cannot be listed, or no parquet file is in it.
         OSError: if the Hub cannot be reached.
     """
     text = os.fspath(dataset)
     if os.path.isdir(text):
-        found = _local_dataset(Path(text), Path(text).rglob("*.parquet"))
+        found = _local_dataset(Path(text), _parquet_files(text))
     elif os.path.isfile(text):
         found = _local_dataset(Path(text).parent, [Path(text)])
     elif glob.has_magic(text):
@@ -126,6 +126,13 @@ def find_dataset(
             "revision 'refs/convert/parquet' may have them."
         )
     return replace(found, shards=shards)
+
+
+def _parquet_files(folder: str) -> list[Path]:
+    try:
+        return list(Path(folder).rglob("*.parquet"))
+    except OSError as error:  # a disk that fails, a folder that goes away while it is listed
+        raise ValueError(f"`dataset` must be a folder that can be listed, but {folder!r} cannot: {error}.") from error
 
 
 def inspect_shards(shards: Iterable[InputShard], show_progress: bool = False) -> list[InputShard]:

@@ -352,7 +352,7 @@ def test_explained_images_of_a_dataset(line_of, tmp_path):
     ("changes", "message"),
     [
         ({"images": "a.png"}, "either `images`"),
-        ({"dataset_dir": None}, "either `images`"),
+        ({"dataset_dir": None}, "Name the `images`"),
         ({"away": None}, "either `away`"),
         ({"towards": "Mass"}, "either `away`"),
         ({"away": "Yeti"}, "must be among"),
@@ -372,7 +372,7 @@ def test_questions_that_cannot_be_asked(changes, message, line_of, refused):
         ({"away": "Yeti"}, "Yeti"),
         ({"num_shards": 2}, "belong together"),
         ({"num_shards": 2, "shard_index": 2}, "`shard_index`"),
-        ({"rows": "some"}, "invalid choice"),
+        ({"rows": "some"}, "not one of"),
     ],
 )
 def test_datasets_that_cannot_be_explained(changes, message, line_of, refused):

@@ -136,9 +136,11 @@ for script in sys.argv[1:]:
 
 def test_an_option_added_in_one_place_is_everywhere(tmp_path):
     package = shutil.copytree(ROOT / "mediffusion_diffusers", tmp_path / "mediffusion_diffusers")
-    settings = package / "pipelines" / "counterfactual" / "settings.py"
-    first, rest = settings.read_text(encoding="utf-8").split("    @classmethod\n", 1)
-    settings.write_text(f"{first.rstrip()}\n{NEW_OPTION}\n    @classmethod\n{rest}", encoding="utf-8")
+    options = package / "counterfactual_options.py"
+    text = options.read_text(encoding="utf-8")
+    last = "    detail: "
+    assert text.count(last) == 1
+    options.write_text(text.replace(last, f"{NEW_OPTION}{last}"), encoding="utf-8")
     scripts = [ROOT / "training" / f"{name}.py" for name in SCRIPTS]
     ran = subprocess.run(
         [sys.executable, "-c", SAY, *map(str, scripts)], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -262,7 +262,7 @@ def test_data_and_models_that_do_not_fit_are_refused(phantoms, tmp_path):
     with pytest.raises(ValueError, match="reads images of 1 channels, but dataset 'phantom' has 3"):
         line = [each for each in TINY_JOINT if each not in ("--vae", "space_to_depth")]
         train_joint(joint_config(*line, "--vae_path", grey, "--dataset_dir", colour, "--output_dir", tmp_path / "run"))
-    with pytest.raises(ValueError, match=r"`dataset_dir` must be a folder written by prepare_dataset\.py"):
+    with pytest.raises(ValueError, match=r"`dataset_dir` must be a folder written by `mediffusion prepare`"):
         run(phantoms / "data", tmp_path / "run", "--labelled_split", phantoms / "labelled-50.json")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

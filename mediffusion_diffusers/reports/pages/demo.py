@@ -30,20 +30,21 @@ class DemoCheck:
 
     Args:
         name: what is measured.
-        value: the measured figure.
+        value: the measured figure; None if there were too few images for it.
         target: what it must be, in words.
         passed: whether it is.
     """
 
     name: str
-    value: float
+    value: float | None
     target: str
     passed: bool
 
     @property
     def sentence(self) -> str:
         """For the terminal."""
-        return f"{self.name}: {self.value:.3f} ({self.target})"
+        value = "not measured" if self.value is None else f"{self.value:.3f}"
+        return f"{self.name}: {value} ({self.target})"
 
 
 def check_demo(folder: str | Path) -> list[DemoCheck]:
@@ -60,11 +61,11 @@ def check_demo(folder: str | Path) -> list[DemoCheck]:
     beside = removal["controls"]["plain_gradient"]["ours_minus_it"]
     overshoot = abs(removal["own"]["after"] - removal["truth"]["own"]["after"])
 
-    def at_least(name: str, value: float, target: float) -> DemoCheck:
-        return DemoCheck(name, value, f"at least {target:g}", value >= target)
+    def at_least(name: str, value: float | None, target: float) -> DemoCheck:
+        return DemoCheck(name, value, f"at least {target:g}", value is not None and value >= target)
 
-    def at_most(name: str, value: float, target: float) -> DemoCheck:
-        return DemoCheck(name, value, f"at most {target:g}", value <= target)
+    def at_most(name: str, value: float | None, target: float) -> DemoCheck:
+        return DemoCheck(name, value, f"at most {target:g}", value is not None and value <= target)
 
     return [
         at_least("macro AUROC on held-out phantoms", classification["macro_auroc"], 0.80),
