@@ -98,9 +98,9 @@ class CounterfactualOptions:
         "everywhere",
         "Where the image may change: a mask, boxes, or one of them per counterfactual (see "
         '[`~mediffusion_diffusers.regions.prepare_region`]); `"auto"`: where an edit without a mask changes most (the '
-        "smallest region with half of its energy; with noised paths the strongest connected part of 0.7, with "
-        'a soft border); or `"everywhere"`. Outside, the latents stay those of the null edit, bit for bit; and with '
-        '`detail="keep"` the image itself stays outside a given mask.',
+        "smallest region with half of its energy; with noised paths with 0.7 of it, and a soft border); or "
+        '`"everywhere"`. Outside, the latents stay those of the null edit, bit for bit; and with `detail="keep"` the '
+        "image itself stays outside a given mask.",
     )
     fade_guidance: Annotated[bool, Stored] = option(
         False,

@@ -132,40 +132,17 @@ def region_of_change(deviation: torch.Tensor, energy_share: float = 0.5) -> torc
     return region.view_as(size).to(deviation)
 
 
-def soft_place_of_change(deviation: torch.Tensor, energy_share: float = 0.7) -> torch.Tensor:
-    """The one place where an edit changed most, with a border that fades over one position.
-
-    An average over noises hedges: a finding that could be added in either lung comes faintly in both, and what is
-    removed from one is faintly mended in its mirror image. So of the connected parts of `region_of_change` the one
-    that holds most of the energy stays; its mean over 3 x 3 positions fades. A finding in two places loses one.
+def soft_region_of_change(deviation: torch.Tensor, energy_share: float = 0.7) -> torch.Tensor:
+    """As `region_of_change`, with a border that fades over one position: the region averaged over 3 x 3 positions.
 
     Args:
         deviation: counterfactual minus null edit, shape `(rows, channels, height, width)`.
-        energy_share: of `region_of_change`, in (0, 1]; the place holds less than that.
+        energy_share: as there; a soft border may hold more than a hard one.
 
     Returns:
-        Shape `(rows, 1, height, width)`, in [0, 1]; 0 everywhere where nothing changed.
+        Shape `(rows, 1, height, width)`, in [0, 1].
     """
-    region = region_of_change(deviation, energy_share).float()
-    energy = deviation.float().square().sum(1, keepdim=True)
-    return _mean_3x3(_strongest_part(region, energy)).to(deviation)
-
-
-def _strongest_part(region: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
-    """Of a region of ones, the connected part, diagonals included, with the largest sum; shape `(rows, 1, h, w)`."""
-    numbers = torch.arange(1, region[0].numel() + 1, device=region.device, dtype=torch.float32)
-    parts = numbers.view_as(region[0]) * region  # 0 outside
-    while True:  # each position takes the largest number in reach, then the number that this one's position has
-        spread = (F.max_pool2d(parts, 3, stride=1, padding=1) * region).flatten(1).long()
-        spread = torch.cat([torch.zeros_like(spread[:, :1]), spread], dim=1).gather(1, spread).view_as(parts).float()
-        if torch.equal(spread, parts):
-            break
-        parts = spread
-    places = parts.flatten(1).long()
-    sums = torch.zeros(len(places), places.shape[1] + 1, device=region.device)
-    sums = sums.scatter_add(1, places, (energy * region).flatten(1))
-    strongest = sums[:, 1:].argmax(1) + 1
-    return region * (parts == strongest.view(-1, 1, 1, 1))
+    return _mean_3x3(region_of_change(deviation, energy_share).float()).to(deviation)
 
 
 def _mean_3x3(values: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mediffusion_diffusers.regions import (
-    boxes_to_mask,
-    prepare_region,
-    region_of_change,
-    region_to_pixels,
-    soft_place_of_change,
-)
+from mediffusion_diffusers.regions import boxes_to_mask, prepare_region, region_of_change, region_to_pixels
 
 
 BOX = {"x": 0.25, "y": 0.5, "width": 0.5, "height": 0.25}
@@ -98,36 +92,3 @@ def test_region_of_no_change_is_nowhere():
 def test_mistakes(region, message):
     with pytest.raises(ValueError, match=message):
         prepare_region(region, 2, (16, 16), (8, 8))
-
-
-class TestPlaceOfChange:
-    """Of the connected parts of the region, the one with the most energy."""
-
-    def test_one_of_two_places_stays(self):
-        strong, weak = torch.zeros(1, 4, 16, 16), torch.zeros(1, 4, 16, 16)
-        strong[..., 2:8, 2:5], weak[..., 8:13, 11:15] = 1.0, 0.9
-        alone = soft_place_of_change(strong, energy_share=1.0)
-        assert torch.equal(soft_place_of_change(strong + weak, energy_share=1.0), alone)
-        assert alone[0, 0, 3:7, 3].eq(1).all() and not alone[..., 10:].any()
-        flipped = soft_place_of_change((strong + weak).flip(-1), energy_share=1.0)
-        assert torch.equal(flipped, alone.flip(-1))
-
-    def test_a_winding_place_is_one(self):
-        """A long spiral outweighs a square in its middle that is stronger at each position."""
-        change = torch.zeros(1, 1, 33, 33)
-        change[..., 2, 2:31] = change[..., 2:31, 30] = change[..., 30, 8:31] = change[..., 8:31, 8] = 1.0
-        change[..., 8, 8:25] = change[..., 8:25, 24] = 1.0
-        change[..., 15:18, 15:18] = 1.5
-        place = soft_place_of_change(change, energy_share=1.0)
-        assert place[..., 2, 4:29].eq(1).all() and place[..., 24, 24] > 0 and place[..., 16, 16] == 0
-
-    def test_diagonals_join_and_rows_stand_alone(self):
-        rows = torch.randn(5, 2, 12, 9, generator=torch.Generator().manual_seed(0)) ** 5
-        rows[3] = 0
-        places = soft_place_of_change(rows)
-        for row, place in zip(rows, places, strict=True):
-            assert torch.equal(soft_place_of_change(row[None])[0], place)
-        assert not places[3].any()
-        diagonal = torch.zeros(1, 1, 16, 16)
-        diagonal[..., torch.arange(2, 14), torch.arange(2, 14)] = 1.0
-        assert soft_place_of_change(diagonal, energy_share=1.0)[0, 0].diagonal()[2:14].eq(1).all()

@@ -7,7 +7,7 @@ from support.components import generators, random_pil, tiny_pipeline
 from support.edits import FAST, close
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
-from mediffusion_diffusers.regions import region_of_change, soft_place_of_change
+from mediffusion_diffusers.regions import region_of_change, soft_region_of_change
 
 
 def test_ones_are_no_mask(pipe, arguments):
@@ -39,7 +39,7 @@ def test_found_by_the_model(pipe, arguments):
     assert torch.equal(output.images[~inside], output.null_images[~inside])
     everywhere = pipe(random_pil(2), away="Mass", generator=generators(0, 1), **arguments)
     is_soft = arguments.get("start") == "noised_paths"
-    region = (soft_place_of_change if is_soft else region_of_change)(everywhere.null_difference)
+    region = (soft_region_of_change if is_soft else region_of_change)(everywhere.null_difference)
     assert torch.equal(torch.from_numpy(output.region), region)
     assert output.settings["mask"] == "auto" and everywhere.settings["mask"] == "everywhere"
 

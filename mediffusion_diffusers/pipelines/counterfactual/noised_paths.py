@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ...guidance import predict_epsilon
-from ...regions import soft_place_of_change
+from ...regions import soft_region_of_change
 from ...schedulers import MultistepDDIMScheduler
 from ..base import Generators, clone_generator
 from .editor import Edit, Editor, Watch
@@ -123,7 +123,7 @@ class FollowNoisedPaths(Editor):
         each, deviation = self._deviations(start, question.to(start.latents), watch)
         region = question.region
         if self.settings.finds_region:
-            region = soft_place_of_change(deviation)
+            region = soft_region_of_change(deviation)
             deviation = region * deviation
         null_latents = start.latents
         latents = (null_latents[question.image_index].float() + deviation).to(null_latents.dtype)
