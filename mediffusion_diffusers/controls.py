@@ -35,7 +35,7 @@ def random_noise_control(originals: torch.Tensor, l1: torch.Tensor, generator: t
     Returns:
         Changed images, same shape, in [0, 1].
     """
-    noise = torch.randn(originals.shape, generator=generator).to(originals)
+    noise = torch.randn(originals.shape, generator=generator, dtype=torch.float32).to(originals)
     return change_by(originals, noise, l1)
 
 

@@ -113,7 +113,7 @@ class CounterfactualOptions:
         'One word for `start="noised_paths"`, its `num_noises` and its `num_inference_steps`: `"fast"` takes 22 '
         'evaluations of the U-Net, `"best"` 76. Options that are named themselves come first.',
     )
-    num_noises: Annotated[int | None, Range(at_least=1), Stored] = option(
+    num_noises: Annotated[int | None, Range(at_least=1, at_most=1000), Stored] = option(
         4, 'With `start="noised_paths"`: noised copies per step, in pairs of a noise and its opposite.'
     )
     views: Annotated[Literal["shifts", "shifts_and_flips", "none"] | None, Stored] = option(

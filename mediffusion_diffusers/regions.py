@@ -70,7 +70,7 @@ def boxes_to_mask(boxes: Sequence[Mapping[str, float]], height: int, width: int)
         width: of the mask in pixels.
 
     Raises:
-        ValueError: for a box that lacks a side or covers nothing.
+        ValueError: for a box that lacks a side, covers nothing, or is told in pixels.
     """
     mask = torch.zeros(height, width)
     for box in boxes:
@@ -84,14 +84,25 @@ def boxes_to_mask(boxes: Sequence[Mapping[str, float]], height: int, width: int)
             sides = [math.nan]
         if not all(map(math.isfinite, sides)):
             raise ValueError(f"x, y, width and height of a box of `mask` must be finite numbers, but got {box!r}.")
-        left, top = sides[0] * width, sides[1] * height
-        right, bottom = left + sides[2] * width, top + sides[3] * height
-        rows = slice(max(int(np.floor(top)), 0), int(np.ceil(bottom)))
-        columns = slice(max(int(np.floor(left)), 0), int(np.ceil(right)))
+        if max(sides[2:]) > 1 + 1e-3:
+            raise ValueError(
+                f"x, y, width and height of a box of `mask` are relative, in [0, 1], but got {dict(box)}. Divide "
+                "pixels by the image's width and height."
+            )
+        rows = _covered(sides[1], sides[3], height)
+        columns = _covered(sides[0], sides[2], width)
         if not mask[rows, columns].numel():
             raise ValueError(f"The box {dict(box)} covers no pixel; x, y, width and height are relative, in [0, 1].")
         mask[rows, columns] = 1
     return mask
+
+
+def _covered(start: float, length: float, num_pixels: int) -> slice:
+    """The pixels along one side that a box touches; none where it ends before it begins, or before the image does."""
+    if length <= 0:
+        return slice(0)
+    first, last = math.floor(start * num_pixels), math.ceil((start + length) * num_pixels)
+    return slice(max(first, 0), max(last, 0))
 
 
 def region_to_pixels(region: np.ndarray, num_rows: int, image_size: tuple[int, int]) -> np.ndarray:

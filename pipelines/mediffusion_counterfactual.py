@@ -2292,7 +2292,7 @@ def boxes_to_mask(boxes: Sequence[Mapping[str, float]], height: int, width: int)
         width: of the mask in pixels.
 
     Raises:
-        ValueError: for a box that lacks a side or covers nothing.
+        ValueError: for a box that lacks a side, covers nothing, or is told in pixels.
     """
     mask = torch.zeros(height, width)
     for box in boxes:
@@ -2306,14 +2306,25 @@ def boxes_to_mask(boxes: Sequence[Mapping[str, float]], height: int, width: int)
             sides = [math.nan]
         if not all(map(math.isfinite, sides)):
             raise ValueError(f"x, y, width and height of a box of `mask` must be finite numbers, but got {box!r}.")
-        left, top = sides[0] * width, sides[1] * height
-        right, bottom = left + sides[2] * width, top + sides[3] * height
-        rows = slice(max(int(np.floor(top)), 0), int(np.ceil(bottom)))
-        columns = slice(max(int(np.floor(left)), 0), int(np.ceil(right)))
+        if max(sides[2:]) > 1 + 1e-3:
+            raise ValueError(
+                f"x, y, width and height of a box of `mask` are relative, in [0, 1], but got {dict(box)}. Divide "
+                "pixels by the image's width and height."
+            )
+        rows = _covered(sides[1], sides[3], height)
+        columns = _covered(sides[0], sides[2], width)
         if not mask[rows, columns].numel():
             raise ValueError(f"The box {dict(box)} covers no pixel; x, y, width and height are relative, in [0, 1].")
         mask[rows, columns] = 1
     return mask
+
+
+def _covered(start: float, length: float, num_pixels: int) -> slice:
+    """The pixels along one side that a box touches; none where it ends before it begins, or before the image does."""
+    if length <= 0:
+        return slice(0)
+    first, last = math.floor(start * num_pixels), math.ceil((start + length) * num_pixels)
+    return slice(max(first, 0), max(last, 0))
 
 
 def region_of_change(deviation: torch.Tensor, energy_share: float = 0.5) -> torch.Tensor:
@@ -2841,7 +2852,7 @@ class CounterfactualOptions:
         'One word for `start="noised_paths"`, its `num_noises` and its `num_inference_steps`: `"fast"` takes 22 '
         'evaluations of the U-Net, `"best"` 76. Options that are named themselves come first.',
     )
-    num_noises: Annotated[int | None, Range(at_least=1), Stored] = option(
+    num_noises: Annotated[int | None, Range(at_least=1, at_most=1000), Stored] = option(
         4, 'With `start="noised_paths"`: noised copies per step, in pairs of a noise and its opposite.'
     )
     views: Annotated[Literal["shifts", "shifts_and_flips", "none"] | None, Stored] = option(
@@ -3769,7 +3780,8 @@ def make_controls(
     pushed = ascend_log_probability(latents, size, log_probability, mask=mask)
     # What the autoencoder alone changes is no part of the gradient.
     direction = pipe.decode_latents(pushed) - pipe.decode_latents(latents)
-    noise = torch.randn(originals[:1].shape, generator=torch.Generator().manual_seed(_NOISE_SEED)).to(originals)
+    seeded = torch.Generator().manual_seed(_NOISE_SEED)
+    noise = torch.randn(originals[:1].shape, generator=seeded, dtype=torch.float32).to(originals)
     pictures = {
         "counterfactual": counterfactuals,
         "plain_gradient": change_by(originals, direction.float(), l1),
@@ -3955,7 +3967,7 @@ class NoisedPaths:
             generator = clone_generator(self.generator[image])
             assert isinstance(generator, torch.Generator)
             size = (self.settings.num_inference_steps, (num_noises + 1) // 2, *shape)
-            half = torch.randn(size, generator=generator, device=generator.device)
+            half = torch.randn(size, generator=generator, device=generator.device, dtype=torch.float32)
             drawn.append(torch.stack([half, -half], dim=2).flatten(1, 2)[:, :num_noises])
         return torch.stack(drawn, dim=2).to(self.latents.device)
 

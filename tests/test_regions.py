@@ -87,6 +87,10 @@ def test_region_of_no_change_is_nowhere():
         ([np.ones((16, 16))] * 3, "one mask per counterfactual, 2, not 3"),
         ([{"x": 0.1}], "needs x, y, width and height"),
         ([{"x": 2.0, "y": 0.1, "width": 0.1, "height": 0.1}], "covers no pixel"),
+        ([{"x": -0.8, "y": 0.1, "width": 0.5, "height": 0.1}], "covers no pixel"),  # left of the image
+        ([{"x": 0.1, "y": 0.0, "width": 0.5, "height": -0.5}], "covers no pixel"),
+        ([{"x": 0.5, "y": 0.1, "width": 0.0, "height": 0.5}], "covers no pixel"),
+        ([{"x": 1, "y": 2, "width": 5, "height": 6}], "are relative, .* Divide pixels"),
     ],
 )
 def test_mistakes(region, message):

@@ -72,6 +72,17 @@ class TestNoises:
         close(alone.images[0], batch.images[1])
         assert torch.equal(torch.get_rng_state(), state)
 
+    def test_the_default_dtype_of_the_process_chooses_no_noise(self, pipe):
+        arguments = {"away": "Mass", **PATHS, "num_inference_steps": 2, "output_type": "pt"}
+        expected = pipe(random_pil(1), **arguments)
+        torch.set_default_dtype(torch.float64)
+        try:
+            output = pipe(random_pil(1), **arguments)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        close(output.images, expected.images)
+        close(output.random_noise_images, expected.random_noise_images)
+
     def test_agreement(self, pipe):
         output = pipe(random_pil(2), away="Mass", num_noises=4, **LATENT)
         assert output.agreement.shape == (2, 1, 8, 8)
@@ -136,6 +147,7 @@ class TestQuality:
         "wrong, message",
         [
             ({"quality": "best", "start": "noise"}, "`quality` needs `start='noised_paths'`"),
+            ({"start": "noised_paths", "num_noises": 10**9}, r"`num_noises` must be a whole number in \[1, 1000\]"),
             ({"num_noises": 2}, "`num_noises` needs `start='noised_paths'`"),
             ({"views": "shifts"}, "`views` needs `start='noised_paths'`"),
             ({"start": "noised_paths", "fade_guidance": True}, "`fade_guidance` needs"),

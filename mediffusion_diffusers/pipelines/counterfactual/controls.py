@@ -55,7 +55,8 @@ def make_controls(
     pushed = ascend_log_probability(latents, size, log_probability, mask=mask)
     # What the autoencoder alone changes is no part of the gradient.
     direction = pipe.decode_latents(pushed) - pipe.decode_latents(latents)
-    noise = torch.randn(originals[:1].shape, generator=torch.Generator().manual_seed(_NOISE_SEED)).to(originals)
+    seeded = torch.Generator().manual_seed(_NOISE_SEED)
+    noise = torch.randn(originals[:1].shape, generator=seeded, dtype=torch.float32).to(originals)
     pictures = {
         "counterfactual": counterfactuals,
         "plain_gradient": change_by(originals, direction.float(), l1),

@@ -98,7 +98,7 @@ class NoisedPaths:
             generator = clone_generator(self.generator[image])
             assert isinstance(generator, torch.Generator)
             size = (self.settings.num_inference_steps, (num_noises + 1) // 2, *shape)
-            half = torch.randn(size, generator=generator, device=generator.device)
+            half = torch.randn(size, generator=generator, device=generator.device, dtype=torch.float32)
             drawn.append(torch.stack([half, -half], dim=2).flatten(1, 2)[:, :num_noises])
         return torch.stack(drawn, dim=2).to(self.latents.device)
 
