@@ -10,10 +10,14 @@ from typing import Any
 
 from ..atomic_files import new_file
 from ..data.dicom import without_warnings
+from ..output_folder import try_writing
 from ..reports.pictures.explained_image import ExplainedImage
 from .panel import panel_dataset
 from .report import report_dataset
 from .source import Source
+
+
+_LONGEST_STEM = 200  # bytes; with the endings of both files well within what file systems take
 
 
 @dataclass(frozen=True)
@@ -73,15 +77,17 @@ def write_explanation_dicom(
         >>> write_explanation_dicom(explained, "out", checkpoint, output.settings_of(0))  # doctest: +SKIP
     """
     _check_highdicom()
-    if not stem or Path(stem).name != stem:
-        raise ValueError(f"`stem` must be the beginning of a file name, without folders, but got {stem!r}.")
+    if not stem or Path(stem).name != stem or not stem.isprintable() or len(stem.encode()) > _LONGEST_STEM:
+        raise ValueError(
+            "`stem` must be the beginning of a file name, without folders and of at most "
+            f"{_LONGEST_STEM} bytes, but got {stem[:_LONGEST_STEM]!r}."
+        )
     if not checkpoint:
         raise ValueError("`checkpoint` must be a hash of the weights, but is empty. See `loaded_checkpoint_hash`.")
     origin = Source.of(source, carry_over_identity)
     panel = panel_dataset(explained, checkpoint, origin)
     report = report_dataset(explained, panel, checkpoint, settings or {}, origin)
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = try_writing(output_dir)
     files = ExplanationFiles(folder / f"{stem}-panel.dcm", folder / f"{stem}-report.dcm")
     with new_file(files.report) as report_aside, new_file(files.panel) as panel_aside:
         for dataset, aside in ((panel, panel_aside), (report, report_aside)):

@@ -52,6 +52,8 @@ class Source:
                     "None. Pass it, or leave the identity out."
                 )
             return cls()
+        if not isinstance(path, (str, os.PathLike)):
+            raise ValueError(f"`source` must be the path of a file, but got {type(path).__name__}.")
         if not Path(path).is_file():
             raise ValueError(
                 f"The file {os.fspath(path)} does not exist. `source` must be what the image was read from."

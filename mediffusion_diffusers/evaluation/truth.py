@@ -25,7 +25,7 @@ _SMALLEST = 1e-12
 
 def squared_distance(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Squared 2-norm of each difference, shape `(num,)`."""
-    return ((images - references).astype(np.float64) ** 2).reshape(len(images), -1).sum(1)
+    return ((images.astype(np.float64) - references) ** 2).reshape(len(images), -1).sum(1)
 
 
 def error_to_truth(
@@ -58,8 +58,8 @@ def cosines_to_truth(images: np.ndarray, originals: np.ndarray, truth: np.ndarra
     Returns:
         Shape `(num,)`, in [-1, 1].
     """
-    change = (images - originals).reshape(len(truth), -1).astype(np.float64)
-    wanted = (truth - originals).reshape(len(truth), -1).astype(np.float64)
+    change = (images.astype(np.float64) - originals).reshape(len(truth), -1)
+    wanted = (truth.astype(np.float64) - originals).reshape(len(truth), -1)
     norms = np.linalg.norm(change, axis=1) * np.linalg.norm(wanted, axis=1)
     return (change * wanted).sum(1) / np.maximum(norms, _SMALLEST)
 

@@ -236,6 +236,10 @@ def test_names_in_any_alphabet_are_carried_over(tmp_path, explained, monkeypatch
         ({"StudyInstanceUID": ""}, {"carry_over_identity": True}, "StudyInstanceUID must be valid UIDs"),
         (None, {"stem": "../chest"}, "`stem` must be the beginning of a file name"),
         (None, {"stem": ""}, "`stem` must be the beginning of a file name"),
+        (None, {"stem": "a\0b"}, "`stem` must be the beginning of a file name"),
+        (None, {"stem": 300 * "a"}, "`stem` must be the beginning of a file name"),
+        (None, {"output_dir": __file__}, "`output_dir` must be a folder that can be written to"),
+        (None, {"source": b"scan.dcm"}, "`source` must be the path of a file, but got bytes"),
         (None, {"checkpoint": ""}, "`checkpoint` must be a hash"),
     ],
 )
@@ -249,7 +253,8 @@ def test_what_cannot_be_written_is_said_before_anything_is(tmp_path, explained, 
     elif tags is not None:
         source = write_sentinels(tmp_path / "source", **tags)
     with pytest.raises(ValueError, match=message) as caught:
-        write_explanation_dicom(explained, tmp_path / "out", **{"checkpoint": CHECKPOINT, "source": source, **changes})
+        arguments = {"output_dir": tmp_path / "out", "checkpoint": CHECKPOINT, "source": source, **changes}
+        write_explanation_dicom(explained, **arguments)
     assert "SENTINEL" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 

@@ -109,6 +109,8 @@ def test_pure_noise_and_a_predicted_noise():
     scheduler = tiny_scheduler(rescale_betas_zero_snr=True)
     with pytest.raises(ValueError, match=r"`strength=1.0` starts at pure noise"):
         CounterfactualSettings.resolve({"strength": 1.0}, None, scheduler)
+    with pytest.raises(ValueError, match=r"`max_strength=1.0` starts at pure noise"):
+        CounterfactualSettings.resolve({"target_probability": 0.1, "max_strength": 1.0}, None, scheduler)
 
 
 SCRIPTS = ("evaluate_counterfactuals", "calibrate_guidance", "explain_images", "explain_dataset", "train_joint")

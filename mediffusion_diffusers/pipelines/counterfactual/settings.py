@@ -85,11 +85,15 @@ class CounterfactualSettings(CounterfactualOptions):
                 "`start='inversion'` needs deterministic steps, but the scheduler is DDPM or `eta` is above 0. Use "
                 "`start='noise'` or `start='noised_paths'`, or a DDIMScheduler with `eta=0`."
             )
-        if scheduler.config.prediction_type == "epsilon" and scheduler.alphas_cumprod[max_timestep] == 0:
-            raise ValueError(
-                f"`strength={self.strength}` starts at pure noise (zero terminal SNR), where a predicted noise says "
-                "nothing of the image. Choose a smaller `strength`, or a model that predicts v."
-            )
+        for name in ("strength", "max_strength"):
+            strength = getattr(self, name)
+            if strength is None or scheduler.config.prediction_type != "epsilon":
+                continue
+            if scheduler.alphas_cumprod[timestep_of(strength, scheduler)] == 0:
+                raise ValueError(
+                    f"`{name}={strength}` starts at pure noise (zero terminal SNR), where a predicted noise says "
+                    f"nothing of the image. Choose a smaller `{name}`, or a model that predicts v."
+                )
         if self.target_probability is None and (self.max_guidance_scale, self.max_strength) != (None, None):
             raise ValueError("`max_guidance_scale` and `max_strength` bound a search: give `target_probability`.")
         if self.max_strength is not None and self.max_strength < self.strength:
