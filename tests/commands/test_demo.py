@@ -51,7 +51,8 @@ def events(place):
 
 
 def test_a_step_waits_for_what_it_needs_and_two_are_side_by_side(tmp_path):
-    schedule = Schedule(make(tmp_path, "a", "heavy", "c", c=("a",)), tmp_path / "logs", work, ())
+    steps = make(tmp_path, "a", "heavy", "c", action="meet", c=("a",))
+    schedule = Schedule(steps, tmp_path / "logs", work, ())
     schedule.run()
     seen = events(tmp_path)
     assert {name for _, name in seen[:2]} == {"a", "heavy"} and [kind for kind, _ in seen[:2]] == ["begin", "begin"]

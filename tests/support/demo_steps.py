@@ -8,7 +8,7 @@ from mediffusion_diffusers.commands.demo.worker import end_with_the_parent
 
 
 def work(words, log, num_threads, is_nice, report):
-    """Do as the words say: write `begin` and `end` of a step into a file, fail, or wait."""
+    """Do as the words say: write `begin` and `end` of a step into a file, fail, wait, or meet another step."""
     end_with_the_parent()
     action, name, place = words
     Path(log).write_text(f"{action}\rof {name}\n")
@@ -16,7 +16,9 @@ def work(words, log, num_threads, is_nice, report):
         file.write(f"begin {name} {num_threads} {is_nice} {os.getpid()}\n")
     if action == "wait":
         time.sleep(60)
-    time.sleep(0.1)
+    ends = time.monotonic() + 30
+    while action == "meet" and Path(place, "events").read_text().count("begin") < 2 and time.monotonic() < ends:
+        time.sleep(0.02)
     report.send(1.0)
     if action == "fail":
         os._exit(3)
