@@ -356,9 +356,6 @@ class CounterfactualStudyRunner:
         assert self.oracle is not None
         return _finite(self.oracle(normalize(torch.from_numpy(images)), self.batch_size).numpy(), "oracle")
 
-    def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values).to(self.device)
-
     def _parts(self, num: int, description: str) -> list[slice] | tqdm:
         """Slices of at most `batch_size`, with a progress bar where there are several."""
         parts = [slice(first, first + self.batch_size) for first in range(0, num, self.batch_size)]

@@ -123,26 +123,6 @@ def _panel_columns(row: PanelRow) -> dict[str, np.ndarray]:
     return columns
 
 
-def difference_map(
-    difference: np.ndarray, limit: float | None = None, boxes: Sequence[Mapping[str, float]] = ()
-) -> Image.Image:
-    """A signed difference with its colour bar.
-
-    Args:
-        difference: shape `(channels, height, width)` or `(height, width)`, in units of the full intensity range;
-            channels are averaged.
-        limit: end of the symmetric scale; by default fitted to the difference.
-        boxes: boxes to draw, in relative units.
-    """
-    grey_difference = grey(difference)
-    with new_figure(3.9, 3.2) as figure:
-        axes = figure.add_axes((0.03, 0.04, 0.92 * 3.2 / 3.9, 0.92))
-        shown = show_difference(axes, grey_difference, limit or difference_limit([grey_difference]))
-        draw_boxes(axes, boxes, grey_difference)
-        difference_bar(figure, shown, figure.add_axes((0.81, 0.14, 0.035, 0.72)))
-        return to_image(figure)
-
-
 def image_grid(images: Sequence[np.ndarray], titles: Sequence[str] | None = None, num_columns: int = 8) -> Image.Image:
     """A grid of pictures.
 
