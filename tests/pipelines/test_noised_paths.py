@@ -141,7 +141,11 @@ class TestQuality:
         assert not caplog.text
         settings = self.resolve(stored, quality="best")
         assert (settings.strength, settings.mask) == (0.5, "auto")
-        assert "100.0, was chosen for another `start`" in caplog.text
+        assert "100.0, was chosen for `start='inversion'`" in caplog.text
+        for other, call in ((stored, {"start": "noised_paths"}), ({**stored, "quality": "best"}, {"start": "noise"})):
+            caplog.clear()
+            self.resolve(other, **call)
+            assert "give a `guidance_scale`" in caplog.text
 
     @pytest.mark.parametrize(
         "wrong, message",

@@ -13,7 +13,7 @@ from diffusers.utils import logging
 from ...counterfactual_options import CounterfactualOptions, stored_options
 from ...guidance import plain_scale, values_of_scale
 from ...options import check_number, check_options
-from .quality import has_noised_paths, spell_out
+from .quality import spell_out
 
 
 logger = logging.get_logger(__name__)
@@ -56,12 +56,13 @@ class CounterfactualSettings(CounterfactualOptions):
         except ValueError as error:
             raise ValueError(f"The checkpoint's `guidance_defaults` cannot be used: {error}") from None
         _checked(cls(**given))
-        if "quality" in given and "guidance_scale" in stored.keys() - given.keys() and not has_noised_paths(stored):
-            logger.warning(
-                f"The checkpoint's `guidance_scale`, {stored['guidance_scale']}, was chosen for another `start` than "
-                "`quality` stands for, which takes a smaller one: give a `guidance_scale`."
-            )
         settings = _checked(cls(**spell_out(given, stored)))
+        stored_start = cls(**spell_out({}, stored)).start
+        if settings.start != stored_start and "guidance_scale" in stored.keys() - given.keys():
+            logger.warning(
+                f"The checkpoint's `guidance_scale`, {stored['guidance_scale']}, was chosen for "
+                f"`start={stored_start!r}` and means something else to {settings.start!r}: give a `guidance_scale`."
+            )
         return settings._at_a_strength(given, scheduler)._completed(given, scheduler)
 
     def check(self, scheduler: Any) -> None:
