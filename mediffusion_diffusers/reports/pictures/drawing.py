@@ -277,12 +277,12 @@ def region_edges(region: np.ndarray) -> np.ndarray:
     """The edges between the inside of a region and its outside.
 
     Args:
-        region: shape `(height, width)`; true, or above 0.5, inside.
+        region: shape `(height, width)`; inside is all that may be edited, however little: true, or above 0.
 
     Returns:
         Lines of one pixel's length, shape `(num, 2, 2)`: both ends as (x, y), in pixels from the top left corner.
     """
-    inside = np.pad(np.asarray(region) > 0.5, 1)
+    inside = np.pad(np.asarray(region) > 0, 1)
     top, left = np.nonzero(inside[1:-1, 1:] != inside[1:-1, :-1])
     vertical = np.stack([np.stack([left, top], 1), np.stack([left, top + 1], 1)], 1)
     top, left = np.nonzero(inside[1:, 1:-1] != inside[:-1, 1:-1])

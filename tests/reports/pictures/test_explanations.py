@@ -93,6 +93,7 @@ def test_a_region_is_outlined_along_its_pixels():
     assert edges.min((0, 1)).tolist() == [2, 1] and edges.max((0, 1)).tolist() == [7, 3]
     assert len(drawing.region_edges(np.zeros((6, 8)))) == 0
     assert len(drawing.region_edges(np.ones((6, 8)))) == 2 * (6 + 8)
+    assert len(drawing.region_edges(np.full((6, 8), 1 / 9))) == 2 * (6 + 8)  # the border of a soft region
 
 
 def test_pictures_grow_by_whole_factors_and_large_ones_shrink():
