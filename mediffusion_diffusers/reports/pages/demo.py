@@ -73,11 +73,11 @@ def check_demo(folder: str | Path) -> list[DemoCheck]:
         at_least("removals", removal["num_images"], 32),
         # Truth: 1 is the unedited image.
         at_most("removals' error to the truth", removal["to_truth"]["error"], 0.95),
-        at_most("... minus the plain gradient's in the same region", beside["error"], -0.1),
+        at_most("removals' error minus the plain gradient's in the same region", beside["error"], -0.1),
         at_most("additions' error to the nearest true way", addition["to_truth"]["nearest_error"], 0.95),
         # Realism: 0.5 cannot be told from real images.
         at_most("removals told from true ones, AUROC", removal["realism"]["detector_auroc"], 0.65),
-        at_most("... minus the plain gradient's", beside["detector_auroc"], -0.05),
+        at_most("the same AUROC minus the plain gradient's", beside["detector_auroc"], -0.05),
         # Calibration, and the outside classifier.
         at_most("model's probability after removing, from the truth's", overshoot, 0.15),
         at_most("Other diff of removals", removal["oracle"]["other_diff"], 0.15),  # 0.11 after the short training
