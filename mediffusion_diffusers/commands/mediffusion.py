@@ -19,6 +19,7 @@ from . import (
     doctor,
     evaluate_classification,
     evaluate_counterfactuals,
+    evaluate_generation,
     explain_dataset,
     explain_images,
     generate_images,
@@ -44,7 +45,11 @@ COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
     "calibrate": calibrate_guidance.COMMAND,
     "evaluate": (
         "Measure a checkpoint on held-out images.",
-        {"classification": evaluate_classification.COMMAND, "counterfactuals": evaluate_counterfactuals.COMMAND},
+        {
+            "classification": evaluate_classification.COMMAND,
+            "counterfactuals": evaluate_counterfactuals.COMMAND,
+            "generation": evaluate_generation.COMMAND,
+        },
     ),
     "explain-dataset": explain_dataset.COMMAND,
     "publish": publish.COMMAND,

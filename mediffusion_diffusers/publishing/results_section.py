@@ -7,6 +7,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from ..reports.generation_tables import (
+    generation_caption,
+    generation_introduction,
+    generation_label_table,
+    generation_table,
+    memorisation_caption,
+    memorisation_table,
+)
 from ..reports.measure_tables import has_measures, measures_caption, measures_table, sanity_sentences
 from ..reports.tables import (
     CLASSIFICATION_CAPTION,
@@ -27,11 +35,7 @@ from .evaluations import Evaluation
 # In a card's provenance line; the rest stands in the JSON beside the model.
 _PROVENANCE = ("checkpoint", "oracle", "labelled_split_hash", "seed", "weights", "version")
 # What no script of the package measures.
-_NEVER_MEASURED = (
-    "subgroups (sex, age, view)",
-    "generation (KID, FID beside the real-against-real floor)",
-    "memorisation of training images",
-)
+_NEVER_MEASURED = ("subgroups (sex, age, view)",)
 
 
 def results_context(
@@ -122,6 +126,9 @@ def _shown(evaluation: Evaluation) -> dict[str, Any]:
             title = "Choice of the counterfactuals' defaults"
             rule = f"Chosen: {results['rule']}."
             parts = [{"heading": "", "introduction": rule, "tables": [(calibration_table(results), "")]}]
+        elif evaluation.kind == "generation":
+            title = "Generated images"
+            parts = [_shown_generation(results)]
         else:
             title = "Counterfactuals"
             parts = [_shown_direction(name, results[name]) for name in HEADINGS if name in results]
@@ -153,6 +160,15 @@ def _shown_direction(direction: str, part: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _shown_generation(results: Mapping[str, Any]) -> dict[str, Any]:
+    tables = [
+        (generation_table(results), generation_caption(results)),
+        (generation_label_table(results), ""),
+        (memorisation_table(results), memorisation_caption(results)),
+    ]
+    return {"heading": "", "introduction": generation_introduction(results), "tables": tables}
+
+
 def _not_measured(evaluations: Sequence[Evaluation], training_data: str | None) -> Iterator[str]:
     """What a reader might look for and not find."""
     held_out = [one for one in evaluations if one.provenance["split"] not in ("train", "validation")]
@@ -171,4 +187,7 @@ def _not_measured(evaluations: Sequence[Evaluation], training_data: str | None) 
         yield "localisation beside its nulls"
     if training_data is None or all(one.provenance["data"] == training_data for one in held_out):
         yield "external data set"
+    if not any(one.kind == "generation" for one in held_out):
+        yield "generation (KID, FID beside the real-against-real floor)"
+        yield "memorisation of training images"
     yield from _NEVER_MEASURED
