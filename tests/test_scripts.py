@@ -13,6 +13,7 @@ COMMANDS = {
     "calibrate_guidance": "calibrate",
     "evaluate_classification": "evaluate classification",
     "evaluate_counterfactuals": "evaluate counterfactuals",
+    "evaluate_generation": "evaluate generation",
     "explain_dataset": "explain-dataset",
     "explain_images": "explain",
     "prepare_dataset": "prepare",
@@ -25,6 +26,10 @@ COMMAND_LINES = {
     "calibrate_guidance": (*MODEL, "--dataset_dir", "nowhere"),
     "evaluate_classification": (*MODEL, "--dataset_dir", "nowhere", "--output_dir", "out"),
     "evaluate_counterfactuals": (*MODEL, "--dataset_dir", "nowhere", "--output_dir", "out"),
+    "evaluate_generation": (
+        *(*MODEL, "--dataset_dir", "nowhere", "--output_dir", "out"),
+        *("--oracle_path", "nowhere"),
+    ),
     "explain_dataset": ("--pretrained_model_name_or_path", "./nowhere", "--dataset", "nowhere", "--output_dir", "out"),
     "explain_images": (*MODEL, "nowhere.png", "--away", "Mass", "--output_dir", "nowhere.txt"),
     "run_demo": ("--output_dir", "nowhere.txt"),

@@ -74,7 +74,8 @@ def run(options: Options, device_options: DeviceOptions, result_options: ResultO
 
         def write(place: Path) -> None:
             save_picture(distance_chart(study.results), place / DISTANCES_PICTURE)
-            save_picture(nearest_images(study.suspects), place / COPIES_PICTURE)
+            if study.suspects is not None:
+                save_picture(nearest_images(study.suspects), place / COPIES_PICTURE)
             write_json(place / RESULTS_FILE, study.results)
 
         write_results(write, folder, study.results)
@@ -90,7 +91,7 @@ def _say(result: dict[str, Any]) -> None:
     for row in rows:
         told = ", ".join(f"{name} {format_value(value)}" for name, value in zip(heading[1:], row[1:], strict=True))
         print(f"{row[0]}: {told}")
-    for view in ("pixels", "features"):
+    for view in ("pixels", "features") if result["memorisation"] else ():
         found = result["memorisation"][view]["generated"]
         share, ends = found["share_nearer_to_training"], found["share_nearer_to_training_interval_95"]
         print(f"nearer to a training than to a held-out image, by {view}: {share:.2f} ({format_value(ends)})")

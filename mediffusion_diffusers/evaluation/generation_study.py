@@ -54,13 +54,13 @@ class GenerationStudy:
         results: the figures and where they come from, ready for JSON.
         guided: generated images, label by label, shape `(num, channels, height, width)` in [0, 1].
         unguided: from the same noise.
-        suspects: nearest neighbours.
+        suspects: nearest neighbours; None if the dataset holds no training images.
     """
 
     results: dict[str, Any]
     guided: np.ndarray
     unguided: np.ndarray
-    suspects: Suspects
+    suspects: Suspects | None
 
 
 def study_generation(
@@ -80,7 +80,8 @@ def study_generation(
 
     Args:
         pipeline_folder: folder of the pipeline.
-        dataset_folder: a prepared dataset, whose split `train` the pipeline was trained on.
+        dataset_folder: a prepared dataset; with the split `train` that the pipeline was trained on, copies of its
+            images are looked for.
         oracle_path: folder of an outside classifier, in whose features distances are measured.
         split: held-out split that the real images are drawn from.
         num_images_per_label: at most so many for each label; half of the split's images of a label are its floor.
@@ -117,9 +118,8 @@ def study_generation(
     images = {"guided": guided, "unguided": unguided, "real": others}
     features = {name: _features(oracle, each) for name, each in images.items()}
     reference_features = _features(oracle, references)
-    memorisation, suspects = _memorisation(
-        pipe, oracle, dataset_folder, real, np.concatenate([guided, unguided]), seed
-    )
+    generated = np.concatenate([guided, unguided])
+    memorisation, suspects = _memorisation(pipe, oracle, dataset_folder, real, generated, seed)
     results: dict[str, Any] = {
         "provenance": {
             **describe_provenance(pipeline_folder, real.info, split),
@@ -134,7 +134,9 @@ def study_generation(
         "per_label": distances_per_label(features, reference_features, num_per_label, names),
         "oracle_probability": _target_probability(oracle, images, targets, names),
         "memorisation": memorisation,
-        "notes": real.notes() + _notes(dict(zip(names, num_per_label, strict=True)), num_images_per_label, split),
+        "notes": real.notes()
+        + _notes(dict(zip(names, num_per_label, strict=True)), num_images_per_label, split)
+        + ([] if memorisation else ["The dataset holds no training images: nobody looked for copies."]),
     }
     return GenerationStudy(nan_to_none(results), guided, unguided, suspects)
 
@@ -174,8 +176,13 @@ class _Generator:
 
 def _memorisation(
     pipe: Any, oracle: OracleClassifier, folder: str | Path, held_out: HeldOutSplit, generated: np.ndarray, seed: int
-) -> tuple[dict[str, Any], Suspects]:
-    """Nearest training against nearest held-out image, of pixels and of features; validation images beside."""
+) -> tuple[dict[str, Any] | None, Suspects | None]:
+    """Nearest training against nearest held-out image, of pixels and of features; validation images beside.
+
+    Nothing without the training images.
+    """
+    if not parquet_files(folder, "train"):
+        return None, None
     training = HeldOutSplit(folder, "train", pipe.label_names)
     num = min(MAX_NEIGHBOURS, len(training.patient_ids), len(held_out.patient_ids))
     drawn = [_draw(each, num, pipe, seed) for each in (training, held_out)]

@@ -164,8 +164,9 @@ def _shown_generation(results: Mapping[str, Any]) -> dict[str, Any]:
     tables = [
         (generation_table(results), generation_caption(results)),
         (generation_label_table(results), ""),
-        (memorisation_table(results), memorisation_caption(results)),
     ]
+    if results["memorisation"] is not None:
+        tables.append((memorisation_table(results), memorisation_caption(results)))
     return {"heading": "", "introduction": generation_introduction(results), "tables": tables}
 
 
@@ -187,7 +188,9 @@ def _not_measured(evaluations: Sequence[Evaluation], training_data: str | None) 
         yield "localisation beside its nulls"
     if training_data is None or all(one.provenance["data"] == training_data for one in held_out):
         yield "external data set"
-    if not any(one.kind == "generation" for one in held_out):
+    generated = [one.results for one in held_out if one.kind == "generation"]
+    if not generated:
         yield "generation (KID, FID beside the real-against-real floor)"
+    if not any(one.get("memorisation") for one in generated):
         yield "memorisation of training images"
     yield from _NEVER_MEASURED

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.evaluation.generation_study import study_generation
 from mediffusion_diffusers.evaluation.guidance_calibration import GuidanceTrial, write_guidance_defaults
 from mediffusion_diffusers.options import Range, option
 from mediffusion_diffusers.pipelines.counterfactual.settings import CounterfactualSettings
@@ -18,6 +19,14 @@ from mediffusion_diffusers.publishing import defaults_section
 from mediffusion_diffusers.publishing.evaluations import kept_evaluations
 from mediffusion_diffusers.publishing.model_card import refresh_model_card, render_model_card
 from mediffusion_diffusers.publishing.record import record_results
+from mediffusion_diffusers.reports.tables import format_value
+
+
+MEMORISATION = {
+    "share_nearer_to_training": 0.5,
+    "share_nearer_to_training_interval_95": [0.4, 0.6],
+    "distance_ratio": 1.0,
+}
 
 
 @pytest.fixture
@@ -37,6 +46,23 @@ def folder(run, evaluated, tmp_path):
 
 def card_of(folder):
     return ModelCard((folder / "README.md").read_text())
+
+
+def test_generated_images_fill_the_card(folder, evaluated):
+    """Without the training images nobody looked for copies, and the card says so."""
+    root = evaluated["pipeline"].parent
+    sizes = {"num_images_per_label": 3, "num_inference_steps": 2}
+    results = study_generation(folder, root / "data", root / "oracle", **sizes).results
+    assert results["memorisation"] is None and "nobody looked for copies" in results["notes"][-1]
+    assert record_results(folder, "generation", results).startswith("Recorded beside the model")
+    text = card_of(folder).text
+    assert f"| generated, guided | {format_value(results['guided']['kid'])} |" in text
+    assert "generation (KID" not in text and "memorisation of training images: not measured" in text
+    views = {view: {"generated": results["guided"] | MEMORISATION} for view in ("pixels", "features")}
+    found = {**views, "num_training_images": 5, "num_held_out_images": 5}
+    record_results(folder, "generation", {**results, "memorisation": found})
+    text = card_of(folder).text
+    assert "| generated, by pixels | 0.500 | 0.400 to 0.600 |" in text and "memorisation of training" not in text
 
 
 def test_a_classification_fills_the_card(folder, evaluated):

@@ -33,9 +33,9 @@ def save_oracle(folder, info):
     return folder
 
 
-def prepare_world(root):
-    """A pipeline, phantoms and an oracle, in folders of these names."""
-    prepare_phantoms(root / "data", 0, 12, 40, image_size=16, seed=2, show_progress=False)
+def prepare_world(root, num_train=0):
+    """A pipeline, phantoms (as `data`) and an oracle, in folders of these names."""
+    prepare_phantoms(root / "data", num_train, 12, 40, image_size=16, seed=2, show_progress=False)
     save_pipeline(root / "pipeline")
     save_oracle(root / "oracle", load_info(root / "data"))
     return root
