@@ -13,12 +13,12 @@ SETS = {"unguided": "generated, unguided", "guided": "generated, guided", "real"
 
 def generation_introduction(result: Mapping[str, Any]) -> str:
     """How many images, in whose features."""
-    settings = result["provenance"]["settings"]
+    used = result["provenance"]["settings"]
     counts = sorted(set(result["num_images_per_label"].values()))
     each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return (
-        f"{result['guided']['num_images']:,} images, {each} of each label, in {settings['num_inference_steps']} "
-        f"steps, guided at scale {format_value(settings['guidance_scale'])}, against as many real ones. Features: "
+        f"{result['guided']['num_images']:,} images, {each} of each label, in {used['num_inference_steps']} "
+        f"steps, guided at scale {format_value(used['guidance_scale'])}, against as many real ones. Features: "
         f"{result['network']}; resized: {result['resize']}."
     )
 
