@@ -12,13 +12,18 @@ import torch.nn.functional as F
 from PIL import Image
 
 
+_FULL_LEVELS = (255, 65535)  # of grey pictures of 8 and 16 bits
+_GREY_MODES = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
 def prepare_region(region: Any, num_rows: int, image_size: tuple[int, int], latent_size: tuple[int, int]) -> Any:
     """Bring a region to the latents' grid; a latent position is inside if any of its pixels is.
 
     Args:
         region: a PIL image, array or tensor of shape `(height, width)`, `(1, height, width)` or
-            `(rows, [1,] height, width)`, above 0 where the edit may happen (values in between blend); or boxes, a list
-            of `{"x", "y", "width", "height"}` in relative units; or a list of any of these, one per row.
+            `(rows, [1,] height, width)`: 0 where the image must stay, 1 where it may change, in between they blend.
+            Whole numbers are 0 and 1 too, or grey levels up to 255 (8 bits) or 65,535 (16 bits). Or boxes, a list of
+            `{"x", "y", "width", "height"}` in relative units; or a list of any of these, one per row.
         num_rows: number of counterfactuals.
         image_size: height and width of the model's images; other masks are resized.
         latent_size: height and width of the latents.
@@ -37,17 +42,7 @@ def prepare_region(region: Any, num_rows: int, image_size: tuple[int, int], late
         if len(region) != num_rows:
             raise ValueError(f"`mask` as a list must hold one mask per counterfactual, {num_rows}, not {len(region)}.")
         return torch.cat([prepare_region(item, 1, image_size, latent_size) for item in region])
-    if isinstance(region, (list, tuple)):
-        mask = boxes_to_mask(region, *image_size)
-    elif isinstance(region, Image.Image):
-        mask = torch.from_numpy(np.asarray(region.convert("L"), dtype=np.float32) / 255)
-    else:
-        try:
-            mask = torch.as_tensor(region)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"`mask` must be a picture, array, tensor or boxes, not {region!r}: {error}.") from None
-        is_byte = mask.dtype == torch.uint8 and mask.numel() > 0
-        mask = mask.float() / 255 if is_byte and mask.max() > 1 else mask.float()
+    mask = boxes_to_mask(region, *image_size) if isinstance(region, (list, tuple)) else _mask_values(region)
     mask = mask.reshape(1, 1, *mask.shape) if mask.ndim == 2 else mask
     mask = mask[:, None] if mask.ndim == 3 else mask
     if mask.ndim != 4 or not mask.numel() or mask.shape[1] != 1 or len(mask) not in (1, num_rows):
@@ -59,6 +54,49 @@ def prepare_region(region: Any, num_rows: int, image_size: tuple[int, int], late
     if mask.shape[-2:] not in (image_size, latent_size):
         mask = F.interpolate(mask, image_size, mode="bilinear", align_corners=False)
     return F.adaptive_max_pool2d(mask, latent_size)
+
+
+def _mask_values(region: Any) -> torch.Tensor:
+    """A mask's numbers as float32, 1 where the image may change, still to be checked for shape and range."""
+    if isinstance(region, torch.Tensor):
+        values, is_whole, is_real = region, not region.is_floating_point(), not region.is_complex()
+    else:
+        try:
+            array = _stored_levels(region) if isinstance(region, Image.Image) else np.asarray(region)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"`mask` must be a picture, array, tensor or boxes, not {region!r}: {error}.") from None
+        is_whole, is_real = array.dtype.kind in "biu", array.dtype.kind in "biuf"
+        values = torch.from_numpy(array.astype(np.float32)) if is_real else torch.zeros(0)
+    if not is_real:
+        dtype = f" of {region.dtype}" if hasattr(region, "dtype") else ""
+        raise ValueError(
+            "`mask` must be a picture, boxes, or an array or tensor of real numbers or booleans, but got "
+            f"{type(region).__name__}{dtype}."
+        )
+    values = values.float()
+    largest = float(values.max()) if is_whole and values.numel() else 1.0
+    if largest <= 1:
+        return values
+    if largest not in _FULL_LEVELS:
+        raise ValueError(
+            "`mask` of whole numbers must be 0 where the image must stay and 1, 255 or 65535 where it may change, but "
+            f"its largest is {largest:g}. Of a map of labels take one, `mask == {largest:g}`; divide other levels "
+            "yourself."
+        )
+    return values / largest
+
+
+def _stored_levels(picture: Image.Image) -> np.ndarray:
+    """A picture's pixels as they are stored, if they are grey and opaque: of others nothing says what may change."""
+    if picture.mode in _GREY_MODES:
+        return np.asarray(picture)
+    colours = np.asarray(picture.convert("RGBA"))
+    if (colours[..., 3] != 255).any() or (colours[..., :3] != colours[..., :1]).any():
+        raise ValueError(
+            f"`mask` must be grey, but is a picture of mode {picture.mode} with colours or transparency. Choose what "
+            'says where the image may change, such as `mask.convert("L")` or `mask.getchannel("A")`.'
+        )
+    return colours[..., 0]
 
 
 def boxes_to_mask(boxes: Sequence[Mapping[str, float]], height: int, width: int) -> torch.Tensor:

@@ -1154,7 +1154,7 @@ def changed_by_callback(
         names: what the callback asked for.
 
     Raises:
-        ValueError: if it returns anything but a dict of tensors of the same shapes.
+        ValueError: if it returns anything but a dict of tensors of the same shapes, or new ones that are not finite.
     """
     changed = None if callback is None else callback(pipe, step, timestep, {name: tensors[name] for name in names})
     if changed is None:
@@ -1170,6 +1170,10 @@ def changed_by_callback(
             raise ValueError(
                 f"`callback_on_step_end` must return {name!r} as a tensor of shape {tuple(tensor.shape)}, but "
                 f"returned {getattr(result[name], 'shape', type(result[name]).__name__)}."
+            )
+        if result[name] is not tensor and not torch.isfinite(result[name]).all():
+            raise ValueError(
+                f"`callback_on_step_end` returned {name!r} with NaN or infinite values after step {step}."
             )
     return result
 

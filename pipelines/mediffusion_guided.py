@@ -1607,7 +1607,7 @@ def changed_by_callback(
         names: what the callback asked for.
 
     Raises:
-        ValueError: if it returns anything but a dict of tensors of the same shapes.
+        ValueError: if it returns anything but a dict of tensors of the same shapes, or new ones that are not finite.
     """
     changed = None if callback is None else callback(pipe, step, timestep, {name: tensors[name] for name in names})
     if changed is None:
@@ -1623,6 +1623,10 @@ def changed_by_callback(
             raise ValueError(
                 f"`callback_on_step_end` must return {name!r} as a tensor of shape {tuple(tensor.shape)}, but "
                 f"returned {getattr(result[name], 'shape', type(result[name]).__name__)}."
+            )
+        if result[name] is not tensor and not torch.isfinite(result[name]).all():
+            raise ValueError(
+                f"`callback_on_step_end` returned {name!r} with NaN or infinite values after step {step}."
             )
     return result
 
@@ -1739,24 +1743,26 @@ class NotFiniteError(ValueError):
     """A model returned NaN or infinite values."""
 
 
-def check_results(results: Iterable[torch.Tensor], guidance_scale: Any) -> None:
+def check_results(results: Iterable[torch.Tensor], guidance_scale: Any, hold: float = 0.0) -> None:
     """Refuse to show what is beyond all numbers.
 
     Args:
         results: latents and what was decoded of them.
         guidance_scale: that they were made with, a number or one per image.
+        hold: weight of the penalty beside it, which is multiplied by the scale.
 
     Raises:
-        NotFiniteError: naming `guidance_scale` if there was guidance.
+        NotFiniteError: naming `guidance_scale`, and `hold`, if there was guidance.
     """
     if all(bool(torch.isfinite(tensor).all()) for tensor in results):
         return
     scales = torch.as_tensor(guidance_scale)
     if not scales.any():
         raise NotFiniteError("The model returned NaN or infinite values unguided: check its weights and precision.")
+    advice = f" with `hold={hold:g}`. Choose a smaller product of both." if hold else ". Choose a smaller one."
     raise NotFiniteError(
         f"The model returned NaN or infinite values under guidance, at a `guidance_scale` of up to "
-        f"{float(scales.max()):g}. Choose a smaller one."
+        f"{float(scales.max()):g}{advice}"
     )
 
 

@@ -18,11 +18,20 @@ def test_box_covers_its_pixels():
     assert mask[4:6, 4:12].eq(1).all()
 
 
-@pytest.mark.parametrize("kind", ["pil", "array", "bool", "tensor", "boxes", "list of boxes", "list of arrays"])
-def test_every_kind_gives_the_same_region(kind):
+def kinds_of_the_same_region():
     pixels = boxes_to_mask([BOX], 16, 16).numpy()
-    regions = {
-        "pil": Image.fromarray((pixels * 255).astype(np.uint8)),
+    grey = Image.fromarray((pixels * 255).astype(np.uint8))
+    return {
+        "pil": grey,
+        **{f"pil {mode}": grey.convert(mode) for mode in ("1", "RGB", "RGBA", "LA", "I")},
+        "pil palette": grey.convert("P"),
+        "pil 16 bits": Image.fromarray((pixels * 65535).astype(np.uint16)),
+        "pil float": Image.fromarray(pixels.astype(np.float32)),
+        **{f"0 and 1, {dtype}": pixels.astype(dtype) for dtype in ("u1", "i8", "<u2", ">u2", ">f4", "f2")},
+        **{f"0 and 255, {dtype}": (pixels * 255).astype(dtype) for dtype in ("u1", "i8", ">u2")},
+        "0 and 65535": (pixels * 65535).astype("<u2"),
+        "integer tensor": torch.from_numpy(pixels).long() * 255,
+        "bfloat16": torch.from_numpy(pixels).bfloat16(),
         "array": pixels,
         "bool": pixels.astype(bool),
         "tensor": torch.from_numpy(pixels)[None, None],
@@ -30,9 +39,20 @@ def test_every_kind_gives_the_same_region(kind):
         "list of boxes": [[BOX], [BOX]],
         "list of arrays": [pixels, pixels],
     }
-    region = prepare_region(regions[kind], 2, (16, 16), (8, 8))
+
+
+@pytest.mark.parametrize("kind", kinds_of_the_same_region())
+def test_every_kind_gives_the_same_region(kind):
+    region = prepare_region(kinds_of_the_same_region()[kind], 2, (16, 16), (8, 8))
     assert region.shape == (2 if "list" in kind else 1, 1, 8, 8)
     assert torch.equal(region[0, 0], boxes_to_mask([BOX], 8, 8))
+
+
+def test_grey_levels_between_blend():
+    levels = np.array([[0, 51], [255, 0]], dtype=np.uint8)
+    for mask in (levels, Image.fromarray(levels), levels.astype(np.int64), levels / 255):
+        region = prepare_region(mask, 1, (2, 2), (2, 2))
+        assert region.flatten().tolist() == pytest.approx([0, 0.2, 1, 0])
 
 
 def test_one_pixel_opens_its_latent_position():
@@ -91,6 +111,16 @@ def test_region_of_no_change_is_nowhere():
         ([{"x": 0.1, "y": 0.0, "width": 0.5, "height": -0.5}], "covers no pixel"),
         ([{"x": 0.5, "y": 0.1, "width": 0.0, "height": 0.5}], "covers no pixel"),
         ([{"x": 1, "y": 2, "width": 5, "height": 6}], "are relative, .* Divide pixels"),
+        # Whole numbers that are neither 0 and 1 nor grey levels up to their end: a map of labels, for example.
+        (np.array([[0, 2]], dtype=np.uint8), "`mask` of whole numbers .* largest is 2. .* `mask == 2`"),
+        (torch.tensor([[0, 2]]), "`mask` of whole numbers .* largest is 2"),
+        (Image.fromarray(np.array([[0, 3]], dtype=np.uint8)), "`mask` of whole numbers .* largest is 3"),
+        (np.array([[0, -1]]), r"`mask` must lie in \[0, 1\]"),
+        (np.array([[0, 1j]]), "real numbers or booleans, but got ndarray of complex128"),
+        (torch.tensor([[0, 1j]]), "real numbers or booleans, but got Tensor of torch.complex64"),
+        (np.array([["a"]]), "real numbers or booleans"),
+        (Image.new("RGB", (16, 16), (255, 0, 0)), "mode RGB with colours or transparency. Choose"),
+        (Image.new("RGBA", (16, 16), (255, 255, 255, 128)), "mode RGBA with colours or transparency"),
     ],
 )
 def test_mistakes(region, message):

@@ -302,24 +302,26 @@ class NotFiniteError(ValueError):
     """A model returned NaN or infinite values."""
 
 
-def check_results(results: Iterable[torch.Tensor], guidance_scale: Any) -> None:
+def check_results(results: Iterable[torch.Tensor], guidance_scale: Any, hold: float = 0.0) -> None:
     """Refuse to show what is beyond all numbers.
 
     Args:
         results: latents and what was decoded of them.
         guidance_scale: that they were made with, a number or one per image.
+        hold: weight of the penalty beside it, which is multiplied by the scale.
 
     Raises:
-        NotFiniteError: naming `guidance_scale` if there was guidance.
+        NotFiniteError: naming `guidance_scale`, and `hold`, if there was guidance.
     """
     if all(bool(torch.isfinite(tensor).all()) for tensor in results):
         return
     scales = torch.as_tensor(guidance_scale)
     if not scales.any():
         raise NotFiniteError("The model returned NaN or infinite values unguided: check its weights and precision.")
+    advice = f" with `hold={hold:g}`. Choose a smaller product of both." if hold else ". Choose a smaller one."
     raise NotFiniteError(
         f"The model returned NaN or infinite values under guidance, at a `guidance_scale` of up to "
-        f"{float(scales.max()):g}. Choose a smaller one."
+        f"{float(scales.max()):g}{advice}"
     )
 
 

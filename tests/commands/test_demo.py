@@ -12,6 +12,7 @@ from support.demo_steps import work
 
 from mediffusion_diffusers.commands.demo.plan import FULL, SMALL, Step, plan
 from mediffusion_diffusers.commands.demo.schedule import Schedule
+from mediffusion_diffusers.commands.demo.worker import environments
 from mediffusion_diffusers.commands.mediffusion import COMMANDS
 from mediffusion_diffusers.training.presets import JOINT_PRESETS
 
@@ -27,7 +28,7 @@ def test_every_step_is_a_command_that_is_understood(size, tmp_path):
         command.parser.parse(words)
     assert size.preset in JOINT_PRESETS
     assert len({step.output for step in steps}) == len({step.name for step in steps}) == len(steps)
-    assert sum(step.is_heavy for step in steps) == 1
+    assert {step.name for step in steps if step.num_processes > 1} == {"model"}
 
 
 @pytest.mark.parametrize("size", [SMALL, FULL])
@@ -40,8 +41,9 @@ def test_every_step_gets_its_turn(size, tmp_path):
 
 
 def make(place, *names, action="do", **after):
+    """Steps, of which one called "shared" is shared by two processes."""
     return [
-        Step(name, name, (action, name, str(place)), Path(place, name), tuple(after.get(name, ())), name == "heavy")
+        Step(name, name, (action, name, str(place)), Path(place, name), after.get(name, ()), 1 + (name == "shared"))
         for name in names
     ]
 
@@ -51,18 +53,25 @@ def events(place):
 
 
 def test_a_step_waits_for_what_it_needs_and_two_are_side_by_side(tmp_path):
-    steps = make(tmp_path, "a", "heavy", "c", action="meet", c=("a",))
-    schedule = Schedule(steps, tmp_path / "logs", work, ())
+    schedule = Schedule(make(tmp_path, "a", "b", "c", action="meet", c=("a",)), tmp_path / "logs", work, ())
     schedule.run()
     seen = events(tmp_path)
-    assert {name for _, name in seen[:2]} == {"a", "heavy"} and [kind for kind, _ in seen[:2]] == ["begin", "begin"]
+    assert {name for _, name in seen[:2]} == {"a", "b"} and [kind for kind, _ in seen[:2]] == ["begin", "begin"]
     assert seen.index(["end", "a"]) < seen.index(["begin", "c"])
-    assert set(schedule.seconds) == {"a", "heavy", "c"} and schedule.cpu_seconds == 3
+    assert set(schedule.seconds) == {"a", "b", "c"} and schedule.cpu_seconds == 3
     assert schedule.busy_share == pytest.approx(3 / schedule.wall_seconds / schedule.num_cores)
-    nice = {
-        line.split()[1]: line.split()[3] for line in (tmp_path / "events").read_text().splitlines() if "True" in line
-    }
-    assert "a" in nice and "heavy" not in nice
+
+
+def test_processes_that_share_a_step_know_their_places(tmp_path):
+    schedule = Schedule(make(tmp_path, "shared", "b", action="meet", b=("shared",)), tmp_path / "logs", work, ())
+    schedule.num_cores = 2
+    schedule.run()
+    lines = [line.split() for line in (tmp_path / "events").read_text().splitlines()]
+    assert sorted(line[3] for line in lines if line[:2] == ["begin", "shared"]) == ["0", "1"]
+    assert lines[-2][:4] == ["begin", "b", "1", "None"]  # after both, and alone
+    assert schedule.cpu_seconds == 3
+    first, second = environments(2)
+    assert first == {**second, "RANK": "0", "LOCAL_RANK": "0"} and first["MASTER_ADDR"] == "127.0.0.1"
 
 
 def test_what_was_done_before_is_not_done_again(tmp_path):
@@ -74,6 +83,17 @@ def test_what_was_done_before_is_not_done_again(tmp_path):
 def test_a_step_that_fails_says_its_last_words_and_where_the_others_are(tmp_path):
     with pytest.raises(SystemExit, match=r"`mediffusion fail b .*` failed \(3\): of b All it said is in .*b\.log"):
         Schedule(make(tmp_path, "b", action="fail"), tmp_path / "logs", work, ()).run()
+
+
+def test_one_of_two_processes_that_fails_ends_the_other(tmp_path):
+    steps = make(tmp_path, "shared", action="fail_or_wait")
+    schedule = Schedule(steps, tmp_path / "logs", work, ())
+    schedule.num_cores = 2
+    with pytest.raises(SystemExit, match=r"fail_or_wait shared .* failed \(3\)"):
+        schedule.run()
+    assert len(events(tmp_path)) == 2
+    pids = [int(line.split()[4]) for line in (tmp_path / "events").read_text().splitlines()]
+    assert not any(is_running(pid) for pid in pids)
 
 
 def test_killing_the_demo_ends_its_steps(tmp_path):

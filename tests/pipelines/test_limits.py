@@ -39,6 +39,20 @@ def test_guidance_that_overflows(cls, dtype, scale):
         call(pipe, guidance_scale=scale)
 
 
+def test_a_penalty_that_overflows():
+    with pytest.raises(ValueError, match=r"under guidance, at a `guidance_scale` of up to .* with `hold=1e\+30`"):
+        call(tiny_pipeline(MediffusionCounterfactualPipeline), hold=1e30)
+
+
+@pytest.mark.parametrize("cls", GENERATORS)
+def test_a_callback_that_returns_nan(cls):
+    spoil = {"callback_on_step_end": lambda pipe, step, timestep, tensors: {"latents": tensors["latents"] * torch.nan}}
+    with pytest.raises(
+        ValueError, match="`callback_on_step_end` returned 'latents' with NaN or infinite values after"
+    ):
+        call(tiny_pipeline(cls), **spoil, callback_on_step_end_tensor_inputs=["latents"])
+
+
 @pytest.mark.parametrize("cls", GENERATORS)
 def test_a_broken_model(cls):
     pipe = tiny_pipeline(cls)

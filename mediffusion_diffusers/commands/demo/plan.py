@@ -68,7 +68,7 @@ class Step:
         words: the command line after `mediffusion`.
         output: the file that exists once it is done.
         after: names of the steps that must be done before.
-        is_heavy: whether it may use all cores; another step beside it then takes what it leaves.
+        num_processes: that share it, on as many cores.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Step:
     words: tuple[str, ...]
     output: Path
     after: tuple[str, ...] = ()
-    is_heavy: bool = False
+    num_processes: int = 1
 
 
 def plan(folder: Path, size: DemoSize) -> list[Step]:
@@ -140,7 +140,7 @@ def _training(folder: Path, size: DemoSize) -> list[Step]:
             ),
             model / "model_index.json",
             after=("labels",),
-            is_heavy=True,
+            num_processes=2,
         ),
         _step(
             "oracle",
@@ -199,9 +199,14 @@ def _results(folder: Path, size: DemoSize) -> list[Step]:
 
 
 def _step(
-    name: str, title: str, words: tuple[object, ...], output: Path, after: tuple[str, ...] = (), is_heavy: bool = False
+    name: str,
+    title: str,
+    words: tuple[object, ...],
+    output: Path,
+    after: tuple[str, ...] = (),
+    num_processes: int = 1,
 ) -> Step:
-    return Step(name, title, tuple(map(str, words)), output, after, is_heavy)
+    return Step(name, title, tuple(map(str, words)), output, after, num_processes)
 
 
 def _split(folder: Path) -> Path:

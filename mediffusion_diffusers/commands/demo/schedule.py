@@ -8,29 +8,36 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from .plan import Step
-from .worker import PRELOAD, work
+from .worker import PRELOAD, environments, work
 
 
 _NUM_SIDE_BY_SIDE = 2
 _LOOK_SECONDS, _TELL_SECONDS = 0.2, 15.0
+_END_SECONDS = 10.0  # in which a process may put its things in order
 _TAIL = 400  # bytes of a log in which its last line lies
 
 
 @dataclass
 class _Running:
-    """A step in work."""
+    """A step in work, by one process or several."""
 
     step: Step
-    process: Any
-    report: Connection
     log: Path
     started: float
+    processes: list[Any] = field(default_factory=list)
+    reports: list[Connection] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int | None:
+        """0 once all processes have ended well, that of the first that has not, None while they are at work."""
+        codes = [process.exitcode for process in self.processes]
+        return next((code for code in codes if code), None if None in codes else 0)
 
 
 class Schedule:
@@ -74,7 +81,7 @@ class Schedule:
             SystemExit: if one fails, naming its log.
         """
         self.log_folder.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to the other step
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to others
         context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
         context.set_forkserver_preload(list(self.preload))
         started = time.perf_counter()
@@ -86,7 +93,7 @@ class Schedule:
                 time.sleep(_LOOK_SECONDS)
         finally:
             for running in self._running:
-                running.process.terminate()
+                _end(running)
             self.wall_seconds = time.perf_counter() - started
 
     def _start_what_can(self, context: Any) -> None:
@@ -101,31 +108,31 @@ class Schedule:
                 self._done.add(step.name)
                 continue
             self._say(f"{step.title} ...")
-            log = self.log_folder / f"{step.name}.log"
-            receiver, sender = context.Pipe(duplex=False)
-            arguments = (step.words, log, self._num_threads(step), self._is_nice(step), sender)
-            process = context.Process(target=self.work, args=arguments)
-            process.start()
-            sender.close()
-            self._running.append(_Running(step, process, receiver, log, time.perf_counter()))
+            running = _Running(step, self.log_folder / f"{step.name}.log", time.perf_counter())
+            self._running.append(running)
+            for environment in environments(min(step.num_processes, self.num_cores)):
+                receiver, sender = context.Pipe(duplex=False)
+                arguments = (step.words, running.log, self._num_threads, environment, sender)
+                process = context.Process(target=self.work, args=arguments)
+                process.start()
+                sender.close()
+                running.processes.append(process)
+                running.reports.append(receiver)
 
-    def _num_threads(self, step: Step) -> int:
-        """All cores for a heavy step, else those that are one step's share."""
+    @property
+    def _num_threads(self) -> int:
+        """Of each process: the cores that are one step's share, since two processes at a time waste the least."""
         given = os.environ.get("OMP_NUM_THREADS", "")
-        if given.isdigit():
-            return int(given)
-        return self.num_cores if step.is_heavy else max(1, self.num_cores // _NUM_SIDE_BY_SIDE)
-
-    def _is_nice(self, step: Step) -> bool:
-        """Whether a step leaves the cores to a heavy one that runs beside it."""
-        return not step.is_heavy and any(each.is_heavy and each.name not in self._done for each in self.steps)
+        return int(given) if given.isdigit() else max(1, self.num_cores // _NUM_SIDE_BY_SIDE)
 
     def _finish_what_has_ended(self) -> None:
-        for running in [each for each in self._running if not each.process.is_alive()]:
+        for running in [each for each in self._running if each.exit_code is not None]:
             self._running.remove(running)
-            step, code = running.step, running.process.exitcode
-            with suppress(EOFError):  # a process that was killed reports nothing
-                self.cpu_seconds += running.report.recv()
+            step, code = running.step, running.exit_code
+            _end(running)
+            for report in running.reports:
+                with suppress(EOFError):  # a process that was killed reports nothing
+                    self.cpu_seconds += report.recv()
             if code:
                 raise SystemExit(
                     f"The demo stopped: `mediffusion {' '.join(step.words)}` failed ({code}): "
@@ -148,6 +155,14 @@ class Schedule:
     def _say(self, sentence: str) -> None:
         clear = f"{'':<120}\r" if sys.stderr.isatty() else ""
         print(f"{clear}[{len(self._done)}/{len(self.steps)}] {sentence}", file=sys.stderr, flush=True)
+
+
+def _end(running: _Running) -> None:
+    """End those processes of a step that are still at work."""
+    for process in running.processes:
+        process.terminate()
+        process.join(_END_SECONDS)
+        process.kill()
 
 
 def _last_line(log: Path) -> str:

@@ -51,7 +51,7 @@ def assemble(
     clean, edited = display.original, display.edited(edit, question.image_index)
     null, null_rows = display.null(edit, question.image_index)
     check_results((edit.null_latents, display.null_pictures(edit)), 0.0)
-    check_results((edit.latents, edited.pictures), edit.guidance_scales)
+    check_results((edit.latents, edited.pictures), edit.guidance_scales, settings.hold)
     every_row = torch.arange(len(question))
     stages = {"before": (clean, question.image_index), "after": (edited, every_row), "null": (null, null_rows)}
 
