@@ -98,9 +98,10 @@ class CounterfactualOptions:
         "everywhere",
         "Where the image may change: a mask, boxes, or one of them per counterfactual (see "
         '[`~mediffusion_diffusers.regions.prepare_region`]); `"auto"`: where an edit without a mask changes most (the '
-        "smallest region with half of its energy; with noised paths with 0.7 of it, and a soft border); or "
-        '`"everywhere"`. Outside, the latents stay those of the null edit, bit for bit; and with `detail="keep"` the '
-        "image itself stays outside a given mask.",
+        "smallest region with half of its energy; with noised paths where it convinces the classifier, the smallest "
+        'with 0.7 of the integrated gradients for the target, and a soft border); or `"everywhere"`. '
+        'Outside, the latents stay those of the null edit, bit for bit; and with `detail="keep"` the image itself '
+        "stays outside a given mask.",
     )
     fade_guidance: Annotated[bool, Stored] = option(
         False,
@@ -110,8 +111,8 @@ class CounterfactualOptions:
     )
     quality: Annotated[Literal["fast", "best"] | None, Stored] = option(
         None,
-        'One word for `start="noised_paths"`, its `num_noises` and its `num_inference_steps`: `"fast"` takes 22 '
-        'evaluations of the U-Net, `"best"` 76. Options that are named themselves come first.',
+        'One word for `start="noised_paths"`, its `num_noises` and its `num_inference_steps`: `"fast"` takes 24 '
+        'evaluations of the U-Net, `"best"` 78. Options that are named themselves come first.',
     )
     num_noises: Annotated[int | None, Range(at_least=1, at_most=1000), Stored] = option(
         4, 'With `start="noised_paths"`: noised copies per step, in pairs of a noise and its opposite.'

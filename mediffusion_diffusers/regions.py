@@ -174,24 +174,33 @@ def region_of_change(deviation: torch.Tensor, energy_share: float = 0.5) -> torc
         1 inside, 0 outside, shape `(rows, 1, height, width)`; 0 everywhere where nothing changed.
     """
     size = _mean_3x3(deviation.float().abs().mean(1, keepdim=True))
-    energy, places = size.flatten(1).square().sort(dim=1, descending=True)
-    before = energy.cumsum(1) - energy  # what larger changes hold together
-    is_inside = (before < energy_share * energy.sum(1, keepdim=True)) & (energy > 0)
-    region = torch.zeros_like(energy).scatter(1, places, is_inside.to(energy))
-    return region.view_as(size).to(deviation)
+    return _smallest_region(size.square(), energy_share).to(deviation)
 
 
-def soft_region_of_change(deviation: torch.Tensor, energy_share: float = 0.7) -> torch.Tensor:
-    """As `region_of_change`, with a border that fades over one position: the region averaged over 3 x 3 positions.
+def region_of_evidence(evidence: torch.Tensor, share: float = 0.7) -> torch.Tensor:
+    """Where a change convinced a classifier: the smallest region with a share of the evidence, and a soft border.
+
+    A change may well be larger than its reason: what is removed from one lung is faintly mended in the other as well,
+    where the classifier sees nothing. What speaks against the target counts as nothing.
 
     Args:
-        deviation: counterfactual minus null edit, shape `(rows, channels, height, width)`.
-        energy_share: as there; a soft border may hold more than a hard one.
+        evidence: what each position adds to the log-odds of the target, shape `(rows, 1, height, width)`; see
+            [`~mediffusion_diffusers.guidance.attribute_change`].
+        share: of the evidence above 0 (averaged over 3 x 3 positions), in (0, 1]; the soft border may hold more.
 
     Returns:
-        Shape `(rows, 1, height, width)`, in [0, 1].
+        The region averaged over 3 x 3 positions, shape `(rows, 1, height, width)`, in [0, 1]; 0 everywhere where
+        nothing speaks for the target.
     """
-    return _mean_3x3(region_of_change(deviation, energy_share).float()).to(deviation)
+    return _mean_3x3(_smallest_region(_mean_3x3(evidence.float()).clamp_min(0), share)).to(evidence)
+
+
+def _smallest_region(density: torch.Tensor, share: float) -> torch.Tensor:
+    """1 where a density is largest, such that its sum there is a share of the whole, and 0 elsewhere; same shape."""
+    values, places = density.flatten(1).sort(dim=1, descending=True)
+    before = values.cumsum(1) - values  # what larger ones hold together
+    is_inside = (before < share * values.sum(1, keepdim=True)) & (values > 0)
+    return torch.zeros_like(values).scatter(1, places, is_inside.to(values)).view_as(density)
 
 
 def _mean_3x3(values: torch.Tensor) -> torch.Tensor:

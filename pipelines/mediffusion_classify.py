@@ -72,6 +72,69 @@ def memory_format_for(device: torch.device) -> torch.memory_format:
     return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
 
+# ---- mediffusion_diffusers/guidance/freezing.py
+
+
+@dataclass
+class _Held:
+    """What a module was before the first of those who sample with it.
+
+    Args:
+        training: its mode.
+        frozen: names of its own parameters that carried a gradient.
+        num_holders: how many are sampling with it.
+    """
+
+    training: bool
+    frozen: list[str]
+    num_holders: int = 0
+
+
+_held: dict[nn.Module, _Held] = {}
+_lock = threading.Lock()
+
+
+@contextmanager
+def sampling_mode(*modules: nn.Module) -> Iterator[None]:
+    """Put modules in evaluation mode and freeze their parameters; the last one to leave restores both.
+
+    Several threads may sample with the same modules: each is changed by the first and restored by the last of them.
+    """
+    parts = list(dict.fromkeys(part for root in modules for part in root.modules()))
+    with _lock:
+        for part in parts:
+            _hold(part)
+    try:
+        yield
+    finally:
+        with _lock:
+            for part in parts:
+                _let_go(part)
+
+
+def _hold(module: nn.Module) -> None:
+    held = _held.get(module)
+    if held is None:
+        # By name: sequential offloading puts new parameters in the place of the old ones.
+        own = module.named_parameters(recurse=False)
+        held = _held[module] = _Held(module.training, [name for name, parameter in own if parameter.requires_grad])
+        module.training = False
+        for name in held.frozen:
+            getattr(module, name).requires_grad_(False)
+    held.num_holders += 1
+
+
+def _let_go(module: nn.Module) -> None:
+    held = _held[module]
+    held.num_holders -= 1
+    if held.num_holders > 0:
+        return
+    del _held[module]
+    module.training = held.training
+    for name in held.frozen:
+        getattr(module, name).requires_grad_(True)
+
+
 # ---- mediffusion_diffusers/options.py
 
 
@@ -352,18 +415,6 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
-# ---- mediffusion_diffusers/digests.py
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 # ---- mediffusion_diffusers/privacy.py
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
@@ -508,6 +559,18 @@ def _is_lost(error: BaseException) -> bool:
 def _url_path(error: HfHubHTTPError) -> str:
     """Path of the request without host and query, which may carry a signature."""
     return str(getattr(getattr(error, "response", None), "url", "")).partition("?")[0]
+
+
+# ---- mediffusion_diffusers/digests.py
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 # ---- mediffusion_diffusers/models/model_folder.py
@@ -671,69 +734,6 @@ def check_finite(module: Any, source: Any) -> None:
             f"The weights in {str(source)!r} hold NaN or infinite numbers, as {bad[0]!r} does: the file is damaged or "
             "its training diverged. Get it from its origin again, or save the model from an earlier checkpoint."
         )
-
-
-# ---- mediffusion_diffusers/guidance/freezing.py
-
-
-@dataclass
-class _Held:
-    """What a module was before the first of those who sample with it.
-
-    Args:
-        training: its mode.
-        frozen: names of its own parameters that carried a gradient.
-        num_holders: how many are sampling with it.
-    """
-
-    training: bool
-    frozen: list[str]
-    num_holders: int = 0
-
-
-_held: dict[nn.Module, _Held] = {}
-_lock = threading.Lock()
-
-
-@contextmanager
-def sampling_mode(*modules: nn.Module) -> Iterator[None]:
-    """Put modules in evaluation mode and freeze their parameters; the last one to leave restores both.
-
-    Several threads may sample with the same modules: each is changed by the first and restored by the last of them.
-    """
-    parts = list(dict.fromkeys(part for root in modules for part in root.modules()))
-    with _lock:
-        for part in parts:
-            _hold(part)
-    try:
-        yield
-    finally:
-        with _lock:
-            for part in parts:
-                _let_go(part)
-
-
-def _hold(module: nn.Module) -> None:
-    held = _held.get(module)
-    if held is None:
-        # By name: sequential offloading puts new parameters in the place of the old ones.
-        own = module.named_parameters(recurse=False)
-        held = _held[module] = _Held(module.training, [name for name, parameter in own if parameter.requires_grad])
-        module.training = False
-        for name in held.frozen:
-            getattr(module, name).requires_grad_(False)
-    held.num_holders += 1
-
-
-def _let_go(module: nn.Module) -> None:
-    held = _held[module]
-    held.num_holders -= 1
-    if held.num_holders > 0:
-        return
-    del _held[module]
-    module.training = held.training
-    for name in held.frozen:
-        getattr(module, name).requires_grad_(True)
 
 
 # ---- mediffusion_diffusers/guidance/scales.py

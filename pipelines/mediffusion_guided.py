@@ -74,6 +74,84 @@ def memory_format_for(device: torch.device) -> torch.memory_format:
     return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
 
+# ---- mediffusion_diffusers/guidance/freezing.py
+
+
+def hold_saved_tensors() -> saved_tensors_hooks:
+    """Keep for the backward pass the weights that the forward pass used.
+
+    Layerwise casting and group offloading exchange a parameter's data right after its forward; a graph that refers to
+    the parameter would find the small or absent copy.
+    """
+    return saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
+
+
+@dataclass
+class _Held:
+    """What a module was before the first of those who sample with it.
+
+    Args:
+        training: its mode.
+        frozen: names of its own parameters that carried a gradient.
+        num_holders: how many are sampling with it.
+    """
+
+    training: bool
+    frozen: list[str]
+    num_holders: int = 0
+
+
+_held: dict[nn.Module, _Held] = {}
+_lock = threading.Lock()
+
+
+@contextmanager
+def sampling_mode(*modules: nn.Module) -> Iterator[None]:
+    """Put modules in evaluation mode and freeze their parameters; the last one to leave restores both.
+
+    Several threads may sample with the same modules: each is changed by the first and restored by the last of them.
+    """
+    parts = list(dict.fromkeys(part for root in modules for part in root.modules()))
+    with _lock:
+        for part in parts:
+            _hold(part)
+    try:
+        yield
+    finally:
+        with _lock:
+            for part in parts:
+                _let_go(part)
+
+
+def _hold(module: nn.Module) -> None:
+    held = _held.get(module)
+    if held is None:
+        # By name: sequential offloading puts new parameters in the place of the old ones.
+        own = module.named_parameters(recurse=False)
+        held = _held[module] = _Held(module.training, [name for name, parameter in own if parameter.requires_grad])
+        module.training = False
+        for name in held.frozen:
+            getattr(module, name).requires_grad_(False)
+    held.num_holders += 1
+
+
+def _let_go(module: nn.Module) -> None:
+    held = _held[module]
+    held.num_holders -= 1
+    if held.num_holders > 0:
+        return
+    del _held[module]
+    module.training = held.training
+    for name in held.frozen:
+        getattr(module, name).requires_grad_(True)
+
+
+# ---- mediffusion_diffusers/choices.py
+
+# Where the classifier is asked: the model's own, in three places (see `guidance.predict_guided`).
+OwnGuidanceMode = Literal["zt", "x0_detached", "x0"]
+
+
 # ---- mediffusion_diffusers/options.py
 
 
@@ -354,18 +432,6 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
-# ---- mediffusion_diffusers/digests.py
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 # ---- mediffusion_diffusers/privacy.py
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
@@ -510,6 +576,18 @@ def _is_lost(error: BaseException) -> bool:
 def _url_path(error: HfHubHTTPError) -> str:
     """Path of the request without host and query, which may carry a signature."""
     return str(getattr(getattr(error, "response", None), "url", "")).partition("?")[0]
+
+
+# ---- mediffusion_diffusers/digests.py
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 # ---- mediffusion_diffusers/models/model_folder.py
@@ -745,84 +823,6 @@ def predict_original_sample(
     return model_output
 
 
-# ---- mediffusion_diffusers/choices.py
-
-# Where the classifier is asked: the model's own, in three places (see `guidance.predict_guided`).
-OwnGuidanceMode = Literal["zt", "x0_detached", "x0"]
-
-
-# ---- mediffusion_diffusers/guidance/freezing.py
-
-
-def hold_saved_tensors() -> saved_tensors_hooks:
-    """Keep for the backward pass the weights that the forward pass used.
-
-    Layerwise casting and group offloading exchange a parameter's data right after its forward; a graph that refers to
-    the parameter would find the small or absent copy.
-    """
-    return saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
-
-
-@dataclass
-class _Held:
-    """What a module was before the first of those who sample with it.
-
-    Args:
-        training: its mode.
-        frozen: names of its own parameters that carried a gradient.
-        num_holders: how many are sampling with it.
-    """
-
-    training: bool
-    frozen: list[str]
-    num_holders: int = 0
-
-
-_held: dict[nn.Module, _Held] = {}
-_lock = threading.Lock()
-
-
-@contextmanager
-def sampling_mode(*modules: nn.Module) -> Iterator[None]:
-    """Put modules in evaluation mode and freeze their parameters; the last one to leave restores both.
-
-    Several threads may sample with the same modules: each is changed by the first and restored by the last of them.
-    """
-    parts = list(dict.fromkeys(part for root in modules for part in root.modules()))
-    with _lock:
-        for part in parts:
-            _hold(part)
-    try:
-        yield
-    finally:
-        with _lock:
-            for part in parts:
-                _let_go(part)
-
-
-def _hold(module: nn.Module) -> None:
-    held = _held.get(module)
-    if held is None:
-        # By name: sequential offloading puts new parameters in the place of the old ones.
-        own = module.named_parameters(recurse=False)
-        held = _held[module] = _Held(module.training, [name for name, parameter in own if parameter.requires_grad])
-        module.training = False
-        for name in held.frozen:
-            getattr(module, name).requires_grad_(False)
-    held.num_holders += 1
-
-
-def _let_go(module: nn.Module) -> None:
-    held = _held[module]
-    held.num_holders -= 1
-    if held.num_holders > 0:
-        return
-    del _held[module]
-    module.training = held.training
-    for name in held.frozen:
-        getattr(module, name).requires_grad_(True)
-
-
 # ---- mediffusion_diffusers/guidance/targets.py
 
 # One image's labels: a name, an index, or several of them.
@@ -908,11 +908,33 @@ class GuidanceTarget:
         direction = self.direction.to(logits)
         if self.problem_type == "multi_label_classification":
             return (F.logsigmoid(direction * logits) * direction.abs()).sum(dim=1)
-        log_p = F.log_softmax(logits, dim=1)
-        # log(1 - p_k) = logsumexp of the other log-probabilities: exact where 1 - p would underflow.
-        others = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
-        log_not_p = log_p[:, None, :].masked_fill(others, -torch.inf).logsumexp(dim=2)
+        log_p, log_not_p = _log_probs(logits)
         return (torch.where(direction > 0, log_p, log_not_p) * direction.abs()).sum(dim=1)
+
+    def log_odds(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-odds of the target under the classifier: `log p - log(1 - p)` towards a label, its negative away.
+
+        Those of several labels add up.
+
+        Args:
+            logits: shape `(batch, num_labels)`.
+
+        Returns:
+            Shape `(batch,)`.
+        """
+        direction = self.direction.to(logits)
+        if self.problem_type == "multi_label_classification":
+            return (direction * logits).sum(dim=1)
+        log_p, log_not_p = _log_probs(logits)
+        return (direction * (log_p - log_not_p)).sum(dim=1)
+
+
+def _log_probs(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`log p` and `log(1 - p)` of each class, one class per image; shape of `logits` each."""
+    log_p = F.log_softmax(logits, dim=1)
+    # log(1 - p_k) = logsumexp of the other log-probabilities: exact where 1 - p would underflow.
+    others = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+    return log_p, log_p[:, None, :].masked_fill(others, -torch.inf).logsumexp(dim=2)
 
 
 def build_target(

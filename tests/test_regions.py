@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mediffusion_diffusers.regions import boxes_to_mask, prepare_region, region_of_change, region_to_pixels
+from mediffusion_diffusers.regions import (
+    boxes_to_mask,
+    prepare_region,
+    region_of_change,
+    region_of_evidence,
+    region_to_pixels,
+)
 
 
 BOX = {"x": 0.25, "y": 0.5, "width": 0.5, "height": 0.25}
@@ -85,6 +91,15 @@ def test_region_of_change_is_the_smallest_with_its_share_of_the_energy():
     largest_outside = torch.where(region.bool(), 0.0, energy).amax((1, 2, 3))
     assert (inside >= 0.6).all() and (smallest >= largest_outside).all()
     assert (inside - smallest / energy.sum((1, 2, 3)) < 0.6).all()  # without its least position it holds less
+
+
+def test_region_of_evidence_leaves_out_what_speaks_against_the_target():
+    evidence = torch.zeros(1, 1, 16, 16)
+    evidence[..., 2:5, 2:5], evidence[..., 10:14, 10:14] = 1.0, -2.0
+    region = region_of_evidence(evidence, share=1.0)
+    assert region[0, 0, 2:5, 2:5].eq(1).all() and not region[..., 8:, 8:].any()
+    assert 0 < region[0, 0, 0, 3] < 1  # the border is soft
+    assert not region_of_evidence(-evidence.abs()).any()
 
 
 def test_region_at_the_size_of_the_pictures():

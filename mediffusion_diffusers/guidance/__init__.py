@@ -1,5 +1,6 @@
 """Classifier guidance (paper Sec. 3.4, Eq. 2 and 7), as functions of tensors and models."""
 
+from .attribution import attribute_change
 from .external import ExternalClassifier
 from .fading import fade
 from .formulas import guide_model_output, predict_epsilon, predict_original_sample
@@ -29,6 +30,7 @@ __all__ = [
     "Labels",
     "LatentClassifier",
     "OwnGuidanceMode",
+    "attribute_change",
     "build_target",
     "count_label_rows",
     "fade",

@@ -94,11 +94,33 @@ class GuidanceTarget:
         direction = self.direction.to(logits)
         if self.problem_type == "multi_label_classification":
             return (F.logsigmoid(direction * logits) * direction.abs()).sum(dim=1)
-        log_p = F.log_softmax(logits, dim=1)
-        # log(1 - p_k) = logsumexp of the other log-probabilities: exact where 1 - p would underflow.
-        others = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
-        log_not_p = log_p[:, None, :].masked_fill(others, -torch.inf).logsumexp(dim=2)
+        log_p, log_not_p = _log_probs(logits)
         return (torch.where(direction > 0, log_p, log_not_p) * direction.abs()).sum(dim=1)
+
+    def log_odds(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-odds of the target under the classifier: `log p - log(1 - p)` towards a label, its negative away.
+
+        Those of several labels add up.
+
+        Args:
+            logits: shape `(batch, num_labels)`.
+
+        Returns:
+            Shape `(batch,)`.
+        """
+        direction = self.direction.to(logits)
+        if self.problem_type == "multi_label_classification":
+            return (direction * logits).sum(dim=1)
+        log_p, log_not_p = _log_probs(logits)
+        return (direction * (log_p - log_not_p)).sum(dim=1)
+
+
+def _log_probs(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`log p` and `log(1 - p)` of each class, one class per image; shape of `logits` each."""
+    log_p = F.log_softmax(logits, dim=1)
+    # log(1 - p_k) = logsumexp of the other log-probabilities: exact where 1 - p would underflow.
+    others = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+    return log_p, log_p[:, None, :].masked_fill(others, -torch.inf).logsumexp(dim=2)
 
 
 def build_target(

@@ -7,7 +7,8 @@ from support.components import generators, random_pil, tiny_pipeline
 from support.edits import FAST, close
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
-from mediffusion_diffusers.regions import region_of_change, soft_region_of_change
+from mediffusion_diffusers.guidance import attribute_change, build_target
+from mediffusion_diffusers.regions import region_of_change, region_of_evidence
 
 
 def test_ones_are_no_mask(pipe, arguments):
@@ -38,8 +39,11 @@ def test_found_by_the_model(pipe, arguments):
     assert 0.05 < inside.float().mean() < 0.95
     assert torch.equal(output.images[~inside], output.null_images[~inside])
     everywhere = pipe(random_pil(2), away="Mass", generator=generators(0, 1), **arguments)
-    is_soft = arguments.get("start") == "noised_paths"
-    region = (soft_region_of_change if is_soft else region_of_change)(everywhere.null_difference)
+    region = region_of_change(everywhere.null_difference)
+    if arguments.get("start") == "noised_paths":
+        target = build_target(None, "Mass", 2, pipe.label_names, pipe.unet.config.problem_type)
+        change = (everywhere.null_images, everywhere.null_difference)
+        region = region_of_evidence(attribute_change(pipe.classify_latents, *change, target))
     assert torch.equal(torch.from_numpy(output.region), region)
     assert output.settings["mask"] == "auto" and everywhere.settings["mask"] == "everywhere"
 

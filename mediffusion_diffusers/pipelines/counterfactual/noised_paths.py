@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from ...guidance import predict_epsilon
-from ...regions import soft_region_of_change
+from ...guidance import attribute_change, predict_epsilon
+from ...regions import region_of_evidence
 from ...schedulers import MultistepDDIMScheduler
 from ..base import Generators, clone_generator
 from .editor import Edit, Editor, Watch
@@ -120,15 +120,21 @@ class FollowNoisedPaths(Editor):
             watch: of the call. A callback's latents are the image's with the deviation so far.
         """
         watch.state.guidance_scale = question.guidance_scale
-        each, deviation = self._deviations(start, question.to(start.latents), watch)
-        region = question.region
+        question, null_latents = question.to(start.latents), start.latents
+        each, deviation = self._deviations(start, question, watch)
+        region, clean = question.region, null_latents[question.image_index]
         if self.settings.finds_region:
-            region = soft_region_of_change(deviation)
+            region = region_of_evidence(attribute_change(self._classify, clean, deviation, question.target))
             deviation = region * deviation
-        null_latents = start.latents
-        latents = (null_latents[question.image_index].float() + deviation).to(null_latents.dtype)
+        latents = (clean.float() + deviation).to(clean.dtype)
         return replace(
             self._edit_of(start, question, latents, null_latents), region=region, agreement=agreement_of(each)
+        )
+
+    def _classify(self, latents: torch.Tensor) -> torch.Tensor:
+        """Logits of clean latents, of the classifier that guides."""
+        return (
+            self.unet(latents, 0, return_sample=False).logits if self.classifier is None else self.classifier(latents)
         )
 
     def _descent(self, start: Start) -> MultistepDDIMScheduler:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 # U-Net evaluations of a counterfactual are num_noises * (2 * num_inference_steps - 1), the unguided half of which all
-# targets of an image share.
+# targets of an image share, and 2 of the encoder for the region.
 QUALITIES: dict[str, dict[str, int]] = {
     "fast": {"num_noises": 2, "num_inference_steps": 6},
     "best": {"num_noises": 4, "num_inference_steps": 10},
