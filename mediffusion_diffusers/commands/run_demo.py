@@ -57,7 +57,8 @@ def run(options: Options) -> int:
     print("What the demo promises, and what it measured:")
     for check in checks:
         print(f"  {'ok  ' if check.passed else 'FAIL'} {check.sentence}")
-    print(f"\n{schedule.busy_share:.0%} of the time of {schedule.num_cores} cores was used.")
+    print(f"\n{schedule.busy_share:.0%} of the time of {schedule.num_cores} cores was used: ", end="")
+    print(f"{schedule.cpu_seconds / 60:.1f} CPU minutes in {schedule.wall_seconds / 60:.1f} minutes.")
     print(f"Report: {report}")
     print(f"Explained in detail: {folder / EXPLANATION_FOLDER / 'explanations.html'}")
     print(f"With the checkpoint in the box: {folder / EXAMPLE_FOLDER / 'explanations.html'}")
