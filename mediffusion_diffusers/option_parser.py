@@ -56,7 +56,13 @@ class OptionParser:
         self.defaults = dict(defaults or {})
         self.presets = presets or {}
         self.parameters = [
-            _Parameter(entry, option_class, hints[entry.name], self.defaults.get(entry.name, _default_of(entry)))
+            _Parameter(
+                entry,
+                option_class,
+                hints[entry.name],
+                self.defaults.get(entry.name, _default_of(entry)),
+                sorted(self.presets) if entry.name == "preset" else [],
+            )
             for option_class, hints in _with_hints(option_classes)
             for entry in dataclasses.fields(option_class)
             if entry.init
@@ -172,9 +178,13 @@ class _Parameter:
         option_class: its dataclass.
         hint: its type.
         default: what holds where it is not given, `dataclasses.MISSING` if it must be.
+        offered: values that completion offers.
     """
 
-    def __init__(self, entry: dataclasses.Field, option_class: type, hint: Any, default: Any):
+    def __init__(
+        self, entry: dataclasses.Field, option_class: type, hint: Any, default: Any, offered: Sequence[str] = ()
+    ):
+        self.offered = offered
         self.name, self.metadata, self.default = entry.name, entry.metadata, default
         self.flag = f"--{entry.name.replace('_', '-')}"
         self.flags = (self.flag, *self.metadata.get("aliases", ()))
@@ -205,6 +215,7 @@ class _Parameter:
                 metavar=" ".join(metavar) if isinstance(metavar, tuple) else metavar,
                 show_default=False,
                 rich_help_panel=self.panel,
+                autocompletion=self._complete if self.offered else None,
             )
         return inspect.Parameter(
             self.name,
@@ -212,6 +223,9 @@ class _Parameter:
             default=inspect.Parameter.empty if is_required else None,
             annotation=Annotated[self.type if is_required else self.type | None, info],
         )
+
+    def _complete(self, incomplete: str) -> list[str]:
+        return [value for value in self.offered if value.startswith(incomplete)]
 
 
 class _OptionCommand(TyperCommand):

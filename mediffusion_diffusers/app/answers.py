@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ..data import open_image
-from ..data.dicom import may_be_dicom, read_header, tag_text
+from ..dicom_export import Source
 from ..explanation.agreement import Agreement, repeat_counterfactual
 from ..image_processor import denormalize
 from ..pipelines import MediffusionClassifyPipeline, MediffusionCounterfactualPipeline
@@ -47,7 +47,7 @@ class OpenedImage:
         given_size: width and height of what was given, in pixels.
         scores: the model's probabilities, for this one image.
         is_single_label: whether the model decides for one class, so that thresholds are unused.
-        names_patient: whether the file said that its pixels name the patient.
+        source: what its file says of the pixels.
     """
 
     pixels: np.ndarray
@@ -55,7 +55,7 @@ class OpenedImage:
     given_size: tuple[int, int]
     scores: MediffusionClassifyPipelineOutput
     is_single_label: bool = False
-    names_patient: bool = False
+    source: Source = field(default_factory=Source)
 
     @property
     def probabilities(self) -> dict[str, float]:
@@ -99,7 +99,7 @@ class Answer:
 def open_upload(path: str | Path, pipe: MediffusionCounterfactualPipeline) -> OpenedImage:
     """Open a picture or DICOM file that somebody has uploaded.
 
-    Neither the file's name nor any tag of it is kept.
+    Neither the file's name nor any tag of it is kept, but those that describe the pixels.
 
     Args:
         path: of the file.
@@ -110,11 +110,7 @@ def open_upload(path: str | Path, pipe: MediffusionCounterfactualPipeline) -> Op
         ImportError: for DICOM without pydicom.
     """
     name = Path(path).name
-    opened = open_given(open_image(path, name), pipe)
-    if not may_be_dicom(path):
-        return opened
-    burned_in = tag_text(read_header(path, name), "BurnedInAnnotation").upper() == "YES"
-    return replace(opened, names_patient=burned_in)
+    return replace(open_given(open_image(path, name), pipe), source=Source.of_pixels(path, name))
 
 
 def open_given(image: Any, pipe: MediffusionCounterfactualPipeline, name: str = "") -> OpenedImage:

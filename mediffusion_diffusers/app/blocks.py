@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..explanation.agreement import Agreement
 from ..notices import PAGE_NOTICE, PICTURE_NOTICE
+from ..regions import region_to_pixels
 from ..reports.pages.explanations import READ_CONTROLS, SMOOTH_FROM, picture_marks
 from ..reports.pages.rendering import Templates
 from ..reports.pictures.drawing import (
@@ -73,7 +74,7 @@ def opened_block(opened: OpenedImage) -> str:
     stretch = given_width * height / (given_height * width)
     if max(stretch, 1 / stretch) > 1.1:
         notes.append("Its sides were scaled differently, so shapes are distorted: crop it to the model's proportions.")
-    if opened.names_patient:
+    if opened.source.names_patient:
         notes.append("The file says that its pixels name the patient.")
     return _block(
         "opened",
@@ -99,6 +100,7 @@ def answer_block(answer: Answer) -> str:
         map=_map(one, one.counterfactual),
         scale=_scale(one.limit()),
         marks=picture_marks(one),
+        noises=_noises(answer),
         scores=_scores(answer.opened, answer.output.probabilities_after[0], asked),
         is_single=answer.opened.is_single_label,
         settings=_settings(answer),
@@ -240,6 +242,19 @@ def _settings(answer: Answer) -> str:
         f"Guidance scale {used['guidance_scale']:.3g}, strength {used['strength']:.2g}, "
         f"{used['num_inference_steps']} steps, {where[used['mask']]}; {answer.seconds:.1f} seconds."
     )
+
+
+def _noises(answer: Answer) -> dict[str, Any] | None:
+    """How far the noises of a mean over several agree, on the image's pixels; None where there are none."""
+    agreement, size = answer.output.agreement, answer.output.image_size
+    if agreement is None:
+        return None
+    pixels = map_pixels(region_to_pixels(agreement, 1, size)[0, 0], AGREEMENT_COLOURS)
+    return {
+        "num": answer.output.settings["num_noises"],
+        "map": Image.fromarray(pixels),
+        "colours": colour_gradient(AGREEMENT_COLOURS),
+    }
 
 
 def _scores(opened: OpenedImage, after: Any = None, asked: Mapping[str, str] | None = None) -> list[dict[str, Any]]:

@@ -119,7 +119,7 @@ class Desk:
         self, answer: Answer, explained: Sequence[ExplainedImage]
     ) -> tuple[list[files.DownloadFile], list[str]]:
         """DICOM files, or none and the reason."""
-        if answer.opened.names_patient:
+        if answer.opened.source.names_patient:
             return [], [f"{NO_DICOM}: the given file says that its pixels name the patient."]
         try:
             return files.dicom_files(answer, explained, self.checkpoint_hash), []

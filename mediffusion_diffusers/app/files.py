@@ -63,7 +63,8 @@ def dicom_files(answer: Answer, explained: Sequence[ExplainedImage], checkpoint:
     for number, one in enumerate(explained, start=1):
         with tempfile.TemporaryDirectory() as folder:
             settings = answer.output.settings_of(0)
-            written = write_explanation_dicom(one, folder, checkpoint, settings, stem=f"explanation-{number}")
+            kept = {"stem": f"explanation-{number}", "source": answer.opened.source}
+            written = write_explanation_dicom(one, folder, checkpoint, settings, **kept)
             for path, what in ((written.panel, "Panel"), (written.report, "Structured Report")):
                 text = f"{what}: {one.heading} (DICOM)"
                 files.append(DownloadFile(path.name, text, path.read_bytes()))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..choices import RowRule
@@ -22,7 +22,8 @@ from ..device_options import DeviceOptions
 from ..option_parser import OptionParser
 from ..options import Range, check_options, option, required
 from ..privacy import is_local_path
-from .command import Command, first_paragraph
+from .command import Command, ResultOptions, first_paragraph
+from .results import note, say_result
 from .study_options import MODEL_ALIASES, BatchSize, Seed
 
 
@@ -115,7 +116,7 @@ def job_of(options: Options, edit: Any, environment: Mapping[str, str]) -> Expla
     )
 
 
-def run(options: Options, edit: Any, device_options: DeviceOptions) -> int:
+def run(options: Options, edit: Any, device_options: DeviceOptions, result_options: ResultOptions) -> int:
     """Load the pipeline, explain, and say what was done.
 
     Returns:
@@ -137,10 +138,15 @@ def run(options: Options, edit: Any, device_options: DeviceOptions) -> int:
     if summary is None:
         return 0
     for problem in summary.problems:
-        print(f"Not explained: {problem}")
-    print(f"{summary.sentence()} Output: {options.output_dir}")
+        note(f"Not explained: {problem}")
+    if result_options.json:
+        say_result({"output_dir": str(options.output_dir), **asdict(summary)})
+    else:
+        print(f"{summary.sentence()} Output: {options.output_dir}")
     return 0 if summary.is_useful else 1
 
 
-COMMAND = Command(OptionParser(Options, EditOptions, DeviceOptions, description=first_paragraph(__doc__)), run)
+COMMAND = Command(
+    OptionParser(Options, EditOptions, DeviceOptions, ResultOptions, description=first_paragraph(__doc__)), run
+)
 main = COMMAND.main

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ..atomic_files import read_json
 from ..option_parser import OptionParser
-from .command import Command, first_paragraph, run_group
+from .command import Command, ResultOptions, first_paragraph, run_group
 from .prepare_options import (
     ChestOptions,
     ColumnOptions,
@@ -37,51 +39,62 @@ from .prepare_options import (
     ValidationShare,
     given_values,
 )
-from .results import note
+from .results import note, say_result
 
 
 if TYPE_CHECKING:
-    from ..data import DatasetInfo
+    from ..data import DatasetInfo, LabelledSplit
 
 
 _SHOWN = 5  # names of missing or skipped files on the console; all of them stand in the report
 
 
-def prepare_chestxray14(source: SourceFolder, output: OutputOptions, *groups: Any) -> None:
+class Result(Protocol):
+    """What a command has made."""
+
+    def say(self) -> None:
+        """Tell it a person."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tell it a program."""
+
+
+def prepare_chestxray14(source: SourceFolder, output: OutputOptions, *groups: Any) -> Result:
     """Run `convert_chestxray14`."""
     from ..data import convert_chestxray14
 
-    _convert(convert_chestxray14, source.source_dir, output, *groups)
+    return _convert(convert_chestxray14, source.source_dir, output, *groups)
 
 
-def prepare_isic2019(source: SourceFolder, output: OutputOptions, *groups: Any) -> None:
+def prepare_isic2019(source: SourceFolder, output: OutputOptions, *groups: Any) -> Result:
     """Run `convert_isic2019`."""
     from ..data import convert_isic2019
 
-    _convert(convert_isic2019, source.source_dir, output, *groups)
+    return _convert(convert_isic2019, source.source_dir, output, *groups)
 
 
-def prepare_medmnist(options: MedMNISTOptions, output: OutputOptions) -> None:
+def prepare_medmnist(options: MedMNISTOptions, output: OutputOptions) -> Result:
     """Run `convert_medmnist`."""
     from ..data import convert_medmnist
 
-    _convert(convert_medmnist, options.npz_file, output, options)
+    return _convert(convert_medmnist, options.npz_file, output, options)
 
 
-def prepare_dicom(source: SourceFolder, dicom: DicomOptions, output: OutputOptions, *groups: Any) -> None:
+def prepare_dicom(source: SourceFolder, dicom: DicomOptions, output: OutputOptions, *groups: Any) -> Result:
     """Run `convert_dicom`."""
     from ..data import convert_dicom
 
-    _convert(convert_dicom, source.source_dir, output, dicom, *groups)
+    result = _convert(convert_dicom, source.source_dir, output, dicom, *groups)
     if dicom.salt is None:
         note("The pseudonyms use a fresh salt; pass --salt to get the same ones from another conversion.")
+    return result
 
 
-def prepare_imagefolder(source: SourceFolder, columns: ColumnOptions, output: OutputOptions, *groups: Any) -> None:
+def prepare_imagefolder(source: SourceFolder, columns: ColumnOptions, output: OutputOptions, *groups: Any) -> Result:
     """Run `convert_image_folder`."""
     from ..data import ColumnNames, convert_image_folder
 
-    _convert(
+    return _convert(
         convert_image_folder,
         source.source_dir,
         output,
@@ -91,23 +104,23 @@ def prepare_imagefolder(source: SourceFolder, columns: ColumnOptions, output: Ou
     )
 
 
-def prepare_hub(source: HubSource, columns: ColumnOptions, output: OutputOptions, *groups: Any) -> None:
+def prepare_hub(source: HubSource, columns: ColumnOptions, output: OutputOptions, *groups: Any) -> Result:
     """Run `convert_hub_dataset`."""
     from ..data import ColumnNames, convert_hub_dataset
 
     options = {"columns": ColumnNames(**columns.names()), **columns.form()}
     place = {"config": source.dataset_config_name, "revision": source.revision}
-    _convert(convert_hub_dataset, source.dataset_name, output, *groups, **place, **options)
+    return _convert(convert_hub_dataset, source.dataset_name, output, *groups, **place, **options)
 
 
-def prepare_phantom(options: PhantomOptions, output: OutputOptions) -> None:
+def prepare_phantom(options: PhantomOptions, output: OutputOptions) -> Result:
     """Run `prepare_phantoms`."""
     from ..data.phantom import prepare_phantoms
 
-    _report(output.output_dir, prepare_phantoms(**given_values(output, options)))
+    return Conversion(output.output_dir, prepare_phantoms(**given_values(output, options)))
 
 
-def draw_split(options: SplitOptions) -> None:
+def draw_split(options: SplitOptions) -> Result:
     """Draw a labelled share and write the split file."""
     from ..data import draw_labelled_split, load_info, load_prepared
 
@@ -117,52 +130,116 @@ def draw_split(options: SplitOptions) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         split = draw_labelled_split(dataset, info, options.share, options.seed, options.by)
-    path = split.save(options.output)
-    width = max(len(name) for name in split.positives)
-    print(
-        f"{split.num_images:,} of {len(dataset):,} training images ({100 * split.num_images / len(dataset):.2f} %), "
-    )
-    print(f"{split.num_patients:,} patients; {options.share:g} % by {options.by}, seed {options.seed}")
-    for name, count in split.positives.items():
-        print(f"  {name.ljust(width)}  {count:,}")
-    for warning in caught:
-        note(f"Warning: {warning.message}")
-    print(f"Written: {path}\nsha256:  {split.hash}")
+    return Draw(split, len(dataset), split.save(options.output), [str(warning.message) for warning in caught])
 
 
 def _convert(
     converter: Callable[..., DatasetInfo], source: str | Path, output: OutputOptions, *groups: Any, **more: Any
-) -> None:
-    """Run a converter with what its groups of options give, and print what it did."""
+) -> Result:
+    """Run a converter with what its groups of options give."""
     options = {**given_values(output, *groups), **{name: value for name, value in more.items() if value is not None}}
     del options["output_dir"]
     options.pop("npz_file", None)
-    _report(output.output_dir, converter(source, output.output_dir, **options))
+    return Conversion(output.output_dir, converter(source, output.output_dir, **options))
 
 
-def _report(output_dir: Path, info: DatasetInfo) -> None:
-    """Print what was written, and what is missing."""
-    from ..atomic_files import read_json
-    from ..data import ConversionReport, format_summary, summarize_prepared
-    from ..data.writer import REPORT_FILE
+@dataclass(frozen=True)
+class Conversion:
+    """A dataset that was prepared.
 
-    report = read_json(output_dir / REPORT_FILE)
-    print()
-    print(format_summary(info, summarize_prepared(output_dir)))
-    print()
-    for sentence in info.notes:
-        print(f"- {sentence}")
-    for name in report["missing"][:_SHOWN]:
-        print(f"  missing: {_one_line(name)}")
-    for entry in report["skipped"][:_SHOWN]:
-        print(f"  skipped: {_one_line(entry['file'])}: {entry['reason']}")
-    for rule, names in report["ignored"].items():
-        print(f"  ignored: {len(names):,} ({rule})")
-    if max(len(report["missing"]), len(report["skipped"])) > _SHOWN:
-        print(f"  ... all of them: {output_dir / REPORT_FILE}")
-    print(f"Account: {ConversionReport(**report).account()}.")
-    print(f"Licence: {info.licence}. Credit: {info.attribution}.")
-    print(f"Written: {output_dir}")
+    Args:
+        output_dir: where it is.
+        info: what it is.
+    """
+
+    output_dir: Path
+    info: DatasetInfo
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it is, how many images each split and label has, and what became of every file."""
+        from ..data import summarize_prepared
+
+        return {
+            "output_dir": str(self.output_dir),
+            "dataset": asdict(self.info),
+            "splits": {name: asdict(summary) for name, summary in summarize_prepared(self.output_dir).items()},
+            "conversion": self._report,
+        }
+
+    def say(self) -> None:
+        """Print what was written, and what is missing."""
+        from ..data import ConversionReport, format_summary, summarize_prepared
+
+        info, report = self.info, self._report
+        print()
+        print(format_summary(info, summarize_prepared(self.output_dir)))
+        print()
+        for sentence in info.notes:
+            print(f"- {sentence}")
+        for name in report["missing"][:_SHOWN]:
+            print(f"  missing: {_one_line(name)}")
+        for entry in report["skipped"][:_SHOWN]:
+            print(f"  skipped: {_one_line(entry['file'])}: {entry['reason']}")
+        for rule, names in report["ignored"].items():
+            print(f"  ignored: {len(names):,} ({rule})")
+        if max(len(report["missing"]), len(report["skipped"])) > _SHOWN:
+            print(f"  ... all of them: {self.output_dir / self._report_file}")
+        print(f"Account: {ConversionReport(**report).account()}.")
+        print(f"Licence: {info.licence}. Credit: {info.attribution}.")
+        print(f"Written: {self.output_dir}")
+
+    @property
+    def _report_file(self) -> str:
+        from ..data.writer import REPORT_FILE
+
+        return REPORT_FILE
+
+    @property
+    def _report(self) -> dict[str, Any]:
+        return read_json(self.output_dir / self._report_file)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A labelled share that was drawn.
+
+    Args:
+        split: what was drawn.
+        num_train_images: that it was drawn from.
+        path: where it was saved.
+        warnings: that came up.
+    """
+
+    split: LabelledSplit
+    num_train_images: int
+    path: Path
+    warnings: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """How many images and patients of each label were drawn, and where it stands who."""
+        split = self.split
+        return {
+            "output": str(self.path),
+            "sha256": split.hash,
+            **{"share": split.share, "by": split.by, "seed": split.seed},
+            "num_train_images": self.num_train_images,
+            "num_images": split.num_images,
+            "num_patients": split.num_patients,
+            "positives": split.positives,
+            "warnings": self.warnings,
+        }
+
+    def say(self) -> None:
+        """Print the same."""
+        split, percent = self.split, 100 * self.split.num_images / self.num_train_images
+        width = max(len(name) for name in split.positives)
+        print(f"{split.num_images:,} of {self.num_train_images:,} training images ({percent:.2f} %), ")
+        print(f"{split.num_patients:,} patients; {split.share:g} % by {split.by}, seed {split.seed}")
+        for name, count in split.positives.items():
+            print(f"  {name.ljust(width)}  {count:,}")
+        for warning in self.warnings:
+            note(f"Warning: {warning}")
+        print(f"Written: {self.path}\nsha256:  {split.hash}")
 
 
 def _one_line(name: str) -> str:
@@ -170,8 +247,18 @@ def _one_line(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def _command(help: str, run: Callable[..., None], *groups: type) -> Command:
-    return Command(OptionParser(*groups, description=help), run)
+def _command(help: str, prepare: Callable[..., Result], *groups: type) -> Command:
+    """A command that tells what `prepare`, given its groups of options, has made."""
+
+    def run(*options: Any) -> None:
+        *given, result_options = options
+        made = prepare(*given)
+        if result_options.json:
+            say_result(made.to_dict())
+        else:
+            made.say()
+
+    return Command(OptionParser(*groups, ResultOptions, description=help), run)
 
 
 _SHARES = (ValidationShare, TestShare)

@@ -41,7 +41,7 @@ def write_explanation_dicom(
     settings: Mapping[str, Any] | None = None,
     *,
     stem: str = "explanation",
-    source: str | os.PathLike[str] | None = None,
+    source: str | os.PathLike[str] | Source | None = None,
     carry_over_identity: bool = False,
 ) -> ExplanationFiles:
     """Write an explanation as two DICOM files: the panel as a Secondary Capture, its numbers as a Structured Report.
@@ -60,7 +60,8 @@ def write_explanation_dicom(
             [`~mediffusion_diffusers.evaluation.provenance.loaded_checkpoint_hash`].
         settings: that made the explanation, such as `output.settings_of(0)`.
         stem: how the files' names begin; it must not identify a person.
-        source: the file that the image was read from. A picture has no identity, a DICOM file keeps its own.
+        source: the file that the image was read from, or what was kept of it (`Source.of_pixels`). A picture has no
+            identity, a DICOM file keeps its own.
         carry_over_identity: whether the files belong to the patient and study of `source`.
 
     Returns:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _REFERENCE_TAGS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
+_PIXEL_TAGS = ("BurnedInAnnotation", "LossyImageCompression")
 _IDENTITY_REMOVED = "Patient, study and series of the image not carried over"  # at most 64 characters
 
 
@@ -34,11 +35,11 @@ class Source:
     carries_identity: bool = False
 
     @classmethod
-    def of(cls, path: str | os.PathLike[str] | None, carry_over_identity: bool) -> Source:
+    def of(cls, path: str | os.PathLike[str] | Source | None, carry_over_identity: bool) -> Source:
         """Read the tags of a file.
 
         Args:
-            path: the file, if there is one.
+            path: the file, if there is one, or what was kept of it.
             carry_over_identity: whether new files shall belong to its patient and study.
 
         Raises:
@@ -52,6 +53,14 @@ class Source:
                     "None. Pass it, or leave the identity out."
                 )
             return cls()
+        if isinstance(path, Source):
+            if carry_over_identity and not path.carries_identity:
+                raise ValueError(
+                    "`carry_over_identity=True` needs the DICOM file that the image was read from, but of `source` "
+                    "only what it says of its pixels was kept. Pass the file, or leave the identity out."
+                )
+            path._check_pixels("The file")
+            return path
         if not isinstance(path, (str, os.PathLike)):
             raise ValueError(f"`source` must be the path of a file, but got {type(path).__name__}.")
         if not Path(path).is_file():
@@ -68,6 +77,32 @@ class Source:
         source = cls(read_header(path), carry_over_identity)
         source._check(os.fspath(path))
         return source
+
+    @classmethod
+    def of_pixels(cls, path: str | os.PathLike[str], name: str) -> Source:
+        """What a file says of its pixels alone: of the rest, which may name the patient, nothing is kept.
+
+        Args:
+            path: the file; a picture says nothing.
+            name: what to call it in errors.
+
+        Raises:
+            ValueError: for a DICOM file that cannot be read.
+            ImportError: likewise, if pydicom is not installed.
+        """
+        if not may_be_dicom(path):
+            return cls()
+        from pydicom import Dataset
+
+        header, kept = read_header(path, name), Dataset()
+        for keyword in _PIXEL_TAGS:
+            setattr(kept, keyword, tag_text(header, keyword).upper())
+        return cls(kept)
+
+    @property
+    def names_patient(self) -> bool:
+        """Whether the file says that its pixels name the patient."""
+        return self.header is not None and self._burned_in() == "YES"
 
     def study(self) -> dict[str, Any]:
         """The study for new files, by argument of highdicom's classes: the source's, or a new one of nobody.
@@ -142,17 +177,21 @@ class Source:
         assert self.header is not None
         check_single_grey_frame(self.header, name)
         if not self.carries_identity:
-            if self._burned_in() == "YES":
-                raise ValueError(
-                    f"{name} names the patient in its pixels (BurnedInAnnotation is YES), and so would the picture of "
-                    "its explanation. Remove that from the pixels first, or ask for `carry_over_identity=True`."
-                )
+            self._check_pixels(name)
             return
         broken = [keyword for keyword in _REFERENCE_TAGS if not UID(tag_text(self.header, keyword)).is_valid]
         if broken:
             raise ValueError(
                 f"{name} cannot hand its identity on: {', '.join(broken)} must be valid UIDs. Repair the file, or "
                 "leave the identity out."
+            )
+
+    def _check_pixels(self, name: str) -> None:
+        """Refuse pixels that name the patient where the new files shall not."""
+        if self.names_patient and not self.carries_identity:
+            raise ValueError(
+                f"{name} names the patient in its pixels (BurnedInAnnotation is YES), and so would the picture of its "
+                "explanation. Remove that from the pixels first, or ask for `carry_over_identity=True`."
             )
 
 

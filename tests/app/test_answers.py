@@ -40,7 +40,7 @@ def test_an_upload_keeps_pixels_alone(tmp_path, pipe):
     levels = np.arange(256, dtype=np.uint16).reshape(16, 16) * 16
     path = write_dicom(tmp_path / "SENTINEL.dcm", levels, PatientName="SENTINEL", PatientID="SENTINEL")
     opened = answers.open_upload(path, pipe)
-    assert opened.name == "" and "SENTINEL" not in repr(opened)
+    assert opened.name == "" and "SENTINEL" not in repr(opened) + repr(opened.source.header)
     np.testing.assert_allclose(opened.pixels, answers.open_given(Image.fromarray(levels * 16), pipe).pixels, atol=0.02)
 
 
@@ -49,7 +49,7 @@ def test_it_is_known_whether_pixels_name_the_patient(tmp_path, pipe, burned_in):
     path = write_dicom(
         tmp_path / "a.dcm", np.arange(256, dtype=np.uint16).reshape(16, 16), BurnedInAnnotation=burned_in
     )
-    assert answers.open_upload(path, pipe).names_patient is (burned_in == "YES")
+    assert answers.open_upload(path, pipe).source.names_patient is (burned_in == "YES")
 
 
 def test_a_bad_upload_is_named_without_its_folder(tmp_path, pipe):

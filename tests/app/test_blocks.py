@@ -14,7 +14,9 @@ from mediffusion_diffusers.app import answers, blocks
 from mediffusion_diffusers.app.edit_request import EditRequest
 from mediffusion_diffusers.app.files import DownloadFile
 from mediffusion_diffusers.notices import PAGE_NOTICE, PICTURE_NOTICE
-from mediffusion_diffusers.reports.pictures.drawing import picture_pixels
+from mediffusion_diffusers.regions import region_to_pixels
+from mediffusion_diffusers.reports.pictures.drawing import map_pixels, picture_pixels
+from mediffusion_diffusers.reports.pictures.explanations import AGREEMENT_COLOURS
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,18 @@ def test_what_was_not_asked_for_is_mentioned_when_it_changes(answer):
     before = float(answer.output.probabilities_before[0, 1])
     assert "Effusion changes too" not in html(before)
     assert "Effusion changes too" in html(before - 0.3 if before > 0.5 else before + 0.3)
+
+
+def test_where_noises_agree_is_shown_where_there_are_some(opened, answer, pipe):
+    noised = answers.explain(opened, EditRequest(remove=("Mass",), care="fast"), pipe)
+    html = blocks.answer_block(noised)
+    assert (
+        f"Where its {noised.output.settings['num_noises']} noises agree" in html
+        and "noises agree" not in blocks.answer_block(answer)
+    )
+    shown = pictures(html)["How far the noises agree on the change of each place"]
+    expected = region_to_pixels(noised.output.agreement, 1, (16, 16))[0, 0]
+    np.testing.assert_array_equal(shown, map_pixels(expected, AGREEMENT_COLOURS))
 
 
 def test_a_search_without_success_says_so(answer):

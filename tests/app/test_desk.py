@@ -1,5 +1,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from support.components import random_pil
@@ -42,7 +43,7 @@ def test_what_is_taken_away_is_linked_and_why_it_is_not_is_said(desk):
     html = desk.downloads(answer, None)
     assert "DICOM files are not offered: `pipe` must be loaded from a folder" in html  # it was made of components
     assert html.count("<a download=") == 2
-    named = replace(answer, opened=replace(answer.opened, names_patient=True))
+    named = replace(answer, opened=replace(answer.opened, source=SimpleNamespace(names_patient=True)))
     assert "its pixels name the patient" in desk.dicom_files(named, answer.explained)[1][0]
 
 

@@ -2,14 +2,18 @@
 
 import io
 import re
+from dataclasses import replace
 
+import numpy as np
 import pydicom
 import pytest
 from PIL import Image
 from support.components import random_pil
+from support.sources import write_dicom
 
 from mediffusion_diffusers.app import answers, files
 from mediffusion_diffusers.app.edit_request import EditRequest
+from mediffusion_diffusers.dicom_export import Source
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +35,15 @@ def test_there_is_a_panel_for_each_finding(answer):
     assert all(Image.open(io.BytesIO(panel.content)).width > 500 for panel in panels)
 
 
-def test_dicom_is_of_nobody(answer):
+def test_dicom_is_of_nobody_and_says_how_its_pixels_were_stored(answer, tmp_path):
     pytest.importorskip("highdicom")
-    written = files.dicom_files(answer, answer.explained[:1], "0" * 64)
+    tags = {"PatientName": "SENTINEL", "BurnedInAnnotation": "NO", "LossyImageCompression": "01"}
+    path = write_dicom(tmp_path / "SENTINEL.dcm", np.arange(256, dtype=np.uint16).reshape(16, 16), **tags)
+    uploaded = replace(answer, opened=replace(answer.opened, source=Source.of_pixels(path, path.name)))
+    written = files.dicom_files(uploaded, answer.explained[:1], "0" * 64)
     panel, report = (pydicom.dcmread(io.BytesIO(file.content)) for file in written)
     assert (panel.Modality, report.Modality, str(panel.PatientName)) == ("OT", "SR", "Anonymous^Patient")
+    assert (panel.LossyImageCompression, panel.PatientIdentityRemoved) == ("01", "YES")
     assert not any(b"SENTINEL" in file.content for file in written)
 
 

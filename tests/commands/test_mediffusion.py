@@ -76,6 +76,13 @@ def test_help_shows_every_option(words, command, application):
     assert command.parser.description.split("\n")[0].split()[0] in text
 
 
+@pytest.mark.parametrize(("words", "command"), every_command())
+def test_what_a_command_finds_out_can_be_told_as_json(words, command):
+    """But training, which ends in a checkpoint, and what people look at."""
+    flags = {parameter.flag for parameter in command.parser.parameters}
+    assert ("--json" in flags) != (words[0] in ("train", "app", "demo"))
+
+
 def test_help_and_completion_load_nothing_heavy():
     code = (
         "import sys; from mediffusion_diffusers.commands import mediffusion; mediffusion.build();"
@@ -91,6 +98,7 @@ def test_help_and_completion_load_nothing_heavy():
         ("mediffusion train ", {"autoencoder", "joint", "oracle"}),
         ("mediffusion explain --target-p", {"--target-probability"}),
         ("mediffusion explain --away Mass --start ", {"inversion", "noise"}),
+        ("mediffusion train joint --preset phantom", {"phantom", "phantom-demo", "phantom-short"}),
     ],
 )
 def test_completion(typed, offered):

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from support.sources import random_picture, write_chestxray14, write_dicom, write_isic2019, write_medmnist
@@ -36,6 +38,11 @@ def test_chestxray14_then_split(tmp_path, capsys):
         assert split.hash in printed
         assert f"{split.num_images} of 21 training images" in printed
         assert "Warning: The labelled split (30.0 % by" in said  # no Hernia, among others
+    main("split", "--dataset_dir", tmp_path / "set", "--share", 30, "--output", tmp_path / "j.json", "--json")
+    told = json.loads(capsys.readouterr().out)
+    split = LabelledSplit.load(tmp_path / "j.json")
+    assert (told["sha256"], told["num_images"], told["positives"]) == (split.hash, split.num_images, split.positives)
+    assert told["output"] == str(tmp_path / "j.json") and told["warnings"]
     with pytest.raises(ValueError, match="The labelled split is empty"):
         main("split", "--dataset_dir", tmp_path / "set", "--share", 1, "--output", tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()
@@ -70,14 +77,19 @@ def test_other_sources(tmp_path, capsys):
     assert load_info(tmp_path / "sets/isic2019").num_rows["test"] == 2
 
 
-def test_errors(tmp_path):
+def test_errors(tmp_path, capsys):
     with pytest.raises(ValueError, match="`source_dir` must hold Data_Entry"):
         main("chestxray14", "--source_dir", tmp_path, "--output_dir", tmp_path / "set")
     write_medmnist(tmp_path / "a.npz")
     main("medmnist", "--npz_file", tmp_path / "a.npz", "--output_dir", tmp_path / "set")
     with pytest.raises(ValueError, match="already holds a prepared dataset"):
         main("medmnist", "--npz_file", tmp_path / "a.npz", "--output_dir", tmp_path / "set")
-    main("medmnist", "--npz_file", tmp_path / "a.npz", "--output_dir", tmp_path / "set", "--overwrite")
+    capsys.readouterr()
+    main("medmnist", "--npz_file", tmp_path / "a.npz", "--output_dir", tmp_path / "set", "--overwrite", "--json")
+    told, info = json.loads(capsys.readouterr().out), load_info(tmp_path / "set")
+    assert told["dataset"]["label_names"] == list(info.label_names) and told["output_dir"] == str(tmp_path / "set")
+    assert {name: split["images"] for name, split in told["splits"].items()} == info.num_rows
+    assert sum(info.num_rows.values()) == told["conversion"]["converted"]
     with pytest.raises(ValueError, match="must be a prepared dataset"):
         main("split", "--dataset_dir", tmp_path, "--share", 10, "--output", tmp_path / "a.json")
     (tmp_path / "file").write_text("")

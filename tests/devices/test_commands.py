@@ -105,9 +105,11 @@ def test_explain_images(device, saved):
     same_on(device, explain)
 
 
-def test_explain_dataset(on_both, phantoms):
+def test_explain_dataset(on_both, phantoms, capsys):
     line = ("--dataset", phantoms, "--split", "validation", "--away", PHANTOM_LABELS[0], "--output_dir", "<place>/out")
-    places = on_both(explain_dataset, *line, "--batch_size", 8, *EDIT)
+    places = on_both(explain_dataset, *line, "--batch_size", 8, *EDIT, "--json")
+    told = [json.loads(text + "}") for text in capsys.readouterr().out.split("\n}\n")[:-1]]
+    assert [each["num_explained"] for each in told] == [12, 12] and all(each["manifest"]["complete"] for each in told)
     here, there = (output_table(place / "out") for place in places)
     names = ("image_id", "error", "probabilities_before", "probabilities_after", "probabilities_null", "strength")
     assert len(here) == 12 and here["error"].null_count == 12
