@@ -59,12 +59,11 @@ def dicom_files(answer: Answer, explained: Sequence[ExplainedImage], checkpoint:
     Raises:
         ImportError: if highdicom is not installed.
     """
-    files = []
+    files, settings, source = [], answer.output.settings_of(0), answer.opened.source
     for number, one in enumerate(explained, start=1):
         with tempfile.TemporaryDirectory() as folder:
-            settings = answer.output.settings_of(0)
-            kept = {"stem": f"explanation-{number}", "source": answer.opened.source}
-            written = write_explanation_dicom(one, folder, checkpoint, settings, **kept)
+            stem = f"explanation-{number}"
+            written = write_explanation_dicom(one, folder, checkpoint, settings, stem=stem, source=source)
             for path, what in ((written.panel, "Panel"), (written.report, "Structured Report")):
                 text = f"{what}: {one.heading} (DICOM)"
                 files.append(DownloadFile(path.name, text, path.read_bytes()))
