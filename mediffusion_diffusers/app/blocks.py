@@ -251,7 +251,7 @@ def _noises(answer: Answer) -> dict[str, Any] | None:
         return None
     pixels = map_pixels(region_to_pixels(agreement, 1, size)[0, 0], AGREEMENT_COLOURS)
     return {
-        "num": answer.output.settings["num_noises"],
+        "num": answer.output.settings_of(0)["num_noises"],
         "map": Image.fromarray(pixels),
         "colours": colour_gradient(AGREEMENT_COLOURS),
     }

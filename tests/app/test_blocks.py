@@ -95,7 +95,7 @@ def test_where_noises_agree_is_shown_where_there_are_some(opened, answer, pipe):
     noised = answers.explain(opened, EditRequest(remove=("Mass",), care="fast"), pipe)
     html = blocks.answer_block(noised)
     assert (
-        f"Where its {noised.output.settings['num_noises']} noises agree" in html
+        f"Where its {noised.output.settings_of(0)['num_noises']} noises agree" in html
         and "noises agree" not in blocks.answer_block(answer)
     )
     shown = pictures(html)["How far the noises agree on the change of each place"]
