@@ -101,12 +101,9 @@ chestxray14() {
 
 isic2019() {
   prepare isic2019 20 isic2019 --source_dir "$downloads/isic2019" --image_size 64
-  autoencoder isic2019 --train_batch_size 8 --max_train_steps 700
-  joint isic2019 --vae_path "$runs/isic2019/autoencoder" --cache_latents \
-    --max_train_steps 1200 --classifier_start_step 800
-  judge isic2019 --resolution 64 --max_train_steps 400
+  joint isic2019
+  judge isic2019 --resolution 48 --max_train_steps 400
   explain isic2019 add --num_images_per_label 4
-  adversarial isic2019
 }
 
 for name in "${@:-pneumoniamnist chestxray14 isic2019}"; do

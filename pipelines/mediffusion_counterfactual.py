@@ -300,6 +300,11 @@ def _is_subclass(kind: Any, parent: type) -> bool:
     return isinstance(kind, type) and kind is not str and issubclass(kind, parent)
 
 
+# ---- mediffusion_diffusers/models/classifier_head.py
+
+NORM_TYPES = ("batch_norm",)
+
+
 # ---- mediffusion_diffusers/models/feature_pooling.py
 
 POOL_TYPES = ("avg", "avg_std")
@@ -413,7 +418,8 @@ RULES: dict[str, dict[str, Rule]] = {
         "classifier_pool_size": whole(1, 64),
         "classifier_pool_type": text(*POOL_TYPES),
         "max_classifier_features": whole(1, 2**20),
-        "classifier_hidden_size": _CHANNELS,
+        "classifier_hidden_size": whole(0, 2**16),
+        "classifier_norm_type": optional(text(*NORM_TYPES)),
         "classifier_dropout": number(at_least=0, below=1),
     },
     "AutoencoderKL": {

@@ -250,17 +250,9 @@ def is_whole(info: Mapping[str, Any], source: str, num_labels: int, fresh_head: 
     return not wrong
 
 
-def initialise_head(head: nn.Sequential, like: torch.Tensor) -> None:
-    """Give a head PyTorch's default initial weights, also where loading left it on the meta device.
-
-    Args:
-        head: its linear layers are replaced.
-        like: a tensor of the device and dtype to have.
-    """
+def warn_about_fresh_head() -> None:
+    """Say that a loaded model cannot classify yet."""
     logger.warning("The classifier head is newly initialised and has yet to be trained.")
-    for name, layer in head.named_children():
-        if isinstance(layer, nn.Linear):
-            head[int(name)] = nn.Linear(layer.in_features, layer.out_features).to(like)
 
 
 def fitting_weights(
@@ -287,6 +279,44 @@ def fitting_weights(
     if not misfits:
         return weights
     return {name: value for name, value in weights.items() if not name.startswith(_HEAD)}
+
+
+# ---- mediffusion_diffusers/models/classifier_head.py
+
+NORM_TYPES = ("batch_norm",)
+# How fast the running statistics follow: a class stage on few labels has some hundred steps.
+_BATCH_NORM_MOMENTUM = 0.05
+
+
+def classifier_head(
+    num_features: int, num_labels: int, hidden_size: int, dropout: float = 0.0, norm_type: str | None = None
+) -> nn.Sequential:
+    """A two-layer MLP with LeakyReLU(0.2) (paper Sec. 3.2 and App. B), or one linear layer.
+
+    The dropout before each linear layer is in the paper's authors' code only; the linear layer alone, which starts at
+    zero so that no feature is preferred, and the normalisation are ours.
+
+    Args:
+        num_features: length of the pooled features.
+        num_labels: number of logits.
+        hidden_size: width of the hidden layer; 0 for one linear layer.
+        dropout: before each linear layer, in [0, 1).
+        norm_type: `"batch_norm"` standardises each feature first, without weights of its own; `None` does not.
+
+    Returns:
+        Modules in the order in which they are called.
+    """
+    layers: list[nn.Module] = []
+    if norm_type == "batch_norm":
+        layers.append(nn.BatchNorm1d(num_features, affine=False, momentum=_BATCH_NORM_MOMENTUM))
+    layers.append(nn.Dropout(dropout))
+    if hidden_size == 0:
+        last = nn.Linear(num_features, num_labels)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        return nn.Sequential(*layers, last)
+    layers += [nn.Linear(num_features, hidden_size), nn.LeakyReLU(0.2), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(hidden_size, num_labels))
 
 
 # ---- mediffusion_diffusers/options.py
@@ -493,7 +523,8 @@ RULES: dict[str, dict[str, Rule]] = {
         "classifier_pool_size": whole(1, 64),
         "classifier_pool_type": text(*POOL_TYPES),
         "max_classifier_features": whole(1, 2**20),
-        "classifier_hidden_size": _CHANNELS,
+        "classifier_hidden_size": whole(0, 2**16),
+        "classifier_norm_type": optional(text(*NORM_TYPES)),
         "classifier_dropout": number(at_least=0, below=1),
     },
     "AutoencoderKL": {
@@ -852,7 +883,8 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         classifier_pool_size: each feature map is pooled to this many bins per side; 1 is global average pooling.
         classifier_pool_type: `"avg"`: the bins' means; `"avg_std"`: also the standard deviation of each whole map.
         max_classifier_features: upper bound of the concatenated features (paper Sec. 4: 10,000).
-        classifier_hidden_size: width of the MLP's hidden layer.
+        classifier_hidden_size: width of the MLP's hidden layer; 0 for one linear layer, which starts at zero.
+        classifier_norm_type: `"batch_norm"` standardises the pooled features first; `None`, as in the paper, does not.
         classifier_dropout: dropout before each of the MLP's linear layers, in [0, 1).
         label_thresholds: probability from which a label counts as present, one per label in (0, 1); written by
             training from the validation split.
@@ -906,6 +938,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         classifier_pool_type: str = "avg",
         max_classifier_features: int = 10000,
         classifier_hidden_size: int = 1024,
+        classifier_norm_type: str | None = None,
         classifier_dropout: float = 0.3,
         label_thresholds: list[float] | None = None,
         guidance_defaults: dict[str, Any] | None = None,
@@ -956,14 +989,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
                 f"`classifier_hidden_size` {classifier_hidden_size} times {num_features} features is more than the "
                 f"{MAX_HEAD_PARAMETERS} weights that a head may have. Lower it or `classifier_pool_size`."
             )
-        # Paper Sec. 3.2; the two dropouts are in its authors' code only.
-        self.classifier = nn.Sequential(
-            nn.Dropout(classifier_dropout),
-            nn.Linear(num_features, classifier_hidden_size),
-            nn.LeakyReLU(0.2),
-            nn.Dropout(classifier_dropout),
-            nn.Linear(classifier_hidden_size, labels["num_labels"]),
-        )
+        self.classifier = self._new_head()
 
     @property
     def num_classifier_features(self) -> int:
@@ -976,6 +1002,16 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         if self.mid_block is not None:
             channels.append(config.block_out_channels[-1])
         return num_pooled_features(channels, config.classifier_pool_size, config.classifier_pool_type)
+
+    def _new_head(self) -> nn.Sequential:
+        config = self.config
+        return classifier_head(
+            self.num_classifier_features,
+            config.num_labels,
+            config.classifier_hidden_size,
+            config.classifier_dropout,
+            config.classifier_norm_type,
+        )
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -1174,7 +1210,8 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
                 "head, and cannot be spread by `device_map`. Load it without `device_map` to see which."
             ) from error
         if not is_whole(info, source, model.config.num_labels, fresh_head):
-            initialise_head(model.classifier, model.conv_in.weight)
+            warn_about_fresh_head()
+            model.classifier = model._new_head().to(model.conv_in.weight)
         return (model, info) if output_loading_info else model
 
 

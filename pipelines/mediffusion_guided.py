@@ -216,6 +216,11 @@ def check_number(name: str, value: Any, allowed: Range | None = None, whole: boo
         raise ValueError(f"`{name}` must be {kind} {allowed}, but got {value!r}.".replace("a number finite", "finite"))
 
 
+# ---- mediffusion_diffusers/models/classifier_head.py
+
+NORM_TYPES = ("batch_norm",)
+
+
 # ---- mediffusion_diffusers/models/feature_pooling.py
 
 POOL_TYPES = ("avg", "avg_std")
@@ -329,7 +334,8 @@ RULES: dict[str, dict[str, Rule]] = {
         "classifier_pool_size": whole(1, 64),
         "classifier_pool_type": text(*POOL_TYPES),
         "max_classifier_features": whole(1, 2**20),
-        "classifier_hidden_size": _CHANNELS,
+        "classifier_hidden_size": whole(0, 2**16),
+        "classifier_norm_type": optional(text(*NORM_TYPES)),
         "classifier_dropout": number(at_least=0, below=1),
     },
     "AutoencoderKL": {

@@ -131,10 +131,10 @@ def draw_labelled_split(
     """Draw the labelled share of a training split.
 
     - `"patient"`: every image of `share` % of the patients (those with any known label), rounded down.
-    - `"class"`: of every class `share` % of its images, rounded down; the union of them. Images without any finding
-      count as one more class, "No Finding". As images carry several findings and the draws are independent, the size
-      of the union varies with the seed: 2 % of the official ChestX-ray14 training list is 2,083 draws, of
-      2,075 +- 3 different images (40 seeds; exactly 2,075, as in ACPL's published split, with seed 7).
+    - `"class"`: of every class `share` % of its images, rounded down, but at least one; the union of them. Images
+      without any finding count as one more class, "No Finding". As images carry several findings and the draws are
+      independent, the size of the union varies with the seed: 2 % of the official ChestX-ray14 training list is 2,083
+      draws, of 2,075 +- 3 different images (40 seeds; exactly 2,075, as in ACPL's published split, with seed 7).
 
     Args:
         dataset: the training split, with the columns `image_id`, `patient_id` and the labels.
@@ -171,7 +171,7 @@ def draw_labelled_split(
             members.append(no_finding_rows(labels))
         drawn = np.zeros(len(labels), dtype=bool)
         for member in members:
-            drawn[_draw(np.flatnonzero(member), share, rng)] = True
+            drawn[_draw(np.flatnonzero(member), share, rng, at_least=1)] = True
     if not drawn.any():
         raise ValueError(
             f"The labelled split is empty: {share} % by {by} of {int(known.sum()):,} labelled images of "
@@ -281,9 +281,9 @@ def limit_by_patient(patient_ids: Sequence[str], max_images: int, seed: int = 0)
     return np.flatnonzero(np.isin(owners, np.array(kept, dtype=object)))
 
 
-def _draw(sorted_items: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def _draw(sorted_items: np.ndarray, share: float, rng: np.random.Generator, at_least: int = 0) -> np.ndarray:
     """The first `share` % of a permutation, rounded down exactly (0.57 * 100 is 57, not 56)."""
-    count = int(Fraction(str(share)) * len(sorted_items) / 100)
+    count = max(at_least, int(Fraction(str(share)) * len(sorted_items) / 100))
     return sorted_items[rng.permutation(len(sorted_items))[:count]]
 
 

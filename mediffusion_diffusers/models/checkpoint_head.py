@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging
-from torch import nn
 
 
 logger = logging.get_logger(__name__)
@@ -67,17 +66,9 @@ def is_whole(info: Mapping[str, Any], source: str, num_labels: int, fresh_head: 
     return not wrong
 
 
-def initialise_head(head: nn.Sequential, like: torch.Tensor) -> None:
-    """Give a head PyTorch's default initial weights, also where loading left it on the meta device.
-
-    Args:
-        head: its linear layers are replaced.
-        like: a tensor of the device and dtype to have.
-    """
+def warn_about_fresh_head() -> None:
+    """Say that a loaded model cannot classify yet."""
     logger.warning("The classifier head is newly initialised and has yet to be trained.")
-    for name, layer in head.named_children():
-        if isinstance(layer, nn.Linear):
-            head[int(name)] = nn.Linear(layer.in_features, layer.out_features).to(like)
 
 
 def fitting_weights(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..options import Range, check_number
+from .classifier_head import NORM_TYPES
 from .feature_pooling import POOL_TYPES
 
 
@@ -122,7 +123,8 @@ RULES: dict[str, dict[str, Rule]] = {
         "classifier_pool_size": whole(1, 64),
         "classifier_pool_type": text(*POOL_TYPES),
         "max_classifier_features": whole(1, 2**20),
-        "classifier_hidden_size": _CHANNELS,
+        "classifier_hidden_size": whole(0, 2**16),
+        "classifier_norm_type": optional(text(*NORM_TYPES)),
         "classifier_dropout": number(at_least=0, below=1),
     },
     "AutoencoderKL": {

@@ -14,7 +14,8 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from ..hub import hub_access
-from .checkpoint_head import fitting_weights, initialise_head, is_whole, with_label_defaults
+from .checkpoint_head import fitting_weights, is_whole, warn_about_fresh_head, with_label_defaults
+from .classifier_head import classifier_head
 from .config_rules import check_config, check_guidance_defaults
 from .feature_pooling import num_pooled_features, pool_maps
 from .label_config import resolve_label_config
@@ -70,7 +71,8 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         classifier_pool_size: each feature map is pooled to this many bins per side; 1 is global average pooling.
         classifier_pool_type: `"avg"`: the bins' means; `"avg_std"`: also the standard deviation of each whole map.
         max_classifier_features: upper bound of the concatenated features (paper Sec. 4: 10,000).
-        classifier_hidden_size: width of the MLP's hidden layer.
+        classifier_hidden_size: width of the MLP's hidden layer; 0 for one linear layer, which starts at zero.
+        classifier_norm_type: `"batch_norm"` standardises the pooled features first; `None`, as in the paper, does not.
         classifier_dropout: dropout before each of the MLP's linear layers, in [0, 1).
         label_thresholds: probability from which a label counts as present, one per label in (0, 1); written by
             training from the validation split.
@@ -124,6 +126,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         classifier_pool_type: str = "avg",
         max_classifier_features: int = 10000,
         classifier_hidden_size: int = 1024,
+        classifier_norm_type: str | None = None,
         classifier_dropout: float = 0.3,
         label_thresholds: list[float] | None = None,
         guidance_defaults: dict[str, Any] | None = None,
@@ -174,14 +177,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
                 f"`classifier_hidden_size` {classifier_hidden_size} times {num_features} features is more than the "
                 f"{MAX_HEAD_PARAMETERS} weights that a head may have. Lower it or `classifier_pool_size`."
             )
-        # Paper Sec. 3.2; the two dropouts are in its authors' code only.
-        self.classifier = nn.Sequential(
-            nn.Dropout(classifier_dropout),
-            nn.Linear(num_features, classifier_hidden_size),
-            nn.LeakyReLU(0.2),
-            nn.Dropout(classifier_dropout),
-            nn.Linear(classifier_hidden_size, labels["num_labels"]),
-        )
+        self.classifier = self._new_head()
 
     @property
     def num_classifier_features(self) -> int:
@@ -194,6 +190,16 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         if self.mid_block is not None:
             channels.append(config.block_out_channels[-1])
         return num_pooled_features(channels, config.classifier_pool_size, config.classifier_pool_type)
+
+    def _new_head(self) -> nn.Sequential:
+        config = self.config
+        return classifier_head(
+            self.num_classifier_features,
+            config.num_labels,
+            config.classifier_hidden_size,
+            config.classifier_dropout,
+            config.classifier_norm_type,
+        )
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -392,5 +398,6 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
                 "head, and cannot be spread by `device_map`. Load it without `device_map` to see which."
             ) from error
         if not is_whole(info, source, model.config.num_labels, fresh_head):
-            initialise_head(model.classifier, model.conv_in.weight)
+            warn_about_fresh_head()
+            model.classifier = model._new_head().to(model.conv_in.weight)
         return (model, info) if output_loading_info else model

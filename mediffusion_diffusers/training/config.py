@@ -85,6 +85,9 @@ class DataOptions:
     random_crop_scale: Annotated[list[float] | None, Range(above=0, at_most=1)] = option(
         None, "Share of the area that a random crop keeps, smallest and largest.", metavar=("MIN", "MAX")
     )
+    random_rotation: Annotated[float, Range(at_least=0, at_most=180)] = option(
+        0.0, "Largest random rotation in degrees; the image is mirrored at its border."
+    )
     intensity_jitter: Annotated[float, Range(at_least=0, below=1)] = option(0.0, "Random contrast and brightness.")
 
     @property

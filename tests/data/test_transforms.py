@@ -5,6 +5,7 @@ from PIL import Image
 from support.sources import random_picture
 
 from mediffusion_diffusers.data import ImageTransform
+from mediffusion_diffusers.data.transforms import rotate
 from mediffusion_diffusers.image_processor import MediffusionImageProcessor
 
 
@@ -68,8 +69,28 @@ def test_crop_of_everything_changes_nothing_but_the_ratio():
         {"crop_scale": (0.9, 0.5)},
         {"shift": 8},
         {"intensity": 1.0},
+        {"rotation": 181.0},
+        {"color_jitter": 1.0},
     ],
 )
 def test_refuses(arguments):
     with pytest.raises(ValueError, match=f"`{next(iter(arguments))}` must be"):
         ImageTransform(**{"resolution": 8, "channels": 1, **arguments})
+
+
+def test_a_quarter_turn_moves_every_pixel_to_its_place():
+    pixels = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(rotate(pixels, 90.0), pixels.rot90(-1, (2, 3)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(rotate(pixels, 0.0), pixels, rtol=0, atol=1e-5)
+    constant = torch.full((1, 1, 9, 9), 0.3)
+    torch.testing.assert_close(rotate(constant, 33.0), constant)  # nothing comes in from outside
+
+
+def test_colours_change_and_shapes_stay():
+    transform, picture = ImageTransform(16, 3, color_jitter=0.4), random_picture(3, (16, 16), "RGB")
+    plain, varied = transform(picture), transform(picture, np.random.default_rng(0))
+    assert not torch.allclose(plain, varied) and varied.min() >= -1 and varied.max() <= 1
+    flat = transform(Image.new("RGB", (16, 16), (120, 100, 90)), np.random.default_rng(0))
+    assert torch.equal(flat, flat[:, :1, :1].expand_as(flat)) and len(flat[:, 0, 0].unique()) == 3
+    grey = ImageTransform(16, 1, color_jitter=0.4)
+    assert grey(random_picture(3), np.random.default_rng(0)).shape == (1, 16, 16)

@@ -1,8 +1,11 @@
 """A run as a schedule of stages."""
 
 import pytest
-from support.training import joint_config
+import torch
+from support.training import TINY_JOINT, joint_config
 
+from mediffusion_diffusers.training.joint.batches import draw_timesteps
+from mediffusion_diffusers.training.joint.config import DiffusionOptions
 from mediffusion_diffusers.training.joint.dry_run import describe_joint_run
 from mediffusion_diffusers.training.joint.stages import joint_stages
 from mediffusion_diffusers.training.presets import JOINT_PRESETS
@@ -46,7 +49,8 @@ def test_the_papers_presets_know_two_stages():
 @pytest.mark.parametrize("preset", ["pneumoniamnist-small", "isic2019-small", "chestxray14-small", "phantom"])
 def test_the_small_presets_consolidate_what_few_labels_taught(preset):
     facts = describe_joint_run(joint_config("--preset", preset, "--dry_run"))
-    assert [stage["name"] for stage in facts["stages"]] == ["diffusion", "joint", "consolidation"]
+    second = "classification" if preset == "isic2019-small" else "joint"
+    assert [stage["name"] for stage in facts["stages"]] == ["diffusion", second, "consolidation"]
     assert facts["arguments"]["prediction_type"] == "sample" and facts["num_classifier_features"] <= 10_000
 
 
@@ -103,3 +107,34 @@ def test_a_dry_run_lists_them():
         {"diffusion": 16},
     ]
     assert facts["stages"][-1]["trains"] == "the decoder" and facts["num_classification_steps"] == 20
+
+
+def test_a_class_stage_of_its_own_begins_from_the_average_with_its_own_schedule():
+    line = (*ALL, "--lr_restart_at_classifier_start", "--classifier_lr_scheduler", "cosine")
+    diffusion, joint, consolidation, decoder = stages(*line)
+    assert [stage.begins_averaged for stage in (diffusion, joint, consolidation, decoder)] == [False, True, True, True]
+    assert [stage.holds_statistics for stage in (diffusion, joint, consolidation, decoder)] == [False] * 2 + [True] * 2
+    assert (diffusion.lr_schedule.name, joint.lr_schedule.name) == ("constant_with_warmup", "cosine")
+    assert not stages(*ALL)[1].begins_averaged
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--classifier_lr_scheduler", "cosine"), "lr_restart_at_classifier_start"),
+        (("--cache_latents", "--classifier_color_jitter", 0.1), "cache_latents"),
+        (("--decoder_start_step", 4, "--diffusion_loss_weight", 0), "diffusion_loss_weight"),
+        (("--consolidation_start_step", 4, "--classifier_loss_weight", 0), "classifier_loss_weight"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(phantoms, tmp_path, arguments, named):
+    line = (*TINY_JOINT, "--dataset_dir", phantoms, "--output_dir", tmp_path, *arguments)
+    with pytest.raises(ValueError, match=named):
+        joint_config(*line).check()
+
+
+def test_stratified_timesteps_come_one_from_each_part():
+    options = DiffusionOptions(stratified_timesteps=True, num_train_timesteps=1000)
+    timesteps = draw_timesteps(20, options, torch.Generator().manual_seed(0))
+    assert (timesteps.sort().values // 50).tolist() == list(range(20))
+    assert timesteps.tolist() != timesteps.sort().values.tolist()

@@ -78,6 +78,7 @@ def train_transform(options: DataOptions, resolution: int, channels: int) -> Ima
         horizontal_flip=options.horizontal_flip,
         shift=options.random_shift,
         intensity=options.intensity_jitter,
+        rotation=options.random_rotation,
     )
 
 

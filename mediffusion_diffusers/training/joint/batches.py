@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from ..data.training_data import TrainingData, num_workers, train_transform
 from ..run.randomness import keyed_generator, keyed_rng
 from ..run.run import TrainingRun
 from ..stages import stage_at
-from .config import JointConfig
+from .config import DiffusionOptions, JointConfig
 from .consolidation import SoftAnswers
 from .loss_weights import snr_weights
 from .objectives import DiffusionBatch, LabelledBatch
@@ -74,6 +75,7 @@ class JointBatches:
         self.latent_cache = latent_cache
         self.memory_format = memory_format_for(run.device)
         self.transform = train_transform(config.data, config.data.image_size, data.info.channels)
+        self.classifier_transform = replace(self.transform, color_jitter=config.labels.classifier_color_jitter)
         self.stages = joint_stages(config)
         self.plain_transform = ImageTransform(config.data.image_size, data.info.channels)
         self.labelled_stream: IndexStream | None = None
@@ -90,13 +92,17 @@ class JointBatches:
         labelled_images: Iterator[torch.Tensor] = iter(())
         if config.labels.classifier_loss_weight > 0:
             self.labelled_stream = self._labelled_stream()
-            labelled_images = self._stream(self.labelled_stream, config.labelled_steps_before(first_step))
+            labelled_images = self._stream(
+                self.labelled_stream, config.labelled_steps_before(first_step), self.classifier_transform
+            )
         answered_images: Iterator[torch.Tensor] = iter(())
         for step in itertools.count(first_step):
             stage = stage_at(self.stages, step)
             if step in (stage.first_step, first_step):
-                train_images = self._stream(train_stream, step)
-                answered_images = self._stream(self.answered_stream, step - stage.first_step)
+                train_images = self._stream(train_stream, step, self.transform)
+                answered_images = self._stream(
+                    self.answered_stream, step - stage.first_step, self.classifier_transform
+                )
             for _ in range(self.run.num_parts):
                 yield JointImages(
                     next(train_images) if stage.diffusion_loss_weight > 0 else None,
@@ -109,7 +115,7 @@ class JointBatches:
         options, size = self.config.diffusion, self.config.data.train_batch_size
         latents = self._latents(images)
         generator = keyed_generator(self.config.run.seed, "diffusion noise", step)
-        timesteps = torch.randint(0, options.num_train_timesteps, (size,), generator=generator)
+        timesteps = draw_timesteps(size, options, generator)
         noise = torch.randn((size, *latents.shape[1:]), generator=generator)
         own = self.slice_of(size, part)
         timesteps = self.run.to_device(timesteps[own])
@@ -137,7 +143,7 @@ class JointBatches:
         return LabelledBatch(latents, timesteps, self.run.to_device(labels), num_known)
 
     def answered(self, images: torch.Tensor, step: int, part: int, answers: SoftAnswers) -> LabelledBatch:
-        """One slice of the consolidation batch, with the model's soft answers for labels; about half is noised."""
+        """One slice of the consolidation batch, with the model's soft answers for labels; a share is noised."""
         options = self.config.consolidation
         size, own = options.consolidation_batch_size, self.slice_of(options.consolidation_batch_size, part)
         first_step = stage_at(self.stages, step).first_step
@@ -146,7 +152,7 @@ class JointBatches:
         labels, latents, own = self._at_least_one(labels[own], images, own)
         latents, timesteps = self.noise_some(
             *(latents, size, own, "consolidation noise", step),
-            noise_prob=0.5,
+            noise_prob=options.consolidation_noise_prob,
             max_timestep=options.consolidation_max_timestep,
         )
         return LabelledBatch(latents, timesteps, self.run.to_device(labels), num_known)
@@ -212,13 +218,13 @@ class JointBatches:
             return SquareRootIndexStream(rows, self.data.labels[rows], size, seed, "labelled")
         return IndexStream(rows, size, seed, "labelled")
 
-    def _stream(self, stream: IndexStream, first_step: int) -> Iterator[torch.Tensor]:
+    def _stream(self, stream: IndexStream, first_step: int, transform: ImageTransform) -> Iterator[torch.Tensor]:
         run, rows = self.run, self.data.rows
         places = (first_step, run.accelerator.process_index, run.num_processes, run.num_parts)
         if self.latent_cache is not None:
             return stream_latents(self.latent_cache, stream, *places)
         workers = num_workers(self.config.data, rows)
-        return stream_batches(rows, self.transform, stream, *places, workers, run.device.type == "cuda")
+        return stream_batches(rows, transform, stream, *places, workers, run.device.type == "cuda")
 
     @torch.no_grad()
     def _latents(self, images: torch.Tensor) -> torch.Tensor:
@@ -227,6 +233,14 @@ class JointBatches:
             with self.run.frozen_autocast(self.vae):
                 latents = encode_pixels(self.vae, latents).float()
         return latents.contiguous(memory_format=self.memory_format)
+
+
+def draw_timesteps(num: int, options: DiffusionOptions, generator: torch.Generator) -> torch.Tensor:
+    """Uniform random timesteps, int64 `(num,)`; stratified, each of `num` equal parts of the schedule gives one."""
+    if not options.stratified_timesteps:
+        return torch.randint(0, options.num_train_timesteps, (num,), generator=generator)
+    parts = torch.randperm(num, generator=generator) + torch.rand(num, generator=generator, dtype=torch.float64)
+    return (parts / num * options.num_train_timesteps).long()
 
 
 def open_latent_caches(

@@ -24,7 +24,7 @@ COUNTERFACTUAL_DEFAULTS: dict[str, Any] = {"quality": "best", "guidance_scale": 
 _SHAPE_OPTIONS = (
     *("block_out_channels", "layers_per_block", "down_block_types", "up_block_types", "attention_head_dim"),
     *("norm_num_groups", "dropout", "classifier_pool_size", "classifier_pool_type"),
-    *("classifier_hidden_size", "classifier_dropout"),
+    *("classifier_norm_type", "classifier_hidden_size", "classifier_dropout"),
 )
 
 

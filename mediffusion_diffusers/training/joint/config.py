@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from ...counterfactual_options import given_options
 from ...options import Range, option
-from ..config import HubOptions, TrainingConfig, check_hub, check_resolution
+from ..config import HubOptions, LRScheduler, TrainingConfig, check_hub, check_resolution
 
 
 _Count = Annotated[int, Range(at_least=1)]
@@ -46,6 +46,18 @@ class LabelOptions:
         400, "Noised images get a uniform t below this; the rest stay clean at t = 0."
     )
 
+    classifier_lr_scheduler: LRScheduler | None = option(
+        None, "Course of the learning rate from `classifier_start_step` on, where it begins anew. By default the same."
+    )
+    classifier_warmup_steps: Annotated[int | None, Range(at_least=0)] = option(
+        None, "Steps in which it rises from 0 then. By default `lr_warmup_steps`."
+    )
+    classifier_color_jitter: Annotated[float, Range(at_least=0, below=1)] = option(
+        0.0,
+        "Random contrast, brightness, saturation and white balance of the images that are classified; the diffusion "
+        "loss sees true colours.",
+    )
+
     def is_due(self, step: int) -> bool:
         """Whether a step of joint training has a class loss: from the start on, every n-th, if its weight is not 0."""
         since = step - self.classifier_start_step
@@ -69,8 +81,11 @@ class ConsolidationOptions:
         "From this step on the averaged model's answers to all training images replace the labels, on clean and on "
         "noised latents, with the diffusion loss beside them.",
     )
-    consolidation_batch_size: _Count = option(24, "Images per step that are answered, half of them noised.")
+    consolidation_batch_size: _Count = option(24, "Images per step that are answered.")
     consolidation_loss_weight: Annotated[float, Range(above=0)] = option(1.0, "Weight of the loss on soft answers.")
+    consolidation_noise_prob: Annotated[float, Range(at_least=0, at_most=1)] = option(
+        0.5, "Share of the answered images that are noised."
+    )
     consolidation_max_timestep: _Count = option(600, "Noised images get a uniform t below this.")
     consolidation_num_views: _Count = option(2, "Views of an image whose mean is the answer: plain, then augmented.")
     consolidation_learning_rate: Annotated[float | None, Range(above=0)] = option(
@@ -109,7 +124,12 @@ class ModelOptions:
     classifier_pool_type: Literal["avg", "avg_std"] | None = option(
         None, "Means of the bins, or also the standard deviation of each whole map."
     )
-    classifier_hidden_size: _OptionalCount = option(None, "Width of the classifier's hidden layer.")
+    classifier_hidden_size: Annotated[int | None, Range(at_least=0)] = option(
+        None, "Width of the classifier's hidden layer; 0: one linear layer, which starts at zero."
+    )
+    classifier_norm_type: Literal["batch_norm"] | None = option(
+        None, "Standardise the pooled features before the classifier; frozen from consolidation on."
+    )
     classifier_dropout: _Dropout = option(None, "Dropout in the classifier.")
 
 
@@ -120,6 +140,9 @@ class DiffusionOptions:
     _argument_group_name = "diffusion"
 
     diffusion_loss_weight: _Weight = option(1.0, "0: classify only (Table 3).")
+    stratified_timesteps: bool = option(
+        False, "Draw a batch's timesteps one from each of as many equal parts of the noise schedule."
+    )
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = option("epsilon", "What the U-Net predicts.")
     num_train_timesteps: _Count = option(1000, "Steps of the noise schedule.")
     beta_start: Annotated[float, Range(above=0, below=1)] = option(0.0015, "Variance of the first step's noise.")
@@ -251,6 +274,14 @@ class JointConfig(TrainingConfig):
             )
         self._check_pseudo_labels()
         self._check_last_stages()
+        if self.speed.cache_latents and labels.classifier_color_jitter > 0:
+            raise ValueError(
+                "`classifier_color_jitter` changes pixels, which `cache_latents` encodes once for all losses: choose "
+                "one, or `intensity_jitter` for the images of all losses."
+            )
+        for name in ("classifier_lr_scheduler", "classifier_warmup_steps"):
+            if getattr(labels, name) is not None and not labels.lr_restart_at_classifier_start:
+                raise ValueError(f"`{name}` needs `lr_restart_at_classifier_start`.")
         if self.speed.compile is not None:
             _check_backend(self.speed.compile)
 
@@ -283,10 +314,10 @@ class JointConfig(TrainingConfig):
                 raise ValueError(f"`{name}` must be above `{before}` ({earliest}), but got {step}.")
             if not self.optimizer.use_ema:
                 raise ValueError(f"`{name}` needs `use_ema`: the averaged weights are what goes on.")
-            if diffusion.diffusion_loss_weight == 0 or labels.classifier_loss_weight == 0:
-                raise ValueError(
-                    f"`{name}` needs both losses: set `diffusion_loss_weight` and `classifier_loss_weight`."
-                )
+            if labels.classifier_loss_weight == 0:
+                raise ValueError(f"`{name}` needs a classifier: set `classifier_loss_weight`.")
+            if name == "decoder_start_step" and diffusion.diffusion_loss_weight == 0:
+                raise ValueError(f"`{name}` needs the diffusion loss: set `diffusion_loss_weight`.")
             starts[name] = step
         if options.consolidation_max_timestep > diffusion.num_train_timesteps:
             raise ValueError(

@@ -9,6 +9,7 @@ import torch
 
 from ...data.schema import DatasetInfo, label_matrix, load_info, load_prepared
 from ...latents import vae_scale_factor
+from ...models.classifier_head import hold_statistics
 from ...models.presets import PAPER_AUTOENCODER
 from ..data.label_balance import positives_per_label
 from ..data.training_data import dataset_facts, dataset_folder, load_labelled_split
@@ -100,6 +101,7 @@ def _activation_bytes(config: JointConfig, unet: Any, latent_shape: list[int]) -
         return None
     latents, timesteps = torch.zeros(1, *latent_shape, device="meta"), torch.zeros(1, device="meta")
     parameters, num_parts = list(unet.parameters()), config.run.gradient_accumulation_steps
+    hold_statistics(unet.classifier, True)  # of one image there are none
     total = 0
     if config.diffusion.diffusion_loss_weight > 0:
         per_image = saved_activation_bytes(lambda: unet(latents, timesteps, return_logits=False), parameters)

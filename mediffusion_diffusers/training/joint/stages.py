@@ -21,6 +21,7 @@ class JointStage(Stage):
         ema_decay: largest decay of the averaged weights.
         restarts_average: whether the average's warm-up begins anew.
         begins_averaged: whether training goes on from the averaged weights, with a fresh optimizer.
+        holds_statistics: whether the running statistics of the head's normalisation, if it has one, stay as they are.
     """
 
     diffusion_loss_weight: float
@@ -30,6 +31,7 @@ class JointStage(Stage):
     ema_decay: float
     restarts_average: bool
     begins_averaged: bool
+    holds_statistics: bool
 
 
 def joint_stages(config: JointConfig) -> Sequence[JointStage]:
@@ -48,7 +50,10 @@ def joint_stages(config: JointConfig) -> Sequence[JointStage]:
     first, second = whole, whole
     if restarts:
         first = LRSchedule(0, joint_start, options.lr_scheduler, options.lr_warmup_steps)
-        second = LRSchedule(joint_start, first_end, options.lr_scheduler, options.lr_warmup_steps)
+        course = labels.classifier_lr_scheduler or options.lr_scheduler
+        warmup = labels.classifier_warmup_steps
+        warmup = options.lr_warmup_steps if warmup is None else warmup
+        second = LRSchedule(joint_start, first_end, course, warmup)
 
     def consolidating(start: int, end: int) -> LRSchedule:
         rate = own.consolidation_learning_rate
@@ -68,7 +73,8 @@ def joint_stages(config: JointConfig) -> Sequence[JointStage]:
             trains_encoder=name != "decoder",
             ema_decay=own.consolidation_ema_decay if is_late else options.ema_decay,
             restarts_average=is_late or (restarts and start == joint_start),
-            begins_averaged=is_late,
+            begins_averaged=is_late or (restarts and start == joint_start),
+            holds_statistics=is_late,
         )
 
     stages = [

@@ -15,6 +15,7 @@ from ...data.transforms import ImageTransform
 from ...device import memory_format_for
 from ...latents import vae_scale_factor
 from ...models import JointUNet2DModel
+from ...models.classifier_head import hold_statistics
 from ..data.label_balance import resolve_pos_weight, warn_about_missing_labels
 from ..data.latent_cache import LatentCache
 from ..data.latent_statistics import measure_latent_std
@@ -88,12 +89,15 @@ class JointTask(Task):
         self.last_validation: ValidationResult | None = None
         torch.manual_seed(keyed_seed(config.run.seed, "initial weights"))
         sample_size = config.data.image_size // vae_scale_factor(self.vae)
-        self.unet = build_unet(
-            config.model, config.counterfactuals, info, self.vae.config.latent_channels, sample_size
-        )
+        self.unet = self.build_network(sample_size)
         self.latent_shape = [self.vae.config.latent_channels, sample_size, sample_size]
         if config.run.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
+
+    def build_network(self, sample_size: int) -> JointUNet2DModel:
+        """The joint U-Net for latents of `sample_size` per side."""
+        config, channels = self.config, self.vae.config.latent_channels
+        return build_unet(config.model, config.counterfactuals, self.data.info, channels, sample_size)
 
     def facts(self) -> dict[str, Any]:
         """Data, labelled split, sizes."""
@@ -119,6 +123,12 @@ class JointTask(Task):
         """Encode or scale latents; U-Net, optimizer and average on the run's device."""
         self.run = run
         config, options = self.config, self.config.optimizer
+        num_slices, size = run.num_processes * run.num_parts, config.labels.labelled_batch_size
+        if config.model.classifier_norm_type is not None and size < 2 * num_slices:
+            raise ValueError(
+                f"`classifier_norm_type` takes statistics over the labelled images of each of the {num_slices} slices "
+                f"of a step, so `labelled_batch_size` must be at least {2 * num_slices}, but got {size}."
+            )
         self.vae.to(run.device)
         train_cache = self._prepare_latents()
         self.batch_maker = JointBatches(config, run, self.data, self.vae, self.noise_scheduler, train_cache)
@@ -163,6 +173,7 @@ class JointTask(Task):
             self.ema.set_decay(stage.ema_decay)
         if not stage.is_consolidating:
             self.soft_answers = None
+        hold_statistics(self.unet.classifier, stage.holds_statistics)
         if step > stage.first_step:  # resumed inside
             return
         if self.ema is not None and stage.begins_averaged:

@@ -1,0 +1,35 @@
+"""Ours: a U-Net that first learns to denoise all images, then the few labels, then its own answers of all images."""
+
+from __future__ import annotations
+
+from mediffusion_diffusers.training.joint.config import JointConfig
+
+from .setting import Setting
+from .task import BenchmarkTask, Outcome, PublishedTask, outcome_of
+
+
+# Named by the checkpoint then, not by options.
+_SHAPE = ("block_out_channels", "layers_per_block", "down_block_types", "attention_head_dim", "norm_num_groups")
+
+
+def from_pretrained(config: JointConfig, setting: Setting) -> JointConfig:
+    """Start from the U-Net that can denoise."""
+    shape = dict.fromkeys(_SHAPE)
+    return config.with_options(unet_path=str(setting.pretrained), unet_subfolder="unet", **shape)
+
+
+def diffusion_first(setting: Setting) -> Outcome:
+    """Diffusion on all images, then the class loss alone."""
+    return outcome_of(from_pretrained(setting.class_stage("diffusion_first"), setting), BenchmarkTask)
+
+
+def consolidated(setting: Setting) -> Outcome:
+    """The whole recipe: `diffusion_first`, then its own soft answers on all images, with the diffusion loss on."""
+    return outcome_of(from_pretrained(setting.pool_stage("consolidated", "diffusion_first"), setting), PublishedTask)
+
+
+def joint(setting: Setting) -> Outcome:
+    """Diffusion on all images, then both losses together, as the paper has it."""
+    weight = 0.3 * setting.problem.recipe.diffusion.diffusion_loss_weight
+    config = setting.class_stage("joint", joint_diffusion_loss_weight=weight)
+    return outcome_of(from_pretrained(config, setting), BenchmarkTask)

@@ -1,0 +1,81 @@
+"""One training of one method: which labels, which learning rates, where it writes, and what it may go on from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mediffusion_diffusers.training.joint.config import JointConfig
+
+from .problem import Problem
+
+
+# The same for every method; what the recipe calls its class stage and its consolidation.
+CLASS_STEPS = 250
+POOL_STEPS = 400
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is called with.
+
+    Args:
+        problem: data and recipe.
+        share: percent of labels.
+        draw: number of the draw: seed of the labelled images and of the training.
+        rates: learning rate of each method, as chosen on the validation split.
+        folder: of this draw; a method writes into its own folder in it.
+        pretrained: folder of the U-Net that was trained to denoise all images.
+        suffix: of the folder's name, for trials.
+    """
+
+    problem: Problem
+    share: float
+    draw: int
+    rates: dict[str, float]
+    folder: Path
+    pretrained: Path
+    suffix: str = ""
+
+    def class_stage(self, method: str, **options: object) -> JointConfig:
+        """Labelled images alone, as the recipe has it, for `CLASS_STEPS` steps; `options` change that."""
+        recipe = self.problem.recipe
+        return recipe.with_options(
+            **{
+                "labelled_split": str(self.problem.labelled_split(self.share, self.draw)),
+                "seed": self.draw,
+                "output_dir": str(self.folder / f"{method}{self.suffix}"),
+                "resume_from_checkpoint": "latest",
+                "learning_rate": self.rates[method],
+                "lr_scheduler": recipe.labels.classifier_lr_scheduler or recipe.optimizer.lr_scheduler,
+                "classifier_lr_scheduler": None,
+                "classifier_warmup_steps": None,
+                "lr_restart_at_classifier_start": False,
+                "lr_warmup_steps": recipe.consolidation.consolidation_warmup_steps,
+                "ema_decay": recipe.consolidation.consolidation_ema_decay,
+                "classifier_start_step": 0,
+                "consolidation_start_step": None,
+                "decoder_start_step": None,
+                "train_batch_size": 16,
+                "max_train_steps": CLASS_STEPS,
+                "checkpointing_steps": CLASS_STEPS,
+                "checkpoints_total_limit": 1,
+                "logging_steps": 50,
+                **options,
+            }
+        )
+
+    def pool_stage(self, method: str, after: str, **options: object) -> JointConfig:
+        """From the checkpoint at the end of another method's class stage: its own soft answers of the whole pool."""
+        start = self.folder / after / f"checkpoint-{CLASS_STEPS}"
+        return self.class_stage(after).with_options(
+            **{
+                "output_dir": str(self.folder / f"{method}{self.suffix}"),
+                "resume_from_checkpoint": str(start),
+                "consolidation_start_step": CLASS_STEPS,
+                "consolidation_learning_rate": self.rates[method],
+                "max_train_steps": CLASS_STEPS + POOL_STEPS,
+                "checkpointing_steps": CLASS_STEPS + POOL_STEPS,
+                **options,
+            }
+        )

@@ -1,0 +1,192 @@
+#!/usr/bin/env python
+"""Learning from few labels: ours beside the same encoder, ResNets, Mean Teacher, FixMatch and a frozen probe.
+
+Pre-trains the U-Net once on all images, chooses every method's learning rate on the validation split (as many trials
+for each, on a draw that is not reported), then runs every method on one draw of the labelled images after the other.
+What is finished is kept in `--work_dir`, so that the same command goes on where it was stopped; `--output` is written
+anew after every draw.
+
+    mediffusion prepare isic2019 --source_dir isic2019 --output_dir data/isic2019 --image_size 54 \\
+        --validation_share 15 --test_share 20
+    OMP_NUM_THREADS=1 python benchmarks/label_efficiency.py --dataset_dir data/isic2019 --preset isic2019-small \\
+        --share 3 --num_draws 10 --num_views 2 --work_dir runs/few_labels --output few_labels.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from few_labels import METHODS, Setting
+from few_labels.denoising import denoising_losses
+from few_labels.problem import Problem
+from few_labels.table import denoising_rows, differences_of, method_rows, scores_in
+from few_labels.task import PublishedTask, train
+from safetensors.numpy import save_file
+
+from mediffusion_diffusers.atomic_files import new_file, read_json, write_json
+
+
+TUNING_DRAW = 1000
+
+
+class Study:
+    """One share of labels of one dataset.
+
+    Args:
+        problem: data and recipe.
+        share: percent of labels.
+        methods: names of `METHODS`, in the order in which they run.
+        pretrain_steps: length of the pre-training; `None` is the preset's.
+    """
+
+    def __init__(self, problem: Problem, share: float, methods: Sequence[str], pretrain_steps: int | None = None):
+        self.problem, self.share, self.methods = problem, share, methods
+        self.folder = problem.work_dir / f"{problem.info.name}-{share:g}pct"
+        self.pretrained = problem.work_dir / f"{problem.info.name}-pretrained"
+        self.pretrain_steps = pretrain_steps or problem.recipe.labels.classifier_start_step
+
+    def pretrain(self) -> dict[str, Any]:
+        """Diffusion alone, on all training images; labels are not looked at."""
+        record = self.pretrained / "cpu_seconds.json"
+        if not record.is_file():
+            config = self.problem.recipe.with_options(
+                classifier_loss_weight=0.0,
+                consolidation_start_step=None,
+                max_train_steps=self.pretrain_steps,
+                checkpointing_steps=500,
+                checkpoints_total_limit=1,
+                logging_steps=50,
+                output_dir=str(self.pretrained),
+                resume_from_checkpoint="latest",
+            )
+            started = time.process_time()
+            task = train(config, PublishedTask)
+            seconds = round(time.process_time() - started, 1)
+            losses = denoising_losses(task, self.problem.validation.images)
+            write_json(record, {"cpu_seconds": seconds, "steps": self.pretrain_steps, "denoising_losses": losses})
+        return read_json(record)
+
+    def tune(self) -> dict[str, Any]:
+        """The learning rate of each method with the best validation AUROC, and all trials."""
+        trials: dict[str, dict[str, float]] = {}
+        chosen: dict[str, float] = {}
+        for name in self.methods:
+            method = METHODS[name]
+            trials[name] = {}
+            for rate in method.rates if len(method.rates) > 1 else ():
+                folder, suffix = self.folder / "tuning" / f"{name}-{rate:g}", ""
+                if method.after is not None:  # goes on from what its predecessor's best rate gave
+                    folder, suffix = self.folder / "tuning" / f"{method.after}-{chosen[method.after]:g}", f"-{rate:g}"
+                setting = self._setting(TUNING_DRAW, folder, {**chosen, name: rate}, suffix)
+                found = self._run(name, setting, f"{name}{suffix}.json", is_test=False)
+                trials[name][f"{rate:g}"] = found["validation"]["macro_auroc"]
+                print(f"tuning {name} at {rate:g}: {trials[name][f'{rate:g}']:.4f}", flush=True)
+            chosen[name] = max(method.rates, key=lambda rate: trials[name].get(f"{rate:g}", 0.0))
+        return {"chosen": chosen, "trials": trials}
+
+    def run_draw(self, draw: int, rates: dict[str, float]) -> dict[str, Any]:
+        """Every method on one draw."""
+        setting = self._setting(draw, self.folder / f"draw-{draw}", rates)
+        results = {}
+        for name in self.methods:
+            results[name] = self._run(name, setting, f"{name}.json")
+            print(
+                f"draw {draw} {name}: validation {results[name]['validation']['macro_auroc']:.4f}, "
+                f"test {results[name]['test']['macro_auroc']:.4f}, {results[name]['cpu_seconds']:.0f} CPU s",
+                flush=True,
+            )
+        return {"split": self.problem.split_facts(self.share, draw), "methods": results}
+
+    def table(
+        self, pretraining: dict[str, Any], tuning: dict[str, Any], draws: dict[int, dict[str, Any]], is_last: bool
+    ) -> dict[str, Any]:
+        """What goes into the results file; the interval over patients only at the end, for it takes a while."""
+        problem, test = self.problem, self.problem.test
+        rows, labels = method_rows(draws, self.methods, problem.info.label_names)
+        return {
+            "data": problem.info.name,
+            "preset": problem.preset,
+            "share_percent": self.share,
+            "num_labelled_images": draws[0]["split"]["num_images"],
+            "num_draws": len(draws),
+            "num_validation_images": len(problem.validation.labels),
+            "num_test_images": len(test.labels),
+            "num_test_patients": len(set(test.patient_ids)),
+            "test_images_of_each_label": dict(
+                zip(problem.info.label_names, np.nansum(test.labels, axis=0).astype(int).tolist(), strict=True)
+            ),
+            "pre_training": pretraining,
+            "methods": rows,
+            "differences": differences_of(draws, self.methods, scores_in(self.folder), test if is_last else None),
+            "test_auroc_of_each_label": labels,
+            "denoising_loss_over_the_pre_trained": denoising_rows(
+                pretraining["denoising_losses"], draws, self.methods
+            ),
+            "learning_rates": tuning["chosen"],
+            "trials": tuning["trials"],
+            "draws": draws,
+        }
+
+    def _setting(self, draw: int, folder: Path, rates: dict[str, float], suffix: str = "") -> Setting:
+        return Setting(self.problem, self.share, draw, rates, folder, self.pretrained, suffix)
+
+    def _run(self, name: str, setting: Setting, file: str, is_test: bool = True) -> dict[str, Any]:
+        """Train and score one method, unless that is done."""
+        record = setting.folder / file
+        if record.is_file():
+            return read_json(record)
+        started = time.process_time()
+        outcome = METHODS[name].train(setting)
+        facts: dict[str, Any] = {"cpu_seconds": round(time.process_time() - started, 1)}
+        held_out = {"validation": self.problem.validation}
+        if is_test:
+            held_out["test"] = self.problem.test
+        for split, images in held_out.items():
+            scores = self.problem.scores(outcome.logits, images)
+            facts[split] = self.problem.record(scores, images)
+            if split == "test":
+                setting.folder.mkdir(parents=True, exist_ok=True)
+                with new_file(record.with_suffix(".safetensors")) as path:
+                    save_file({"scores": scores}, path)
+        if outcome.task is not None and METHODS[name].is_pretrained:
+            facts["denoising_losses"] = denoising_losses(outcome.task, self.problem.validation.images)
+        write_json(record, facts)
+        return facts
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is left, and write the table."""
+    args = parse(argv)
+    problem = Problem(args.dataset_dir, args.preset, args.work_dir, args.num_views)
+    study = Study(problem, args.share, args.methods, args.pretrain_steps)
+    pretraining, tuning = study.pretrain(), study.tune()
+    print("learning rates:", tuning, flush=True)
+    draws: dict[int, dict[str, Any]] = {}
+    for draw in range(args.num_draws):
+        draws[draw] = study.run_draw(draw, tuning["chosen"])
+        is_last = draw + 1 == args.num_draws
+        write_json(args.output, study.table(pretraining, tuning, draws, is_last))
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
+    parser.add_argument("--dataset_dir", type=Path, required=True, help="Prepared dataset with all three splits.")
+    parser.add_argument("--preset", required=True, help="Row of the training presets whose recipe is on trial.")
+    parser.add_argument("--share", type=float, required=True, help="Percent of the labels.")
+    parser.add_argument("--num_draws", type=int, default=10, help="Draws of the labelled images.")
+    parser.add_argument("--num_views", type=int, choices=(1, 2), default=1, help="2: mirrored at test time too.")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="Which, in this order.")
+    parser.add_argument("--pretrain_steps", type=int, help="By default the preset's.")
+    parser.add_argument("--work_dir", type=Path, required=True, help="What is finished is kept here.")
+    parser.add_argument("--output", type=Path, required=True, help="JSON to write.")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()
