@@ -172,7 +172,7 @@ def test_a_checkpoint_without_answers_says_what_to_do(finished, phantoms, tmp_pa
             r"must be above `consolidation_start_step` \(4\), but got 4",
         ),
         (("--no-use_ema",), "`consolidation_start_step` needs `use_ema`"),
-        (("--classifier_loss_weight", 0), "`consolidation_start_step` needs both losses"),
+        (("--classifier_loss_weight", 0), "`consolidation_start_step` needs a classifier"),
         (("--consolidation_max_timestep", 1001), r"`consolidation_max_timestep` must be in \[1, 1000\]"),
         (("--joint_diffusion_loss_weight", 0, "--classifier_every", 2), "leaves steps without any loss"),
     ],
@@ -180,3 +180,27 @@ def test_a_checkpoint_without_answers_says_what_to_do(finished, phantoms, tmp_pa
 def test_bad_arguments_are_refused(arguments, message, phantoms, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(phantoms, tmp_path / "run", *arguments)
+
+
+def test_without_a_diffusion_loss_the_classifier_consolidates_alone(phantoms, tmp_path):
+    """A linear head on standardised features, whose statistics no longer move; nothing noised, nothing denoised."""
+    line = (*TINY_JOINT, "--dataset_dir", phantoms, "--labelled_split", phantoms / "labelled-50.json")
+    line = (*line, "--diffusion_loss_weight", 0, "--max_train_steps", 4, "--consolidation_start_step", 2)
+    line = (*line, "--classifier_hidden_size", 0, "--classifier_norm_type", "batch_norm", "--logging_steps", 1)
+    line = (*line, "--checkpointing_steps", 2, "--consolidation_noise_prob", 0, "--classifier_color_jitter", 0.2)
+    folder = tmp_path / "run"
+    train_joint(joint_config(*line, "--random_rotation", 90, "--output_dir", folder))
+    assert [record["stage"] for record in records(folder)] == ["classification"] * 2 + ["consolidation"] * 2
+    assert not any("diffusion_loss" in record for record in records(folder))
+    before, after = tensors_of(folder, 2, "unet"), tensors_of(folder, 4, "unet")
+    for name in ("classifier.0.running_mean", "classifier.0.running_var"):
+        assert torch.equal(before[name], after[name]) and not torch.equal(after[name], torch.zeros_like(after[name]))
+    assert not torch.equal(before["classifier.2.weight"], after["classifier.2.weight"])
+    assert not torch.equal(before["conv_in.weight"], after["conv_in.weight"])
+
+
+def test_statistics_need_more_than_one_labelled_image(phantoms, tmp_path):
+    line = (*TINY_JOINT, "--dataset_dir", phantoms, "--labelled_split", phantoms / "labelled-50.json")
+    line = (*line, "--classifier_norm_type", "batch_norm", "--labelled_batch_size", 3)
+    with pytest.raises(ValueError, match="`labelled_batch_size` must be at least 4, but got 3"):
+        train_joint(joint_config(*line, "--gradient_accumulation_steps", 2, "--output_dir", tmp_path / "run"))
