@@ -1005,13 +1005,8 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
 
     def _new_head(self) -> nn.Sequential:
         config = self.config
-        return classifier_head(
-            self.num_classifier_features,
-            config.num_labels,
-            config.classifier_hidden_size,
-            config.classifier_dropout,
-            config.classifier_norm_type,
-        )
+        shape = (self.num_classifier_features, config.num_labels, config.classifier_hidden_size)
+        return classifier_head(*shape, config.classifier_dropout, config.classifier_norm_type)
 
     @property
     def id2label(self) -> dict[int, str]:
