@@ -104,6 +104,34 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def create_json(path: str | os.PathLike[str], value: Any) -> bool:
+    """Write a value as JSON, unless somebody else was first.
+
+    Args:
+        path: the file; its folder must exist.
+        value: the value.
+
+    Returns:
+        Whether it was written; if not, the file that was there is as it was.
+    """
+    path = Path(path)
+    if path.exists():
+        return False
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
+    os.close(handle)
+    try:
+        write_json(aside, value)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links, where the last one of two that write at once is the first
+            write_json(path, value)
+    finally:
+        os.unlink(aside)
+    return True
+
+
 def _replace_folder(temporary: Path, folder: Path) -> None:
     """Give `temporary` the name `folder`."""
     if not folder.exists():

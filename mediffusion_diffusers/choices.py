@@ -12,6 +12,9 @@ Direction = Literal["remove", "add"]
 # Which rows of a dataset are explained (see `explanation.request`).
 RowRule = Literal["all", "labelled", "predicted"]
 
+# Who runs the work on a whole dataset (see `explanation`).
+Engine = Literal["accelerate", "ray"]
+
 # What lists of labels hold (see `data.labels`).
 LabelKind = Literal["auto", "names", "indices", "vectors"]
 

@@ -3,32 +3,34 @@
     mediffusion explain-dataset --pretrained_model_name_or_path runs/joint \
         --dataset runs/phantom --split test --output_dir runs/explained --away Cardiomegaly
 
-`accelerate launch training/explain_dataset.py` runs it in several processes.
+`accelerate launch training/explain_dataset.py` runs it in several processes, `--engine ray` on a Ray cluster.
 
-There is one output shard per input shard. Run the same command again to go on where it ended. Several launches may
-share the work: see `--num_shards`.
+Every chunk of an input shard becomes one output file. Run the same command again to go on where it ended; several
+launches may share the work: see `--num_shards`. `--no-counterfactuals` classifies alone.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..choices import RowRule
+from ..choices import Engine, RowRule
 from ..counterfactual_options import given_options
 from ..device_options import DeviceOptions
 from ..option_parser import OptionParser
 from ..options import Range, check_options, option, required
 from ..privacy import is_local_path
 from .command import Command, ResultOptions, first_paragraph
+from .job_array import job_array_place
 from .results import note, say_result
 from .study_options import MODEL_ALIASES, BatchSize, Seed
 
 
 if TYPE_CHECKING:
-    from ..explanation.plan import ExplanationJob
+    from ..explanation.plan import ExplanationJob, Request
+    from ..explanation.progress import Summary
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Options:
         "Prepared dataset, any folder with parquet files, a pattern of them, or organisation/name on the Hub, which "
         "is read as it is needed."
     )
-    output_dir: str = required("Folder of the output shards and manifest.json.")
+    output_dir: str = required("Folder of the finished chunks and manifest.json.")
     away: list[str] = option([], "Labels to remove.")
     towards: list[str] = option([], "Labels to add.")
     revision: str | None = option(None, "Branch, tag or commit of the pipeline on the Hub.")
@@ -59,6 +61,27 @@ class Options:
     )
     controls: bool = option(True, "Change each image as much by the plain gradient and by noise too.")
     overwrite: bool = option(False, "Replace what other settings left in `output_dir`.")
+    counterfactuals: bool = option(
+        True, "Explain; without, images are classified alone: probabilities, logits, embeddings."
+    )
+    timesteps: list[int] = option(
+        [0], "Without counterfactuals: where the classifier is asked; several are averaged (on logits)."
+    )
+    num_noise_samples: Annotated[int, Range(at_least=0)] = option(
+        0, "Without counterfactuals: noises per image and timestep above 0."
+    )
+    embeddings: bool = option(True, "Without counterfactuals: write the classifier's pooled features too.")
+    engine: Engine = option(
+        "accelerate",
+        "Who runs it: this process or those of `accelerate launch`, or the actors of a Ray cluster (RAY_ADDRESS; else "
+        "one on this machine).",
+    )
+    num_workers: Annotated[int | None, Range(at_least=1)] = option(
+        None, "With `--engine ray`: actors; by default one per GPU of the cluster, else per CPU core."
+    )
+    chunk_rows: Annotated[int | None, Range(at_least=1, at_most=512)] = option(
+        None, "Input rows per output file, what a kill costs at most; by default what takes about a minute."
+    )
     batch_size: BatchSize = option(8, "Images per call of the pipeline, per process.")
     seed: Seed = option(0, "Seed of the noise, where some is used.")
     num_shards: Annotated[int | None, Range(at_least=1)] = option(
@@ -87,32 +110,52 @@ def job_of(options: Options, edit: Any, environment: Mapping[str, str]) -> Expla
         ValueError: for arguments that cannot work.
     """
     from ..explanation.input_rows import InputColumns
-    from ..explanation.job_array import job_array_place
     from ..explanation.plan import ExplanationJob
-    from ..explanation.request import ExplanationRequest
 
     num_tasks, task_index = job_array_place(options.num_shards, options.shard_index, environment)
-    request = ExplanationRequest(
-        away=tuple(options.away),
-        towards=tuple(options.towards),
-        **edit.given(),
-        controls=options.controls,
-        rows=options.rows,
-        seed=options.seed,
-    )
     model = options.pretrained_model_name_or_path
     return ExplanationJob(
         dataset=options.dataset,
         output_dir=options.output_dir,
-        request=request,
+        request=_request_of(options, edit),
         split=options.split,
         dataset_revision=options.dataset_revision,
-        columns=InputColumns(options.image_column, options.image_id_column, with_labels=options.rows == "labelled"),
+        columns=InputColumns(options.image_column, options.image_id_column),
         batch_size=options.batch_size,
+        chunk_rows=options.chunk_rows,
         num_tasks=num_tasks,
         task_index=task_index,
         overwrite=options.overwrite,
         model=None if is_local_path(model) else model,
+    )
+
+
+def _request_of(options: Options, edit: Any) -> Request:
+    """What is asked of every image."""
+    from ..explanation.classification import ClassificationRequest
+    from ..explanation.request import ExplanationRequest
+
+    if options.counterfactuals:
+        request = ExplanationRequest(
+            away=tuple(options.away),
+            towards=tuple(options.towards),
+            **edit.given(),
+            controls=options.controls,
+            rows=options.rows,
+            seed=options.seed,
+        )
+        return request
+    asked = {"away": options.away, "towards": options.towards, **edit.given()}
+    needless = [name for name, value in asked.items() if value] + (["rows"] if options.rows != "all" else [])
+    if needless:
+        raise ValueError(
+            f"`{needless[0]}` is about counterfactuals, but `--no-counterfactuals` was given. Leave out one of them."
+        )
+    return ClassificationRequest(
+        timesteps=tuple(options.timesteps),
+        num_noise_samples=options.num_noise_samples,
+        embeddings=options.embeddings,
+        seed=options.seed,
     )
 
 
@@ -126,24 +169,34 @@ def run(options: Options, edit: Any, device_options: DeviceOptions, result_optio
         ValueError: for arguments or files that cannot be used.
         OSError: if a file cannot be read or written, or the Hub cannot be reached.
     """
-    from ..explanation.dataset_runner import explain_dataset
-    from ..pipelines import MediffusionCounterfactualPipeline
-
     job = job_of(options, edit, os.environ)
-    device, dtype = device_options.choose()
-    pipe = MediffusionCounterfactualPipeline.from_pretrained(
-        options.pretrained_model_name_or_path, revision=options.revision, dtype=dtype
-    )
-    summary = explain_dataset(pipe, job, None if device_options.device is None else device)
+    summary = _run_engine(options, job, device_options)
     if summary is None:
         return 0
+    for name in summary.damaged:
+        note(f"Damaged, made again: {name}")
     for problem in summary.problems:
         note(f"Not explained: {problem}")
     if result_options.json:
-        say_result({"output_dir": str(options.output_dir), **asdict(summary)})
+        say_result({"output_dir": str(options.output_dir), **summary.to_dict()})
     else:
         print(f"{summary.sentence()} Output: {options.output_dir}")
     return 0 if summary.is_useful else 1
+
+
+def _run_engine(options: Options, job: ExplanationJob, device_options: DeviceOptions) -> Summary | None:
+    """Explain with the engine that is asked for; only the first process of a launch gets a summary."""
+    from ..explanation.worker import PipelineSource
+
+    source = PipelineSource(options.pretrained_model_name_or_path, options.revision, device_options)
+    if options.engine == "ray":
+        from ..explanation.ray_engine import explain_dataset_with_ray
+
+        return explain_dataset_with_ray(source, job, options.num_workers)
+    from ..explanation.dataset_runner import explain_dataset
+
+    pipe, device = source.load()
+    return explain_dataset(pipe, job, None if device_options.device is None else device)
 
 
 COMMAND = Command(

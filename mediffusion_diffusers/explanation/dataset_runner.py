@@ -1,72 +1,24 @@
-"""Explain every image of a dataset: plan, deal the shards over tasks and processes, work, report."""
+"""Explain every image of a dataset in this process, or in all that `accelerate launch` has started."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from ..output_folder import try_writing
 from ..stop_request import StoppedBySignal, StopRequest
-from .manifest import Manifest
-from .plan import ExplanationJob, make_plan, open_manifest
-from .progress import Counts, SharedProgress
-from .shard_worker import ShardWorker
-from .shards import ShardFolder
+from .chunk import Chunk
+from .plan import ExplanationJob, make_plan
+from .progress import StoreProgress, Summary, say_stopped, summarise
+from .worker import ChunkWorker, measure_seconds
 
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a launch did, over all its processes.
-
-    Args:
-        manifest: as written at the end; other tasks' shards included.
-        num_rows: input rows of this launch.
-        num_explained: images explained in this launch.
-        num_failed: rows recorded with an error in this launch.
-        num_passed_over: rows that were not asked about in this launch.
-        images_per_second: explained images per second and process.
-        num_processes: how many worked.
-        problems: input shards that could not be read, with the reason.
-    """
-
-    manifest: dict[str, Any]
-    num_rows: int
-    num_explained: int
-    num_failed: int
-    num_passed_over: int
-    images_per_second: float
-    num_processes: int
-    problems: tuple[str, ...]
-
-    @property
-    def is_useful(self) -> bool:
-        """Whether every shard could be read and, if all of them are finished, any image is explained."""
-        return not self.problems and (not self.manifest["complete"] or self.manifest["num_explained"] > 0)
-
-    def sentence(self) -> str:
-        """One line for the terminal."""
-        shards = f"{self.manifest['num_finished_shards']:,} of {self.manifest['num_shards']:,} shards are finished"
-        if self.manifest["complete"] and self.manifest["num_explained"] == 0:
-            return (
-                f"No image is explained: {self.manifest['num_failed']:,} rows could not be (column `error` says why), "
-                f"{self.manifest['num_passed_over']:,} were not asked about; {shards}."
-            )
-        if self.num_rows == 0 and not self.problems:
-            return f"Nothing was left to do: {shards}."
-        return (
-            f"Explained {self.num_explained:,} images ({self.num_failed:,} could not be, {self.num_passed_over:,} "
-            f"were not asked about), {self.images_per_second:.3g} images/s in each of {self.num_processes} "
-            f"process{'es' if self.num_processes > 1 else ''}; {shards}."
-        )
 
 
 def explain_dataset(pipe: Any, job: ExplanationJob, device: torch.device | None = None) -> Summary | None:
@@ -91,29 +43,50 @@ def explain_dataset(pipe: Any, job: ExplanationJob, device: torch.device | None 
     stop = StopRequest()
     with stop.listening():
         _made_by_the_first(accelerator, lambda: try_writing(job.output_dir))
-        plan = _made_by_the_first(accelerator, lambda: make_plan(pipe, job))
-        folder = ShardFolder(job.output_dir)
-        manifest = open_manifest(folder, pipe, job, plan.identity, plan.dataset)
-        place = (accelerator.process_index, accelerator.num_processes)
-        progress = SharedProgress(
-            folder.progress, plan.launch, *place, plan.num_rows, plan.num_rows_before, job.show_progress
+        plan = _made_by_the_first(
+            accelerator, lambda: make_plan(pipe, job, lambda job, chunk: measure_seconds(pipe, job, chunk))
         )
+        began = time.monotonic()
+        worker = ChunkWorker(pipe, plan)
+        progress = StoreProgress(plan, worker.store, job.show_progress and accelerator.is_main_process)
+        place = (accelerator.process_index, accelerator.num_processes)
+        problems: dict[Chunk, str] = {}
+
+        def before_batch(rows_in_work: int) -> None:
+            stop.check()
+            progress.show(rows_in_work)
+
         try:
-            progress.note()
-            accelerator.wait_for_everyone()  # every process has its file before the first one looks for them
-            worker = ShardWorker(pipe, job, plan, folder, manifest, progress, stop)
-            for shard in plan.todo[accelerator.process_index :: accelerator.num_processes]:
-                worker.work(shard)
-            counts = progress.finish(stop)
+            for chunk in _dealt(plan.todo, place, progress, problems):
+                if problem := worker.finish(chunk, before_batch):
+                    problems[chunk] = problem
+                stop.check()
         except StoppedBySignal as stopped:
             if accelerator.is_main_process:
-                _say_stopped(stopped, manifest)
+                say_stopped(stopped, worker.store.write_manifest(plan.inputs, plan.description))
             raise
         finally:
             progress.close()
-        content = manifest.write()
-        folder.clear_away()
-    return _summary(content, counts, plan.problems) if accelerator.is_main_process else None
+        unreadable = list(problems.values())
+        if accelerator.num_processes > 1:
+            unreadable = gather_object(unreadable)
+    if not accelerator.is_main_process:
+        return None
+    return summarise(plan, worker.store, unreadable, accelerator.num_processes, began)
+
+
+def _dealt(
+    todo: Sequence[Chunk], place: tuple[int, int], progress: StoreProgress, problems: dict[Chunk, str]
+) -> Iterator[Chunk]:
+    """The chunks of one process, in the order of the input; then, from the end, those that others have not finished.
+
+    So nobody waits for a slow process, without a word between them: two that meet in a chunk write the same bytes, and
+    the slower one leaves it at its next batch.
+    """
+    index, count = place
+    yield from todo[len(todo) * index // count : len(todo) * (index + 1) // count]
+    while left := [chunk for chunk in progress.look() if chunk not in problems]:
+        yield left[-1 - index % len(left)]
 
 
 def _made_by_the_first(accelerator: Accelerator, make: Callable[[], Result]) -> Result:
@@ -129,27 +102,3 @@ def _made_by_the_first(accelerator: Accelerator, make: Callable[[], Result]) -> 
     if isinstance(result, Exception):
         raise result
     return result
-
-
-def _say_stopped(stopped: StoppedBySignal, manifest: Manifest) -> None:
-    content = manifest.write()
-    name = signal.Signals(stopped.signal_number).name
-    print(
-        f"Stopped by {name} after the current batch: {content['num_finished_shards']:,} of {content['num_shards']:,} "
-        "shards are finished. The same command goes on from there.",
-        flush=True,
-    )
-
-
-def _summary(manifest: dict[str, Any], counts: list[Counts], problems: tuple[str, ...]) -> Summary:
-    rates = [each.num_explained / each.seconds for each in counts if each.num_explained]
-    return Summary(
-        manifest,
-        num_rows=sum(each.num_rows for each in counts),
-        num_explained=sum(each.num_explained for each in counts),
-        num_failed=sum(each.num_failed for each in counts),
-        num_passed_over=sum(each.num_passed_over for each in counts),
-        images_per_second=sum(rates) / len(rates) if rates else 0.0,
-        num_processes=len(counts),
-        problems=(*problems, *(problem for each in counts for problem in each.problems)),
-    )

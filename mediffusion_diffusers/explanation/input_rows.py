@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,12 +28,12 @@ class InputColumns:
     Args:
         image: an image column of `datasets` (bytes and path), or one of encoded pictures as bytes.
         image_id: the row's name; a column that is not there leaves it null.
-        with_labels: read `labels` or `label` too, which a prepared dataset has.
+        label_names: of a prepared dataset, whose column `labels` or `label` is then read too; none leaves it out.
     """
 
     image: str = "image"
     image_id: str = "image_id"
-    with_labels: bool = False
+    label_names: tuple[str, ...] = ()
 
     def in_shard(self, shard: InputShard) -> list[str]:
         """Names of the columns to read from a shard.
@@ -45,7 +46,7 @@ class InputColumns:
                 f"`image_column` {self.image!r} is not in {shard.name}, whose columns are {list(shard.columns)}."
             )
         names = [self.image, *([self.image_id] if self.image_id in shard.columns else [])]
-        if self.with_labels:
+        if self.label_names:
             found = [name for name in ("labels", "label") if name in shard.columns]
             if not found:
                 raise ValueError(f"`rows='labelled'` needs a column `labels` or `label`, but {shard.name} has none.")
@@ -119,6 +120,31 @@ def read_rows(shard: InputShard, columns: InputColumns, first: int = 0) -> Itera
         raise UnreadableShardError(
             f"Cannot read shard {shard.name}: {number} of its {shard.num_rows} rows were found."
         )
+
+
+class RowReader:
+    """Reads stretches of rows; one that begins where the last one ended goes on in the same open file.
+
+    Args:
+        columns: which columns are read.
+    """
+
+    def __init__(self, columns: InputColumns | None = None):
+        self.columns = columns or InputColumns()
+        self._rows: Iterator[InputRow] = iter(())
+        self._place: tuple[str, int] | None = None
+
+    def rows(self, shard: InputShard, start: int, stop: int) -> Iterator[InputRow]:
+        """The rows `start ... stop - 1` of a shard.
+
+        Raises:
+            UnreadableShardError, ValueError: as `read_rows`.
+        """
+        if self._place != (shard.path, start):
+            self._rows = read_rows(shard, self.columns, start)
+        self._place = None
+        yield from itertools.islice(self._rows, stop - start)
+        self._place = (shard.path, stop)
 
 
 def read_picture(row: InputRow, channels: int, height: int, width: int) -> torch.Tensor:

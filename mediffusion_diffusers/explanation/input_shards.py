@@ -57,7 +57,7 @@ class InputShard:
     @property
     def identity(self) -> dict[str, str | int]:
         """What an output shard remembers of its input."""
-        return {"name": self.name, "size": self.size, "content": self.content}
+        return {"name": self.name, "size": self.size, "content": self.content, "num_rows": self.num_rows}
 
     def open(self) -> BinaryIO:
         """The file, for reading at any place; a file on the Hub is read in blocks as they are needed.

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from ..choices import RowRule
 from ..counterfactual_options import given_options
 from ..guidance import build_target
 from ..version import __version__
+from .input_rows import InputRow
 
 
 # The pipeline's options as one value holds for a whole dataset; what is not given is the checkpoint's.
@@ -53,7 +55,7 @@ class ExplanationRequest(PipelineOptions):
         named = {name: names for name, names in labels.items() if names}
         return {**self.given(), "controls": self.controls, **named}
 
-    def check_labels(self, pipe: Any) -> None:
+    def check(self, pipe: Any) -> None:
         """Refuse labels that the model does not know.
 
         Raises:
@@ -71,16 +73,59 @@ class ExplanationRequest(PipelineOptions):
         by_name = dict(zip(label_names, present, strict=True))
         return any(by_name[name] == 1 for name in self.away) or any(by_name[name] == 0 for name in self.towards)
 
-    def generator(self, shard: str, row: int) -> torch.Generator:
-        """The row's own source of noise: the same in any batch, process and restart."""
-        digest = hashlib.sha256(f"{self.seed}/{shard}/{row}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    def is_asked_about(self, row: InputRow, label_names: Sequence[str]) -> bool:
+        """Whether the row's labels do not rule it out: with `rows="labelled"` they say what there is to change."""
+        return self.rows != "labelled" or self.asks_about(row.present_labels(len(label_names)), label_names)
+
+    def schema(self) -> pa.Schema:
+        """The columns that are written, readable by `datasets`, pictures as `Image`:
+
+        - `image_id`, `shard`, `row`: the input's name for the image (null if it has none), its shard, its place there
+          from 0;
+        - `error`: why there is no explanation, else null; the columns below are then null;
+        - `probabilities_before`, `_after`, `_null`: one float per label, of original, counterfactual and null edit;
+        - `counterfactual`, `null_edit`: PNG pictures; `difference`: counterfactual minus original, signed, for
+          `decode_difference`;
+        - `guidance_scale`, `strength`: as used; `reached`: whether a search reached its target, null without one;
+        - `l1`, `high_frequency_share`: size of the change, and the share of its energy above half of the highest
+          frequency; `controls`: changes of the same `l1` by the plain gradient and by noise, each a `name`, an
+          `image`, `probabilities` and a `high_frequency_share`; all null without controls;
+        - `settings`: those of the pipeline, as JSON, null with an error; `label_names`, `model_hash`: the same in
+          every row.
+        """
+        import datasets
+
+        image, number, text = datasets.Image(), datasets.Value("float32"), datasets.Value("string")
+        scores = datasets.List(number)
+        control = {"name": text, "image": image, "probabilities": scores, "high_frequency_share": number}
+        return output_schema(
+            **{f"probabilities_{when}": scores for when in ("before", "after", "null")},
+            **{"counterfactual": image, "difference": image, "null_edit": image},
+            **{"guidance_scale": number, "strength": number, "reached": datasets.Value("bool")},
+            **{"l1": number, "high_frequency_share": number, "controls": datasets.List(control)},
+        )
 
 
-def run_identity(request: ExplanationRequest, pipe: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
-    """What two shards must have in common to belong to one run, as plain values for JSON.
+def output_schema(**answers: Any) -> pa.Schema:
+    """The columns of an output file: which row, why it has no answer, the answers, and what gave them."""
+    import datasets
 
-    The batch size and the number of processes are not among it: they change results by rounding at most.
+    text = datasets.Value("string")
+    place = {"image_id": text, "shard": text, "row": datasets.Value("int64"), "error": text}
+    made_by = {"label_names": datasets.List(text), "settings": text, "model_hash": text}
+    return datasets.Features({**place, **answers, **made_by}).arrow_schema
+
+
+def row_generator(seed: int, shard: str, row: int) -> torch.Generator:
+    """The row's own source of noise: the same in any batch, process and restart."""
+    digest = hashlib.sha256(f"{seed}/{shard}/{row}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def run_identity(request: Any, pipe: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """What two chunks must have in common to belong to one run, as plain values for JSON.
+
+    The batch size, the engine and the number of processes are not among it: they change results by rounding at most.
 
     Args:
         request: what is asked.

@@ -1,7 +1,7 @@
 import pytest
 
 from mediffusion_diffusers.commands.explain_dataset import COMMAND, job_of
-from mediffusion_diffusers.explanation.job_array import job_array_place
+from mediffusion_diffusers.commands.job_array import job_array_place
 
 
 LINE = ("--pretrained_model_name_or_path", "org/model", "--dataset", "org/data", "--output_dir", "out")
@@ -25,7 +25,7 @@ def test_a_command_line_becomes_a_job():
     assert job.request.away == ("Mass", "Effusion") and job.request.towards == ()
     expected = {"away": ["Mass", "Effusion"], "strength": 0.3, "controls": False}
     assert job.request.pipeline_arguments() == expected
-    assert job.columns.with_labels and job.batch_size == 4 and (job.num_tasks, job.task_index) == (1, 0)
+    assert job.request.rows == "labelled" and job.batch_size == 4 and (job.num_tasks, job.task_index) == (1, 0)
     assert job.model == "org/model"
 
 
@@ -61,3 +61,13 @@ def test_places_that_cannot_be():
         job_array_place(None, None, slurm)
     with pytest.raises(ValueError, match="`SLURM_ARRAY_TASK_COUNT` must be a whole number, but is 'many'"):
         job_array_place(None, None, {**slurm, "SLURM_ARRAY_TASK_COUNT": "many"})
+
+
+def test_classifying_alone():
+    line = (*LINE, "--no_counterfactuals", "--timesteps", "0", "100", "--num_noise_samples", "2", "--no-embeddings")
+    request = job_of(*COMMAND.parser.parse(line)[:2], {}).request
+    assert (request.timesteps, request.num_noise_samples, request.embeddings) == ((0, 100), 2, False)
+    with pytest.raises(ValueError, match=r"`away` is about counterfactuals, but `--no-counterfactuals` was given"):
+        job_of(*COMMAND.parser.parse((*line, "--away", "Mass"))[:2], {})
+    with pytest.raises(ValueError, match=r"`strength` is about counterfactuals"):
+        job_of(*COMMAND.parser.parse((*line, "--strength", "0.2"))[:2], {})

@@ -1,7 +1,7 @@
 """Kill explain_dataset.py by SIGKILL at random moments, start it again each time, and compare with a run left alone.
 
 pytest collects a small version (`test_processes.py`). Whatever was killed, at the end the output folder must hold the
-same files with the same bytes: every shard once, nothing left of the work on them.
+same files with the same bytes: every chunk once, nothing left of the work on them.
 
     python tests/explanation/kill_matrix.py --output benchmarks/results/explain_kill_matrix.json
 """
@@ -33,28 +33,33 @@ class Kill:
 
     Attributes:
         seconds: after the first output appeared.
-        num_shards: finished by then.
-        num_parts: parts of unfinished shards.
+        num_chunks: finished by then.
         while_writing: whether a file was being written.
     """
 
     seconds: float
-    num_shards: int
-    num_parts: int
+    num_chunks: int
     while_writing: bool
 
 
-def command(pipeline: Path, data: Path, output_dir: Path, num_processes: int) -> list[str]:
+ENGINES = {
+    "one process": ((), ()),
+    "two processes": (TWO_PROCESSES, ()),
+    "ray": ((), ("--engine", "ray", "--num_workers", "2")),
+}
+
+
+def command(pipeline: Path, data: Path, output_dir: Path, engine: str = "one process") -> list[str]:
     """The command line of every start."""
-    launch = [sys.executable, *(TWO_PROCESSES if num_processes == 2 else ())]
+    launch, options = ENGINES[engine]
     places = ("--pretrained_model_name_or_path", pipeline, "--dataset", data, "--output_dir", output_dir)
-    return [*launch, str(SCRIPT), *map(str, places), "--away", "Cardiomegaly", "--batch_size", "16"]
+    question = ("--away", "Cardiomegaly", "--batch_size", "8", "--chunk_rows", "16")
+    return [sys.executable, *launch, str(SCRIPT), *map(str, places), *question, *options]
 
 
 def run_to_the_end(line: list[str], log: Path) -> float:
     """Start a run, wait, and return the seconds from the first output on; raises `RuntimeError` if it fails."""
-    process = start(line, log)
-    wait_for_work(process, Path(line[line.index("--output_dir") + 1]), 2 if "--multi_gpu" in line else 1)
+    process = start_work(line, log)
     began = time.monotonic()
     if process.wait():
         raise RuntimeError(f"The run failed:\n{log.read_text()[-3000:]}")
@@ -62,17 +67,16 @@ def run_to_the_end(line: list[str], log: Path) -> float:
 
 
 def kill_once(
-    line: list[str], log: Path, output_dir: Path, num_shards: int, rng: random.Random, span: float, who: str = "all"
+    line: list[str], log: Path, output_dir: Path, num_chunks: int, rng: random.Random, span: float, who: str = "all"
 ) -> Kill | None:
     """Start a run and kill it up to `span` seconds after it began to work; `None` if nothing was left to do by then.
 
     `who` is `"all"` processes, or the `"launcher"` alone: its orphans then work on beside the next start.
     """
-    process = start(line, log)
-    wait_for_work(process, output_dir, 2 if "--multi_gpu" in line else 1)
+    process = start_work(line, log)
     began = time.monotonic()
     wait_to_kill(process, rng, span, lambda: _is_writing(output_dir))
-    if process.poll() is not None or len(_finished(output_dir)) == num_shards:
+    if process.poll() is not None or len(_finished(output_dir)) == num_chunks:
         if process.wait():
             raise RuntimeError(f"The run failed:\n{log.read_text()[-3000:]}")
         return None
@@ -82,27 +86,24 @@ def kill_once(
     else:
         process.kill()
         process.wait()
-    parts = [path for path in (output_dir / ".work" / "parts").rglob("*.parquet") if path.is_file()]
-    return Kill(round(time.monotonic() - began, 3), len(_finished(output_dir)), len(parts), _is_writing(output_dir))
+    return Kill(round(time.monotonic() - began, 3), len(_finished(output_dir)), _is_writing(output_dir))
 
 
 def _finished(output_dir: Path) -> list[Path]:
-    return [path for path in output_dir.rglob("*.parquet") if path.is_file() and ".work" not in path.parts]
+    return list(output_dir.rglob("*.parquet"))
 
 
-def wait_for_work(process: subprocess.Popen, output_dir: Path, num_processes: int) -> None:
-    """Wait until the processes of a launch have noted their progress: all that comes before is imports."""
-    progress = output_dir / ".work" / "progress"
-    before = set(progress.glob("*"))
-    while process.poll() is None:
-        launches = Counter(path.name.split("-")[0] for path in set(progress.glob("*")) - before)
-        if num_processes in launches.values():
-            return
+def start_work(line: list[str], log: Path) -> subprocess.Popen:
+    """Start a run and wait until its bar appears in the log, or it has ended: all that comes before is imports."""
+    before = log.stat().st_size if log.exists() else 0
+    process = start(line, log)
+    while process.poll() is None and b"Images:" not in log.read_bytes()[before:]:
         time.sleep(0.002)
+    return process
 
 
 def _is_writing(output_dir: Path) -> bool:
-    return any((output_dir / ".work" / "staging").glob("*"))
+    return any((output_dir / ".staging").glob("*"))
 
 
 def folder_bytes(output_dir: Path) -> dict[str, bytes]:
@@ -133,7 +134,7 @@ def kill_chain(
     scratch: Path,
     inputs: tuple[Path, Path, Path],
     num_kills: int,
-    num_processes: int,
+    engine: str,
     span: float,
     seed: int,
     who: str = "all",
@@ -146,22 +147,22 @@ def kill_chain(
     rng = random.Random(seed)
     scratch.mkdir(parents=True, exist_ok=True)
     pipeline, data, reference = inputs
-    num_shards = len(_finished(reference))
+    num_chunks = len(_finished(reference))
     kills: list[Kill] = []
     runs = []
     while len(kills) < num_kills:
         name = f"run-{len(runs)}"
         output_dir, log, struck = scratch / name, scratch / f"{name}.log", 0
-        line = command(pipeline, data, output_dir, num_processes)
+        line = command(pipeline, data, output_dir, engine)
         while struck < min(5, num_kills - len(kills)):
-            kill = kill_once(line, log, output_dir, num_shards, rng, span, who)
+            kill = kill_once(line, log, output_dir, num_chunks, rng, span, who)
             if kill is None:
                 break
             struck += 1
             kills.append(kill)
-            print(f"{num_processes} process(es), {who}, {name}: killed {asdict(kill)}", flush=True)
+            print(f"{engine}, {who}, {name}: killed {asdict(kill)}", flush=True)
         run_to_the_end(line, log)
-        while who == "launcher" and any((output_dir / ".work" / "progress").glob("*")):  # orphans are still at work
+        while who == "launcher" and running_with(output_dir):  # orphans are still at work
             time.sleep(0.1)
         manifest = json.loads((output_dir / "manifest.json").read_text())
         result = {
@@ -171,9 +172,9 @@ def kill_chain(
             "differences": differences(output_dir, reference),
         }
         runs.append(result)
-        print(f"{num_processes} process(es), {who}, {name}: {result}", flush=True)
+        print(f"{engine}, {who}, {name}: {result}", flush=True)
     return {
-        "num_processes": num_processes,
+        "engine": engine,
         "killed": who,
         "num_kills": len(kills),
         "num_kills_while_writing": sum(kill.while_writing for kill in kills),
@@ -207,41 +208,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_images", type=int, default=600)
+    parser.add_argument("--num_images", type=int, default=240)
     parser.add_argument("--num_shards", type=int, default=4)
-    parser.add_argument("--single", type=int, default=10, help="Kills of one process.")
-    parser.add_argument("--two_processes", type=int, default=10, help="Kills of two processes.")
-    parser.add_argument("--launcher", type=int, default=3, help="Kills of the launcher of two processes alone.")
+    parser.add_argument("--single", type=int, default=8, help="Kills of one process.")
+    parser.add_argument("--two_processes", type=int, default=8, help="Kills of two processes.")
+    parser.add_argument("--launcher", type=int, default=2, help="Kills of the launcher of two processes alone.")
+    parser.add_argument("--ray", type=int, default=5, help="Kills of a Ray driver with its actors.")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory(prefix="explain-kill-matrix-") as folder:
         scratch = Path(folder)
         pipeline, data = prepare(scratch, args.num_images, args.num_shards)
         reference = scratch / "reference"
-        span = run_to_the_end(command(pipeline, data, reference, 1), scratch / "reference.log") / 3
-        log = scratch / "two.log"
-        run_to_the_end(command(pipeline, data, scratch / "two-whole", 2), log)
-        assert "in each of 2 processes" in log.read_text(), log.read_text()[-3000:]
-        two_as_one = not differences(scratch / "two-whole", reference)
+        span = run_to_the_end(command(pipeline, data, reference), scratch / "reference.log")
         inputs = (pipeline, data, reference)
-        rows = (("one", args.single, 1, "all"), ("two", args.two_processes, 2, "all"))
-        rows = (*rows, ("launcher", args.launcher, 2, "launcher"))
+        rows = (
+            ("one", args.single, "one process", "all"),
+            ("two", args.two_processes, "two processes", "all"),
+            ("launcher", args.launcher, "two processes", "launcher"),
+            ("ray", args.ray, "ray", "all"),
+        )
+        wanted = [row for row in rows if row[1] > 0]
+        left_alone = {}
+        for engine in dict.fromkeys(row[2] for row in wanted if row[2] != "one process"):
+            place = scratch / f"whole-{engine.split()[0]}"
+            run_to_the_end(command(pipeline, data, place, engine), log := scratch / f"{place.name}.log")
+            assert "by 2 workers" in log.read_text(), log.read_text()[-3000:]
+            left_alone[engine] = not differences(place, reference)
         results = [
-            kill_chain(scratch / name, inputs, count, num_processes, span / num_processes, args.seed + index, who)
-            for index, (name, count, num_processes, who) in enumerate(rows)
-            if count > 0
+            kill_chain(scratch / name, inputs, count, engine, span / 3, args.seed + index, who)
+            for index, (name, count, engine, who) in enumerate(wanted)
         ]
     report = {
         "command": " ".join(["python", *sys.argv]),
         "num_images": args.num_images,
         "num_shards": args.num_shards,
-        "two_processes_left_alone_make_what_one_makes": two_as_one,
+        "engines_left_alone_make_what_one_process_makes": left_alone,
         **{name: all(result[name] for result in results) for name in ("complete", "bit_identical")},
         "num_duplicates": sum(result["num_duplicates"] for result in results),
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps({**report, "results": results}, indent=1) + "\n")
-    is_good = two_as_one and report["complete"] and report["bit_identical"] and not report["num_duplicates"]
+    is_good = (
+        all(left_alone.values()) and report["complete"] and report["bit_identical"] and not report["num_duplicates"]
+    )
     print(f"{'All' if is_good else 'NOT ALL'} complete and bit-identical; written to {args.output}.")
     sys.exit(0 if is_good else 1)
 

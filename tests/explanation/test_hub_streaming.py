@@ -65,7 +65,8 @@ def test_a_dataset_on_the_hub(hub, pipe, pipeline_folder, phantoms, tmp_path):
     assert (missing, first_end, refused, last_end) == ("end: 1", "end: 0", "end: 1", "end: 0")
     assert "Explained 30 images" in explained and "Nothing was left to do: 4 of 4" in finished
     assert "there is no folder 'org/data' nor, for this user, such a dataset" in completed.stderr
-    assert "'data/train-00001-of-00004.parquet' has changed since it was explained: `content`" in completed.stderr
+    assert "holds 'data/train-00001-of-00004-rows-" in completed.stderr
+    assert "its input has changed since it was explained: `content`" in completed.stderr
 
     here, there = (output_table(folder).drop_columns(["settings"]) for folder in (tmp_path / "local", out))
     assert [name for name in here.column_names if not here[name].equals(there[name])] == []

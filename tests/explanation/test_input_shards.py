@@ -7,9 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 from support.explanation import bad_pictures
 
+from mediffusion_diffusers.data.phantom import PHANTOM_LABELS
 from mediffusion_diffusers.data.pictures import open_picture
-from mediffusion_diffusers.explanation.input_rows import InputColumns, InputRow, read_picture, read_rows
-from mediffusion_diffusers.explanation.input_shards import UnreadableShardError, find_dataset, inspect_shards
+from mediffusion_diffusers.explanation.input_rows import InputColumns, InputRow, RowReader, read_picture, read_rows
+from mediffusion_diffusers.explanation.input_shards import (
+    InputShard,
+    UnreadableShardError,
+    find_dataset,
+    inspect_shards,
+)
 from mediffusion_diffusers.image_processor import MediffusionImageProcessor, denormalize
 
 
@@ -76,11 +82,27 @@ def test_a_broken_file_is_noted_and_the_others_are_read(phantoms, tmp_path):
 @pytest.mark.parametrize("first", [0, 1, 3, 5, 7])
 def test_rows_from_any_place_on(phantoms, first):
     (shard, *_) = inspect_shards(find_dataset(phantoms, "train").shards)
-    columns = InputColumns(with_labels=True)
+    columns = InputColumns(label_names=tuple(PHANTOM_LABELS))
     rows = list(read_rows(shard, columns))
     assert [row.number for row in rows] == list(range(8)) and len({row.image_id for row in rows}) == 8
     assert list(read_rows(shard, columns, first)) == rows[first:]
     assert set(rows[0].present_labels(5)) <= {0.0, 1.0}
+    reader = RowReader(columns)
+    for start, stop in ((first, 8), (0, first), (first, 8), (first, first)):
+        assert list(reader.rows(shard, start, stop)) == rows[start:stop]
+
+
+def test_a_stretch_goes_on_where_the_last_one_ended(phantoms, monkeypatch):
+    shard, other, *_ = inspect_shards(find_dataset(phantoms, "train").shards)
+    opened, open_shard = [], InputShard.open
+    monkeypatch.setattr(InputShard, "open", lambda self: opened.append(self.name) or open_shard(self))
+    reader = RowReader()
+    for start, stop in ((0, 3), (3, 5), (5, 8)):
+        assert [row.number for row in reader.rows(shard, start, stop)] == list(range(start, stop))
+    assert opened == [shard.name]
+    next(reader.rows(other, 0, 3))
+    list(reader.rows(other, 3, 8))
+    assert opened == [shard.name, other.name, other.name]
 
 
 def test_columns_that_are_not_there(phantoms):

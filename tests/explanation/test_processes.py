@@ -8,7 +8,7 @@ import pytest
 import torch
 from explanation import kill_matrix
 from support.explanation import output_bytes
-from support.processes import kill_tree, start
+from support.processes import kill_tree
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.commands.explain_dataset import COMMAND, job_of
@@ -17,7 +17,7 @@ from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
 
 def run_here(line, log=None, environment=None):
     """Run a command line of explain_dataset.py in this process, with one thread as the others have."""
-    options, edit, _ = COMMAND.parser.parse(line[line.index(str(kill_matrix.SCRIPT)) + 1 :])
+    options, edit, *_ = COMMAND.parser.parse(line[line.index(str(kill_matrix.SCRIPT)) + 1 :])
     torch.set_num_threads(1)
     return explain_dataset(
         MediffusionCounterfactualPipeline.from_pretrained(options.pretrained_model_name_or_path),
@@ -29,38 +29,39 @@ def run_here(line, log=None, environment=None):
 def whole(pipeline_folder, phantoms, tmp_path_factory):
     """What one process alone makes of the phantoms."""
     folder = tmp_path_factory.mktemp("whole") / "out"
-    run_here(kill_matrix.command(pipeline_folder, phantoms, folder, 1))
+    run_here(kill_matrix.command(pipeline_folder, phantoms, folder))
     return folder
 
 
 @pytest.fixture(scope="module")
 def long_work(tmp_path_factory):
-    """Pipeline, 300 phantoms in three files, what one process alone makes of them, and in how many seconds."""
+    """Pipeline, 144 phantoms in three files, what one process alone makes of them, and in how many seconds."""
     folder = tmp_path_factory.mktemp("long")
-    pipeline, data = kill_matrix.prepare(folder, num_images=300, num_shards=3)
+    pipeline, data = kill_matrix.prepare(folder, num_images=144, num_shards=3)
     began = time.monotonic()
-    run_here(kill_matrix.command(pipeline, data, folder / "reference", 1))
+    run_here(kill_matrix.command(pipeline, data, folder / "reference"))
     return pipeline, data, folder / "reference", time.monotonic() - began
 
 
 def test_two_processes_make_what_one_makes(pipeline_folder, phantoms, whole, tmp_path):
     log = tmp_path / "two.log"
-    kill_matrix.run_to_the_end(kill_matrix.command(pipeline_folder, phantoms, tmp_path / "two", 2), log)
+    kill_matrix.run_to_the_end(kill_matrix.command(pipeline_folder, phantoms, tmp_path / "two", "two processes"), log)
     assert "Explained 36 images (0 could not be, 0 were not asked about)" in log.read_text()
-    assert "in each of 2 processes; 5 of 5 shards are finished" in log.read_text()
+    assert "by 2 workers; 5 of 5 shards are finished" in log.read_text()
     assert "36/36" in log.read_text()  # the first process's bar counts the rows of both
     assert output_bytes(tmp_path / "two") == output_bytes(whole)
 
 
 def test_two_tasks_of_a_job_array_at_once_make_what_one_makes(pipeline_folder, phantoms, whole, tmp_path):
-    line = kill_matrix.command(pipeline_folder, phantoms, tmp_path / "tasks", 1)
+    line = kill_matrix.command(pipeline_folder, phantoms, tmp_path / "tasks")
     places = [{"ID": index + 1, "COUNT": 2, "MIN": 1, "STEP": 1} for index in range(2)]
     first, second = ({f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in place.items()} for place in places)
     log = tmp_path / "first.log"
     with log.open("w") as file:
         environment = {**os.environ, **first, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(line, env=environment, stdout=file, stderr=file)
-    kill_matrix.wait_for_work(process, tmp_path / "tasks", 1)
+    while process.poll() is None and "Images:" not in log.read_text():
+        time.sleep(0.01)
     assert run_here(line, environment=second).num_explained == 14
     assert process.wait(timeout=300) == 0 and "Explained 22 images" in log.read_text(), log.read_text()
     assert output_bytes(tmp_path / "tasks") == output_bytes(whole)
@@ -70,21 +71,21 @@ def test_killed_in_the_middle_and_started_again(long_work, tmp_path):
     """The small version of kill_matrix.py: one kill; another number of processes goes on from there."""
     pipeline, data, reference, seconds = long_work
     inputs = (pipeline, data, reference)
-    result = kill_matrix.kill_chain(tmp_path, inputs, 1, 2, seconds / 8, 0, run_to_the_end=run_here)
+    result = kill_matrix.kill_chain(tmp_path, inputs, 1, "two processes", seconds / 8, 0, run_to_the_end=run_here)
     assert result["complete"] and result["bit_identical"] and result["num_duplicates"] == 0, result["runs"]
 
 
 def test_sigterm_to_the_launcher_stops_both_processes_with_a_message(long_work, tmp_path):
     log, out = tmp_path / "log", tmp_path / "out"
-    process = start(kill_matrix.command(*long_work[:2], out, 2), log)
+    process = kill_matrix.start_work(kill_matrix.command(*long_work[:2], out, "two processes"), log)
     try:
-        while not any('"num_rows": 0' not in note.read_text() for note in (out / ".work" / "progress").glob("*")):
+        while not list(out.rglob("*.parquet")):
             assert process.poll() is None, log.read_text()[-3000:]
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) != 0
     finally:
         kill_tree(process)
-    assert "Stopped by SIGTERM after the current batch: 0 of 3 shards are finished" in log.read_text()
-    assert not list((out / ".work" / "staging").glob("*")) and not list((out / ".work" / "progress").glob("*"))
+    assert "Stopped by SIGTERM: 0 of 3 shards are finished" in log.read_text()
+    assert not list((out / ".staging").glob("*"))
     assert not json.loads((out / "manifest.json").read_text())["complete"]

@@ -47,7 +47,7 @@ def with_broken_exif(png):
 
 def output_table(output_dir):
     """All rows of the finished shards, in the order of the shards' names."""
-    paths = sorted(path for path in output_dir.rglob("*.parquet") if ".work" not in path.parts)
+    paths = sorted(path for path in output_dir.rglob("*.parquet"))
     return pa.concat_tables(pq.read_table(path).replace_schema_metadata(None) for path in paths)
 
 

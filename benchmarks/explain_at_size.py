@@ -1,0 +1,165 @@
+#!/usr/bin/env python
+"""How long many workers need for many chunks: a discrete-event simulation of the engines' own ways of dealing.
+
+Nothing is computed; `Dealer` deals as it does for Ray, and a static split stands beside it. Workers differ in speed,
+some are ten times slower, and each may be lost in a chunk, which begins anew once somebody notices. Times are in units
+of a worker's mean seconds per chunk; `ideal` is the sum of the work over the sum of the speeds.
+
+    python benchmarks/explain_at_size.py --output benchmarks/results/explain_at_size.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import random
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from mediffusion_diffusers.explanation.chunk import Chunk, cut
+from mediffusion_diffusers.explanation.input_shards import InputShard
+from mediffusion_diffusers.explanation.ray_engine import Dealer
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Workers and their misfortunes.
+
+    Attributes:
+        speeds: chunks per unit of time, one per worker.
+        spread: standard deviation of a chunk's time over its mean.
+        lost_share: probability that a worker is lost in a chunk.
+        absence: time until a lost worker's chunk is dealt again and a new worker is there.
+        seed: of the draws.
+    """
+
+    speeds: Sequence[float]
+    spread: float = 0.0
+    lost_share: float = 0.0
+    absence: float = 0.0
+    seed: int = 0
+
+
+@dataclass
+class Course:
+    """What a simulated run came to.
+
+    Attributes:
+        seconds: until every chunk was finished.
+        dealt: chunks by worker, in their order.
+        num_lost: workers that were lost.
+        deal_seconds: real time that dealing took.
+    """
+
+    seconds: float = 0.0
+    dealt: dict[int, list[Chunk]] = field(default_factory=dict)
+    num_lost: int = 0
+    deal_seconds: float = 0.0
+
+
+class StaticDealer:
+    """Every worker has its share from the beginning, and no other; what a lost one had in work it begins anew."""
+
+    def __init__(self, chunks: Sequence[Chunk], num_workers: int):
+        self._shares = {index: list(chunks[index::num_workers])[::-1] for index in range(num_workers)}
+        self._owners = {chunk: index for index, share in self._shares.items() for chunk in share}
+
+    def next(self, worker: int) -> Chunk | None:
+        """As `Dealer`."""
+        return self._shares[worker].pop() if self._shares[worker] else None
+
+    def finished(self, chunk: Chunk) -> None:
+        """As `Dealer`."""
+
+    def lost(self, chunk: Chunk) -> None:
+        """As `Dealer`."""
+        self._shares[self._owners[chunk]].append(chunk)
+
+
+def simulate(chunks: Sequence[Chunk], machines: Machines, dealer: Dealer | StaticDealer) -> Course:
+    """Let the workers make all chunks."""
+    rng, course, finished = random.Random(machines.seed), Course(), set()
+    idle = list(range(len(machines.speeds)))
+    events: list[tuple[float, int, int, Chunk | None, bool]] = []
+    while len(finished) < len(chunks):
+        began = time.perf_counter()
+        given = [(worker, dealer.next(worker)) for worker in idle]
+        course.deal_seconds += time.perf_counter() - began
+        idle = [worker for worker, chunk in given if chunk is None]
+        for worker, chunk in given:
+            if chunk is not None:
+                course.dealt.setdefault(worker, []).append(chunk)
+                takes = max(rng.gauss(1.0, machines.spread), 0.1) / machines.speeds[worker]
+                is_lost = rng.random() < machines.lost_share
+                ends = course.seconds + (rng.random() * takes + machines.absence if is_lost else takes)
+                heapq.heappush(events, (ends, worker, len(course.dealt[worker]), chunk, is_lost))
+        course.seconds, worker, _, chunk, is_lost = heapq.heappop(events)
+        idle.append(worker)
+        course.num_lost += is_lost
+        if is_lost:
+            dealer.lost(chunk)
+        else:
+            finished.add(chunk)
+            dealer.finished(chunk)
+    return course
+
+
+def chunks_of(*num_rows: int) -> list[Chunk]:
+    """Chunks of one row, of shards of so many rows."""
+    shards = [InputShard(f"{index}.parquet", "", 0, num_rows=rows) for index, rows in enumerate(num_rows)]
+    return [chunk for shard in shards for chunk in cut(shard, 1)]
+
+
+def main() -> None:
+    """Simulate each case with both dealers and write what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num_chunks", type=int, default=10_000)
+    parser.add_argument("--num_workers", type=int, default=1000)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    equal = [1.0] * args.num_workers
+    slow = [0.1] * (args.num_workers // 100) + equal[args.num_workers // 100 :]
+    cases = {
+        "equal workers": Machines(equal),
+        "times that vary by 10 %": Machines(equal, spread=0.1),
+        "1 % of the workers ten times slower": Machines(slow, spread=0.1),
+        "the same, and every hundredth chunk loses its worker for two chunks' time": Machines(slow, 0.1, 0.01, 2.0),
+    }
+    results = {}
+    for name, machines in cases.items():
+        chunks = chunks_of(*[args.num_chunks // 100] * 100)
+        ideal = len(chunks) / sum(machines.speeds)
+        courses = {
+            "dynamic": simulate(chunks, machines, Dealer(chunks)),
+            "static": simulate(chunks, machines, StaticDealer(chunks, args.num_workers)),
+        }
+        results[name] = {
+            "ideal": ideal,
+            **{f"{kind}_over_ideal": round(course.seconds / ideal, 4) for kind, course in courses.items()},
+            "num_lost": courses["dynamic"].num_lost,
+            "chunks_dealt": sum(map(len, courses["dynamic"].dealt.values())),
+            "deal_milliseconds_per_chunk": round(1000 * courses["dynamic"].deal_seconds / len(chunks), 4),
+        }
+        print(f"{name}: {results[name]}", flush=True)
+    report = {
+        "command": shlex.join(["python", *sys.argv]),
+        "num_chunks": args.num_chunks,
+        "num_workers": args.num_workers,
+        "cases": {name: {**result, "machines": _told(cases[name])} for name, result in results.items()},
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _told(machines: Machines) -> dict[str, float]:
+    """The settings without the list of speeds."""
+    return {name: value for name, value in asdict(machines).items() if name != "speeds"}
+
+
+if __name__ == "__main__":
+    main()

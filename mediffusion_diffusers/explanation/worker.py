@@ -1,0 +1,113 @@
+"""Makes chunks, one after the other: what every engine has one of per process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..device_options import DeviceOptions
+from ..pipelines import MediffusionCounterfactualPipeline
+from .chunk import Chunk, Explainer, explain_chunk
+from .classification import ClassificationExplainer, ClassificationRequest
+from .counterfactuals import CounterfactualExplainer
+from .input_rows import RowReader
+from .input_shards import UnreadableShardError
+from .plan import ExplanationJob, Plan, Request
+
+
+_FIRST_CALL_SECONDS = 10.0  # a first call that takes less is repeated: it may have been the warm-up that took long
+
+
+@dataclass(frozen=True)
+class PipelineSource:
+    """Where every process gets the pipeline from.
+
+    Args:
+        pretrained_model_name_or_path: a folder that all of them see, or a repository on the Hub.
+        revision: branch, tag or commit on the Hub.
+        device_options: device and precision.
+    """
+
+    pretrained_model_name_or_path: str
+    revision: str | None = None
+    device_options: DeviceOptions = DeviceOptions()
+
+    def load(self) -> tuple[MediffusionCounterfactualPipeline, torch.device]:
+        """The pipeline, on the CPU, and the device that is chosen.
+
+        Raises:
+            ValueError, OSError: as `from_pretrained` and `DeviceOptions.choose`.
+        """
+        device, dtype = self.device_options.choose()
+        pipe = MediffusionCounterfactualPipeline.from_pretrained(
+            self.pretrained_model_name_or_path, revision=self.revision, dtype=dtype
+        )
+        return pipe, device
+
+
+class ChunkIsFinished(Exception):
+    """Another worker has finished the chunk in work."""
+
+
+class ChunkWorker:
+    """Makes chunks of a plan.
+
+    Args:
+        pipe: the pipeline, where it shall compute.
+        plan: the plan.
+    """
+
+    def __init__(self, pipe: Any, plan: Plan):
+        self.store = plan.open_store()
+        self._explainer = explainer_of(pipe, plan.job.request, plan.identity["model_hash"])
+        self._reader, self._batch_size = RowReader(plan.job.columns), plan.job.batch_size
+
+    def finish(self, chunk: Chunk, before_batch: Callable[[int], None] | None = None) -> str | None:
+        """Make a chunk and write it, unless another worker is faster.
+
+        Args:
+            chunk: the chunk.
+            before_batch: called before every batch with the number of rows that are done; what it raises ends the
+                work.
+
+        Returns:
+            Why the input cannot be read, or `None`.
+        """
+
+        def look_up(rows_in_work: int) -> None:
+            if before_batch is not None:
+                before_batch(rows_in_work)
+            if self.store.has(chunk):
+                raise ChunkIsFinished
+
+        try:
+            table = explain_chunk(self._explainer, chunk, self.store.schema, self._reader, self._batch_size, look_up)
+            self.store.write(chunk, table)
+        except UnreadableShardError as error:
+            return str(error)
+        except ChunkIsFinished:
+            pass
+        return None
+
+
+def explainer_of(pipe: Any, request: Request, model_hash: str = "") -> Explainer:
+    """What asks a pipeline for what a request wants."""
+    kind = ClassificationExplainer if isinstance(request, ClassificationRequest) else CounterfactualExplainer
+    return kind(pipe, request, model_hash)
+
+
+def measure_seconds(pipe: Any, job: ExplanationJob, chunk: Chunk) -> float:
+    """Seconds per row of a small chunk with this pipeline, where it is now."""
+    explainer, schema = explainer_of(pipe, job.request), job.request.schema()
+    seconds = float("inf")
+    for _ in range(2):
+        began = time.perf_counter()
+        explain_chunk(explainer, chunk, schema, RowReader(job.columns), job.batch_size)
+        seconds = min(seconds, time.perf_counter() - began)
+        if seconds > _FIRST_CALL_SECONDS:
+            break
+    return seconds / chunk.num_rows
