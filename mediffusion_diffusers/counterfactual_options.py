@@ -94,6 +94,13 @@ class CounterfactualOptions:
     max_strength: Annotated[float | None, Range(above=0, at_most=1)] = option(
         None, "Largest strength of the search, by default `strength`: only the scale is searched."
     )
+    stop_probability: Annotated[float | Mapping[str, float] | None, Range(above=0, below=1), Stored] = option(
+        None,
+        "How far a change goes: it is shortened to the share of it that brings every label in `away` to this "
+        "probability or below, and every label in `towards` to its complement or above; one that does not get there "
+        'stays whole. `{"towards": ..., "away": ...}` gives one per direction, as it is; one that is missing does not '
+        "stop. A checkpoint's gives way to a call's `guidance_scale` or `target_probability`.",
+    )
     mask: Annotated[Literal["auto", "everywhere"] | Any, Stored] = option(
         "everywhere",
         "Where the image may change: a mask, boxes, or one of them per counterfactual (see "

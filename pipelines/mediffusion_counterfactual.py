@@ -1653,8 +1653,12 @@ def plain_scale(guidance_scale: Any) -> Any:
     return guidance_scale.tolist() if hasattr(guidance_scale, "tolist") else guidance_scale
 
 
-def values_of_scale(guidance_scale: GuidanceScale) -> list[Any]:
-    """All values of a scale in any of its forms.
+def values_of_scale(guidance_scale: GuidanceScale, name: str = "guidance_scale") -> list[Any]:
+    """All values of a scale in any of its forms, or of another option that may differ by direction.
+
+    Args:
+        guidance_scale: one number, several, or one per direction.
+        name: of the option.
 
     Raises:
         ValueError: for a dict that is empty or has other keys than `SCALE_NAMES`.
@@ -1662,7 +1666,7 @@ def values_of_scale(guidance_scale: GuidanceScale) -> list[Any]:
     if isinstance(guidance_scale, Mapping):
         if not guidance_scale or not guidance_scale.keys() <= set(SCALE_NAMES):
             raise ValueError(
-                "`guidance_scale` as a dict must hold a scale for 'towards', for 'away' or for both, but holds "
+                f"`{name}` as a dict must hold a number for 'towards', for 'away' or for both, but holds "
                 f"{list(guidance_scale)}."
             )
         return list(guidance_scale.values())
@@ -2954,6 +2958,13 @@ class CounterfactualOptions:
     max_strength: Annotated[float | None, Range(above=0, at_most=1)] = option(
         None, "Largest strength of the search, by default `strength`: only the scale is searched."
     )
+    stop_probability: Annotated[float | Mapping[str, float] | None, Range(above=0, below=1), Stored] = option(
+        None,
+        "How far a change goes: it is shortened to the share of it that brings every label in `away` to this "
+        "probability or below, and every label in `towards` to its complement or above; one that does not get there "
+        'stays whole. `{"towards": ..., "away": ...}` gives one per direction, as it is; one that is missing does not '
+        "stop. A checkpoint's gives way to a call's `guidance_scale` or `target_probability`.",
+    )
     mask: Annotated[Literal["auto", "everywhere"] | Any, Stored] = option(
         "everywhere",
         "Where the image may change: a mask, boxes, or one of them per counterfactual (see "
@@ -3083,6 +3094,8 @@ class CounterfactualSettings(CounterfactualOptions):
         if foreign:
             logger.warning(f"The checkpoint's `guidance_defaults` hold {foreign}, which this version does not know.")
         stored = {name: value for name, value in stored.items() if name not in foreign}
+        if given.keys() & {"guidance_scale", "target_probability"}:  # how far to go is said already
+            stored.pop("stop_probability", None)
         try:
             _checked(cls(**stored))
         except ValueError as error:
@@ -3129,6 +3142,11 @@ class CounterfactualSettings(CounterfactualOptions):
                 )
         if self.target_probability is None and (self.max_guidance_scale, self.max_strength) != (None, None):
             raise ValueError("`max_guidance_scale` and `max_strength` bound a search: give `target_probability`.")
+        if self.target_probability is not None and self.stop_probability is not None:
+            raise ValueError(
+                "`target_probability` searches the scale that suffices, `stop_probability` shortens a change to what "
+                "suffices: give one of them."
+            )
         if self.max_strength is not None and self.max_strength < self.strength:
             raise ValueError(
                 f"`max_strength` must be at least {self.strength}, where the search begins, but got "
@@ -3230,6 +3248,8 @@ def _checked(settings: CounterfactualSettings) -> CounterfactualSettings:
     """The settings, if each option by itself holds what its type says."""
     check_options(settings)
     values_of_scale(settings.guidance_scale)
+    if settings.stop_probability is not None:
+        values_of_scale(settings.stop_probability, "stop_probability")
     return settings
 
 
@@ -3533,6 +3553,12 @@ class Editor:
     def timesteps(self, start: Start) -> list[int]:
         """Of the guided evaluations, noisiest first."""
         return self._descent(start).timesteps.tolist()
+
+    def classify(self, latents: torch.Tensor) -> torch.Tensor:
+        """Logits of clean latents, of the classifier that guides; differentiable, shape `(rows, num_labels)`."""
+        if self.classifier is not None:
+            return self.classifier(latents)
+        return self.unet(latents, 0, return_sample=False).logits
 
     def _denoise(
         self, start: Start, question: Question, generator: Generators, watch: Watch
@@ -4120,17 +4146,11 @@ class FollowNoisedPaths(Editor):
         each, deviation = self._deviations(start, question, watch)
         region, clean = question.region, null_latents[question.image_index]
         if self.settings.finds_region:
-            region = region_of_evidence(attribute_change(self._classify, clean, deviation, question.target))
+            region = region_of_evidence(attribute_change(self.classify, clean, deviation, question.target))
             deviation = region * deviation
         latents = (clean.float() + deviation).to(clean.dtype)
         return replace(
             self._edit_of(start, question, latents, null_latents), region=region, agreement=agreement_of(each)
-        )
-
-    def _classify(self, latents: torch.Tensor) -> torch.Tensor:
-        """Logits of clean latents, of the classifier that guides."""
-        return (
-            self.unet(latents, 0, return_sample=False).logits if self.classifier is None else self.classifier(latents)
         )
 
     def _descent(self, start: Start) -> MultistepDDIMScheduler:
@@ -4533,6 +4553,85 @@ def check_first_scales(scales: torch.Tensor, settings: CounterfactualSettings) -
     first, largest = float(scales.max()), settings.max_guidance_scale
     if largest is not None and largest < first:
         raise ValueError(f"`max_guidance_scale` must be at least {first}, where the search begins, but got {largest}.")
+
+
+# ---- mediffusion_diffusers/pipelines/counterfactual/shorten.py
+
+StopProbability = float | Mapping[str, float]
+_NUM_HALVINGS = 4  # so that a change is at most a sixteenth of itself longer than it has to be
+
+
+class ShortenedEdit:
+    """An editor whose changes are shortened to the share that suffices; one that does not suffice stays whole.
+
+    While the classifier is in doubt about noised latents it pushes, whatever has been reached already; so what is
+    removed easily is overdone at the scale that stubborn findings need.
+
+    Args:
+        editor: makes the edit.
+        guided: the editor whose classifier is asked.
+        problem_type: of that classifier.
+        stop_probability: see `CounterfactualOptions`.
+    """
+
+    def __init__(self, editor: Any, guided: Editor, problem_type: str, stop_probability: StopProbability):
+        self.editor, self.guided, self.problem_type, self.stop = editor, guided, problem_type, stop_probability
+
+    def edit(self, start: Start, question: Question, generator: Generators, watch: Watch) -> Edit:
+        """As for an `Editor`."""
+        edit = self.editor.edit(start, question, generator, watch)
+        goals = goals_of(self.stop, question.target.direction).to(edit.latents.device)
+        if goals.isnan().all():
+            return edit
+        direction, null_latents = question.target.direction.to(goals), edit.null_latents[edit.null_index]
+        change = edit.latents.float() - null_latents.float()
+        too_short = torch.zeros(len(question), 1, 1, 1, device=goals.device)
+        enough = torch.ones_like(too_short)
+        for _ in range(_NUM_HALVINGS):
+            share = (too_short + enough) / 2
+            probabilities = self._probabilities((null_latents.float() + share * change).to(null_latents.dtype))
+            suffices = have_reached(probabilities, direction, goals).view_as(share)
+            too_short, enough = torch.where(suffices, too_short, share), torch.where(suffices, share, enough)
+        shortened = (null_latents.float() + enough * change).to(null_latents.dtype)
+        return replace(edit, latents=torch.where(enough < 1, shortened, edit.latents))
+
+    def _probabilities(self, latents: torch.Tensor) -> torch.Tensor:
+        """Of clean latents, shape `(rows, num_labels)`, float32."""
+        logits = self.guided.classify(latents).float()
+        return logits.softmax(-1) if self.problem_type == "single_label_classification" else logits.sigmoid()
+
+
+def goals_of(stop_probability: StopProbability, direction: torch.Tensor) -> torch.Tensor:
+    """The probability at which each label is where it should be.
+
+    Args:
+        stop_probability: one number, 0.1 and 0.9 meaning the same, or one per direction, as it is.
+        direction: +1 towards, -1 away, 0 not targeted, shape `(rows, num_labels)`.
+
+    Returns:
+        Shape of `direction`, float32; NaN for labels without a goal.
+    """
+    if not isinstance(stop_probability, Mapping):
+        margin = goal_probability(stop_probability)
+        stop_probability = {"towards": 1 - margin, "away": margin}
+    goals = torch.full(direction.shape, torch.nan)
+    for name, sign in zip(SCALE_NAMES, (1, -1), strict=True):
+        goals[direction == sign] = stop_probability.get(name, torch.nan)
+    return goals
+
+
+def have_reached(probabilities: torch.Tensor, direction: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
+    """Whether every targeted label of a row is at its goal or beyond; never where one has no goal.
+
+    Args:
+        probabilities: shape `(rows, num_labels)`.
+        direction: +1 towards, -1 away, 0 not targeted; same shape.
+        goals: of `goals_of`, same shape.
+
+    Returns:
+        Bool, shape `(rows,)`.
+    """
+    return ((direction * (probabilities - goals) >= 0) | (direction == 0)).all(1)
 
 
 # ---- mediffusion_diffusers/pipelines/counterfactual/signature.py
@@ -4942,8 +5041,9 @@ class MediffusionCounterfactualPipeline(DiffusionPipeline):
             start = way.begin(torch.arange(len(pixels)), settings.strength, watch.shown)
 
             # 3. Denoise: the counterfactuals under guidance, the null edits from the same start without
-            editor: Any = self._editor(unet, settings, judge)
-            timesteps = editor.timesteps(start)
+            guided = self._editor(unet, settings, judge)
+            editor: Any = guided
+            timesteps = guided.timesteps(start)
             if settings.target_probability is not None:
 
                 def as_shown(trial: Edit, images: torch.Tensor) -> torch.Tensor:
@@ -4952,6 +5052,8 @@ class MediffusionCounterfactualPipeline(DiffusionPipeline):
                 editor = SmallestEdit(editor, way, settings, as_shown, self.progress_bar)
             if settings.finds_region and settings.start != "noised_paths":  # which finds it in the edit itself
                 editor = WithinItsRegion(editor)
+            if settings.stop_probability is not None:
+                editor = ShortenedEdit(editor, guided, judge.problem_type, settings.stop_probability)
             edit = editor.edit(start, question, generator, watch)
 
             # 4. Decode, classify the pictures that the user gets, make the controls, take the differences

@@ -103,6 +103,14 @@ class GuidanceChoice:
         scale = scales if len(scales) > 1 else self.trials[0].guidance_scale
         return {"strength": self.trials[0].strength, "mask": self.trials[0].mask, "guidance_scale": scale}
 
+    def defaults(self) -> dict[str, Any]:
+        """What a checkpoint is to store: the settings, and that removals stop where real images are.
+
+        At a scale that is right in the mean, what the model removes easily is overdone. Additions gain nothing by it.
+        """
+        stops = {KEYWORDS[trial.direction]: trial.wanted for trial in self.trials if trial.direction == "remove"}
+        return {**self.settings(), **({"stop_probability": stops} if stops else {})}
+
 
 class GuidanceCalibration:
     """Searches the scale of every direction, and chooses among strengths and regions.
@@ -213,7 +221,7 @@ class GuidanceCalibration:
             f"are {MIN_MATCHES}, to within {self.tolerance}; of several strengths and regions the smallest L1 among "
             "those that reach it, or else the closest; scales that change a pixel by more than "
             f"{self.max_l1} in the mean, drive more than {MAX_CLIPPED} of the pixels to an end of the range, or undo "
-            "their effect are refused"
+            "their effect are refused; removals then stop where the wanted probability is reached"
         )
         return nan_to_none(
             {

@@ -16,13 +16,14 @@ from .prediction import (
     hold_at,
     predict_guided,
 )
-from .scales import GuidanceScale, plain_scale, scale_for, scales_of_rows, values_of_scale
+from .scales import SCALE_NAMES, GuidanceScale, plain_scale, scale_for, scales_of_rows, values_of_scale
 from .targets import GuidanceTarget, Labels, build_target, count_label_rows
 
 
 __all__ = [
     "GUIDANCE_MODES",
     "OWN_GUIDANCE_MODES",
+    "SCALE_NAMES",
     "ExternalClassifier",
     "GuidanceScale",
     "GuidanceTarget",

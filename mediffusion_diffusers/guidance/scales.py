@@ -22,8 +22,12 @@ def plain_scale(guidance_scale: Any) -> Any:
     return guidance_scale.tolist() if hasattr(guidance_scale, "tolist") else guidance_scale
 
 
-def values_of_scale(guidance_scale: GuidanceScale) -> list[Any]:
-    """All values of a scale in any of its forms.
+def values_of_scale(guidance_scale: GuidanceScale, name: str = "guidance_scale") -> list[Any]:
+    """All values of a scale in any of its forms, or of another option that may differ by direction.
+
+    Args:
+        guidance_scale: one number, several, or one per direction.
+        name: of the option.
 
     Raises:
         ValueError: for a dict that is empty or has other keys than `SCALE_NAMES`.
@@ -31,7 +35,7 @@ def values_of_scale(guidance_scale: GuidanceScale) -> list[Any]:
     if isinstance(guidance_scale, Mapping):
         if not guidance_scale or not guidance_scale.keys() <= set(SCALE_NAMES):
             raise ValueError(
-                "`guidance_scale` as a dict must hold a scale for 'towards', for 'away' or for both, but holds "
+                f"`{name}` as a dict must hold a number for 'towards', for 'away' or for both, but holds "
                 f"{list(guidance_scale)}."
             )
         return list(guidance_scale.values())

@@ -66,8 +66,10 @@ def explain_images(
             arguments = same_edit(arguments, found)
             scale = arguments["guidance_scale"]
         else:
-            resolved = pipe.resolve_settings(guidance_scale=arguments.get("guidance_scale"))
+            asked = {name: arguments.get(name) for name in ("guidance_scale", "stop_probability")}
+            resolved = pipe.resolve_settings(**asked)
             scale = scale_for(resolved.guidance_scale, list(target))  # type: ignore[arg-type]
+            arguments["stop_probability"] = resolved.stop_probability
         arguments["guidance_scale"] = [share * scale for share in SWEEP]
         generator = torch.Generator().manual_seed(seed)
         output = pipe(image, **target, **arguments, generator=generator, output_type="np")
@@ -95,6 +97,8 @@ def same_edit(
     again = {name: value for name, value in arguments.items() if name not in bounds}
     assert output.guidance_scales is not None and output.strengths is not None
     again["guidance_scale"], again["strength"] = float(output.guidance_scales[row]), float(output.strengths[row])
+    # A checkpoint's own would give way to the scale.
+    again["stop_probability"] = output.settings.get("stop_probability")
     # A region found anew, by another scale, would make another edit; noised paths find theirs in the edit itself.
     if output.region is not None and output.settings.get("start") != "noised_paths":
         again["mask"] = output.region[[row if len(output.region) > 1 else 0]]

@@ -110,7 +110,7 @@ def test_each_direction_gets_the_scale_that_reaches_its_own_goal(calibration_of,
 
     monkeypatch.setattr(calibration, "_try", edit)
     settings = calibration.choose([0.2], ["everywhere", "auto"], guidance_scale=3.0).settings()
-    assert settings["strength"] == 0.2 and settings["mask"] == "auto"
+    assert settings["strength"] == 0.2 and settings["mask"] == "auto" and "stop_probability" not in settings
     assert settings["guidance_scale"] == {"away": pytest.approx(50, rel=0.08), "towards": pytest.approx(12, rel=0.08)}
 
 
@@ -128,6 +128,8 @@ def test_the_search_begins_where_the_checkpoint_stands(calibration_of):
         assert measured.probability == pytest.approx(after.mean()) and measured.num_images == len(made)
         assert measured.l1 == pytest.approx(np.abs(made.images - made.null_images).mean(), rel=1e-5)
         assert measured.clipped == clipped_share(made) and measured.refused is None
+    stop = choice.defaults()["stop_probability"]
+    assert stop == {"away": pytest.approx(float(np.nanmean(calibration.wanted["remove"])))}
     results = calibration.to_dict(choice)
     assert set(results["wanted"]) == {"remove", "add"} and len(results["trials"]) == 2
 

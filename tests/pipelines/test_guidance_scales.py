@@ -63,7 +63,7 @@ def test_the_checkpoint_may_have_them(arguments):
 @pytest.mark.parametrize(
     "scale, message",
     [
-        ({}, "must hold a scale for 'towards', for 'away' or for both"),
+        ({}, "must hold a number for 'towards', for 'away' or for both"),
         ({"remove": 3.0}, r"but holds \['remove'\]"),
         ({"towards": 3.0}, "holds no scale for 'away'. Add it, or give one number"),
         ({"away": "3"}, "must be a number at least 0, but got '3'"),

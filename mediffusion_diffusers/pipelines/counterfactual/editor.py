@@ -117,6 +117,12 @@ class Editor:
         """Of the guided evaluations, noisiest first."""
         return self._descent(start).timesteps.tolist()
 
+    def classify(self, latents: torch.Tensor) -> torch.Tensor:
+        """Logits of clean latents, of the classifier that guides; differentiable, shape `(rows, num_labels)`."""
+        if self.classifier is not None:
+            return self.classifier(latents)
+        return self.unet(latents, 0, return_sample=False).logits
+
     def _denoise(
         self, start: Start, question: Question, generator: Generators, watch: Watch
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -124,17 +124,11 @@ class FollowNoisedPaths(Editor):
         each, deviation = self._deviations(start, question, watch)
         region, clean = question.region, null_latents[question.image_index]
         if self.settings.finds_region:
-            region = region_of_evidence(attribute_change(self._classify, clean, deviation, question.target))
+            region = region_of_evidence(attribute_change(self.classify, clean, deviation, question.target))
             deviation = region * deviation
         latents = (clean.float() + deviation).to(clean.dtype)
         return replace(
             self._edit_of(start, question, latents, null_latents), region=region, agreement=agreement_of(each)
-        )
-
-    def _classify(self, latents: torch.Tensor) -> torch.Tensor:
-        """Logits of clean latents, of the classifier that guides."""
-        return (
-            self.unet(latents, 0, return_sample=False).logits if self.classifier is None else self.classifier(latents)
         )
 
     def _descent(self, start: Start) -> MultistepDDIMScheduler:

@@ -30,6 +30,7 @@ from .noised_paths import FollowNoisedPaths, NoisedPaths
 from .question import Question
 from .search import SmallestEdit, check_first_scales
 from .settings import CounterfactualSettings, strength_of_snr
+from .shorten import ShortenedEdit
 from .signature import takes_settings
 from .start import AddedNoise, Inversion, Way
 
@@ -145,8 +146,9 @@ class MediffusionCounterfactualPipeline(MediffusionPipeline):
             start = way.begin(torch.arange(len(pixels)), settings.strength, watch.shown)
 
             # 3. Denoise: the counterfactuals under guidance, the null edits from the same start without
-            editor: Any = self._editor(unet, settings, judge)
-            timesteps = editor.timesteps(start)
+            guided = self._editor(unet, settings, judge)
+            editor: Any = guided
+            timesteps = guided.timesteps(start)
             if settings.target_probability is not None:
 
                 def as_shown(trial: Edit, images: torch.Tensor) -> torch.Tensor:
@@ -155,6 +157,8 @@ class MediffusionCounterfactualPipeline(MediffusionPipeline):
                 editor = SmallestEdit(editor, way, settings, as_shown, self.progress_bar)
             if settings.finds_region and settings.start != "noised_paths":  # which finds it in the edit itself
                 editor = WithinItsRegion(editor)
+            if settings.stop_probability is not None:
+                editor = ShortenedEdit(editor, guided, judge.problem_type, settings.stop_probability)
             edit = editor.edit(start, question, generator, watch)
 
             # 4. Decode, classify the pictures that the user gets, make the controls, take the differences

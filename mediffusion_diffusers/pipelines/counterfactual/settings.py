@@ -51,6 +51,8 @@ class CounterfactualSettings(CounterfactualOptions):
         if foreign:
             logger.warning(f"The checkpoint's `guidance_defaults` hold {foreign}, which this version does not know.")
         stored = {name: value for name, value in stored.items() if name not in foreign}
+        if given.keys() & {"guidance_scale", "target_probability"}:  # how far to go is said already
+            stored.pop("stop_probability", None)
         try:
             _checked(cls(**stored))
         except ValueError as error:
@@ -97,6 +99,11 @@ class CounterfactualSettings(CounterfactualOptions):
                 )
         if self.target_probability is None and (self.max_guidance_scale, self.max_strength) != (None, None):
             raise ValueError("`max_guidance_scale` and `max_strength` bound a search: give `target_probability`.")
+        if self.target_probability is not None and self.stop_probability is not None:
+            raise ValueError(
+                "`target_probability` searches the scale that suffices, `stop_probability` shortens a change to what "
+                "suffices: give one of them."
+            )
         if self.max_strength is not None and self.max_strength < self.strength:
             raise ValueError(
                 f"`max_strength` must be at least {self.strength}, where the search begins, but got "
@@ -198,4 +205,6 @@ def _checked(settings: CounterfactualSettings) -> CounterfactualSettings:
     """The settings, if each option by itself holds what its type says."""
     check_options(settings)
     values_of_scale(settings.guidance_scale)
+    if settings.stop_probability is not None:
+        values_of_scale(settings.stop_probability, "stop_probability")
     return settings
