@@ -20,4 +20,6 @@ def test_how_to_runs_as_it_stands(document, tmp_path, monkeypatch, hub):
 
 
 def test_there_are_how_tos():
-    assert {"own_folder", "dicom", "few_labels", "million_images", "publish"} == {path.stem for path in HOW_TOS}
+    assert {"own_folder", "dicom", "few_labels", "million_images", "reader_study", "publish"} == {
+        path.stem for path in HOW_TOS
+    }

@@ -23,6 +23,7 @@ TINY = {
     "evaluate classification": ("--num_resamples", "20"),
     "evaluate counterfactuals": QUICK_LINE,
     "explain": ("--num_images", "1", "--num_inference_steps", "2"),
+    "reader-study make": ("--num_cases", "1", "--methods", "ours", "null_edit", "--num_inference_steps", "2"),
     "explain-dataset": ("--quality", "fast", "--num_inference_steps", "2"),
 }
 # Commands that are only parsed: they serve a page until they are stopped, or look at this machine.
