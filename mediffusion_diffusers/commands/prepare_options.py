@@ -164,6 +164,9 @@ class PhantomOptions(_Checked):
     num_test: _NumPatients = option(400, "Test patients.")
     image_size: Annotated[int, Range(at_least=8, at_most=2048)] = option(32, "Side of the images, in pixels.")
     seed: _Seed = option(0, "The population: two seeds share no patient.")
+    shortcut: str | None = option(
+        None, "Plant a marker that goes with a finding, for example Effusion:0.9, for `mediffusion audit` to find."
+    )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ..image_processor import numpy_to_pil
 from ..options import Range, check_number
 from .phantom_anatomy import PHANTOM_LABELS, PhantomPatients, draw_patient, paint, with_findings_of
+from .phantom_shortcut import Shortcut, paint_markers
 from .pictures import encode_png
 from .schema import MULTI_LABEL, DatasetInfo, make_row
 from .writer import check_output_folder, write_prepared
@@ -191,6 +192,7 @@ def prepare_phantoms(
     num_test: int,
     image_size: int = 32,
     seed: int = 0,
+    shortcut: str | None = None,
     overwrite: bool = False,
     show_progress: bool = True,
 ) -> DatasetInfo:
@@ -203,6 +205,8 @@ def prepare_phantoms(
         num_test: test patients, 0 for no such split.
         image_size: side of the pictures in pixels.
         seed: the population: two seeds share no patient.
+        shortcut: a finding and a share, such as `"Effusion:0.9"`: plant a marker that goes with the finding, see
+            [`~mediffusion_diffusers.data.phantom_shortcut.Shortcut`]. The patients are those of a dataset without.
         overwrite: replace a prepared dataset that is already there.
         show_progress: show a progress bar.
 
@@ -215,6 +219,7 @@ def prepare_phantoms(
     num_patients = {"train": num_train, "validation": num_validation, "test": num_test}
     if min(num_patients.values()) < 0 or sum(num_patients.values()) == 0:
         raise ValueError(f"The numbers of patients must be at least 0, and one above 0, but got {num_patients}.")
+    planted = None if shortcut is None else Shortcut.parse(shortcut)
     check_output_folder(output_dir, overwrite)
     info = DatasetInfo(
         name="phantom",
@@ -228,12 +233,13 @@ def prepare_phantoms(
         notes=[
             f"Population seed {seed}, phantom version {PHANTOM_VERSION}; prevalence {PREVALENCE} of each finding.",
             "Findings are independent of one another. Boxes bound what a finding changes in its picture.",
+            *([] if planted is None else [planted.sentence()]),
         ],
     )
     wanted = {split: num for split, num in num_patients.items() if num}
     return write_prepared(
         output_dir,
-        {split: _rows(info, SPLIT_START[split], num, seed) for split, num in wanted.items()},
+        {split: _rows(info, SPLIT_START[split], num, seed, planted) for split, num in wanted.items()},
         info,
         num_rows=wanted,
         overwrite=overwrite,
@@ -241,24 +247,30 @@ def prepare_phantoms(
     )
 
 
-def _rows(info: DatasetInfo, start: int, num: int, seed: int) -> Iterator[dict[str, Any]]:
+def _rows(
+    info: DatasetInfo, start: int, num: int, seed: int, shortcut: Shortcut | None = None
+) -> Iterator[dict[str, Any]]:
     """The rows of one split, a few hundred patients at a time."""
     assert info.image_size is not None
     for first in range(start, start + num, _ROWS):
         patients, labels = sample_patients(min(_ROWS, start + num - first), seed, first)
         images = render(patients, labels, info.image_size)
-        pictures = numpy_to_pil(images.permute(0, 2, 3, 1).numpy())
         boxes = finding_boxes(patients, labels, images)
-        for index, picture, found, findings in zip(
-            patients.index.tolist(), pictures, boxes, labels.tolist(), strict=True
+        markers = [None] * len(patients) if shortcut is None else shortcut.markers(seed, patients.index, labels)
+        pictures = numpy_to_pil(paint_markers(images, markers).permute(0, 2, 3, 1).numpy())
+        for index, picture, found, findings, marker in zip(
+            patients.index.tolist(), pictures, boxes, labels.tolist(), markers, strict=True
         ):
+            metadata = {"phantom_version": PHANTOM_VERSION, "phantom_seed": seed, "phantom_index": index}
+            if shortcut is not None:
+                metadata |= {"has_marker": marker is not None, "marker": marker}
             yield make_row(
                 info,
                 encode_png(picture),
                 image_id=f"phantom-{seed}-{index}",
                 labels=findings,
                 boxes=found,
-                metadata={"phantom_version": PHANTOM_VERSION, "phantom_seed": seed, "phantom_index": index},
+                metadata=metadata,
             )
 
 
@@ -278,7 +290,7 @@ def true_counterfactual(row: Mapping[str, Any], label: str, image_size: int | No
     """
     patients, labels, column, size = _patient_of(row, label, image_size)
     labels[:, column] = 1 - labels[:, column]
-    return render(patients, labels, size)[0]
+    return _render_with_marker(row, patients, labels, size)[0]
 
 
 def true_ways(
@@ -310,7 +322,15 @@ def true_ways(
         donors, _ = load_patients(seed, range(num_ways - 1))
         many = with_findings_of(many, donors, label, first=1)
     labels[:, column] = 1
-    return render(many, labels.repeat(num_ways, 1), size)
+    return _render_with_marker(row, many, labels.repeat(num_ways, 1), size)
+
+
+def _render_with_marker(
+    row: Mapping[str, Any], patients: PhantomPatients, labels: torch.Tensor, size: int
+) -> torch.Tensor:
+    """Render patients, with the marker that the row has, if any: it belongs to the picture and not to a finding."""
+    images = render(patients, labels, size)
+    return paint_markers(images, [json.loads(row["metadata"]).get("marker")] * len(images))
 
 
 def _patient_of(
