@@ -12,11 +12,12 @@ FLOOR_TESTS := tests/models tests/pipelines tests/test_guidance.py tests/trainin
 	tests/hub/test_community_pipelines.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install bundle figures-page notebooks docs wheel-check demo demo-full phantom-checkpoint test test-floors quality style docs-check kill-matrix clean
+.PHONY: help install bundle figures-page notebooks docs wheel-check demo demo-full tables phantom-checkpoint test test-floors quality style docs-check kill-matrix clean
 
 help:
 	@echo "make demo        the whole road on generated images, in minutes: demo/report.html"
 	@echo "make demo-full   the same with more images and longer training: demo-full/report.html"
+	@echo "make tables      the paper's tables and figures from the demo's runs: demo/tables/reproduction.md"
 	@echo "make phantom-checkpoint  train the checkpoint that comes with the package again; an hour or two"
 	@echo "make test        quality and all tests"
 	@echo "make test-floors tests of models, pipelines and checkpoints with the oldest versions that setup.cfg allows"
@@ -50,6 +51,14 @@ demo: $(DEMO_INSTALLED)
 
 demo-full: $(DEMO_INSTALLED)
 	$(BIN)/python -m mediffusion_diffusers demo --full --output_dir demo-full
+
+# The paper's tables and figures at the demo's size; the demo is made first unless it is there.
+DEMO := demo
+tables: $(DEMO_INSTALLED)
+	test -f $(DEMO)/report.html || $(BIN)/python -m mediffusion_diffusers demo --output_dir $(DEMO)
+	$(BIN)/python -m mediffusion_diffusers reproduce --run $(DEMO) --model $(DEMO)/mediffusion-phantom \
+		--dataset_dir $(DEMO)/phantoms --oracle_path $(DEMO)/oracle --output_dir $(DEMO)/tables \
+		--num_inference_steps 20 --device cpu
 
 # The checkpoint of mediffusion_diffusers.examples: an hour or two on two cores; goes on where it was stopped.
 PHANTOM_RUN := runs/phantom

@@ -102,7 +102,7 @@ def study_generation(
     names = pipe.label_names
     real = HeldOutSplit(dataset_folder, split, names)
     oracle = load_oracle(oracle_path, device)
-    scale = _own_scale(pipe) if guidance_scale is None else float(guidance_scale)
+    scale = own_scale(pipe) if guidance_scale is None else float(guidance_scale)
 
     sets = draw_real_sets(real.labels, patient_numbers(real.patient_ids), num_images_per_label, seed)
     num_per_label = sets.num_per_label
@@ -239,7 +239,7 @@ def _target_probability(
     }
 
 
-def _own_scale(pipe: MediffusionGuidedPipeline) -> float:
+def own_scale(pipe: MediffusionGuidedPipeline) -> float:
     """The scale that the checkpoint's own images are generated at."""
     return float(scale_for((pipe.unet.config.guidance_defaults or {}).get("guidance_scale", _SCALE), ["towards"]))
 

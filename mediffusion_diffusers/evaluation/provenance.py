@@ -83,6 +83,7 @@ def describe_provenance(pipeline_folder: str | Path, info: DatasetInfo, split: s
         "labelled_share_percent": labelled.get("share"),
         "labelled_by": labelled.get("by"),
         "labelled_split_hash": labelled.get("hash"),
+        "diffusion_loss_weight": arguments.get("diffusion_loss_weight"),
         "num_labelled_images": config.get("num_labelled_images"),
         "seed": arguments.get("seed"),
         "steps": arguments.get("max_train_steps"),

@@ -83,3 +83,37 @@ def _row(
         corner = ((left + side * column + 0.03) / width, 1 - (top + side - 0.03) / height)
         axes = figure.add_axes((*corner, (side - 0.06) / width, (side - 0.06) / height))
         show_picture(axes, picture)
+
+
+def guidance_sweep(
+    labels: Sequence[str],
+    scales: Sequence[float],
+    pictures: Sequence[np.ndarray],
+    probabilities: np.ndarray,
+    title: str,
+) -> Image.Image:
+    """Generated images, a row per label and a column per guidance scale (Fig. 7).
+
+    Args:
+        labels: what each row is guided towards.
+        scales: of the columns.
+        pictures: for each label, shape `(num_scales, channels, height, width)` in [0, 1].
+        probabilities: the model's own of the label, shape `(num_labels, num_scales)`.
+        title: heading.
+    """
+    side, left, header = 1.45, 1.25, 0.7
+    below = 0.22
+    width, height = left + side * len(scales) + 0.1, header + (side + below) * len(labels) + 0.1
+    with new_figure(width, height) as figure:
+        figure.text(0.12 / width, 1 - 0.2 / height, title, fontsize=11, fontweight="bold", va="center")
+        for column, scale in enumerate(scales):
+            x = (left + side * (column + 0.5)) / width
+            figure.text(x, 1 - (header - 0.14) / height, f"scale {scale:.3g}", ha="center", va="center", fontsize=8)
+        for row, (name, images) in enumerate(zip(labels, pictures, strict=True)):
+            top = header + (side + below) * row
+            figure.text(0.12 / width, 1 - (top + side / 2) / height, name, fontsize=9, va="center")
+            _row(figure, images, left, top, side, width, height)
+            for column, probability in enumerate(probabilities[row].tolist()):
+                x, y = (left + side * (column + 0.5)) / width, 1 - (top + side + below / 2) / height
+                figure.text(x, y, f"p {probability:.2f}", ha="center", va="center", fontsize=8, color=MUTED)
+        return to_image(figure)
