@@ -128,7 +128,7 @@ class Sources:
 
         Args:
             direction: `"remove"` or `"add"`.
-            wanted_labels: the paper's; the model's first ones if it knows none of them.
+            wanted_labels: the paper's; as many others if no image of them fits.
             num_rows: at most so many rows, in equal numbers.
 
         Raises:
@@ -140,23 +140,18 @@ class Sources:
 
         self._needed("panel", "model", "dataset_dir")
         runner = self._runner
-        labels = self.labels(wanted_labels)
-        each = max(1, num_rows // len(labels))
-        chosen = runner.select(direction, each)
-        kept = np.isin(chosen.targets, [runner.label_names.index(name) for name in labels])
-        chosen = Selection(chosen.rows[kept], chosen.targets[kept])
+        chosen = runner.select(direction, max(1, num_rows // len(wanted_labels)))
         if not len(chosen):
             raise MissingSource(f"No image of split {self.split!r} fits the direction {direction!r}.")
+        found = [runner.label_names[target] for target in np.unique(chosen.targets).tolist()]
+        shown = [runner.label_names.index(name) for name in _known(wanted_labels, found)]
+        kept = np.isin(chosen.targets, shown)
+        chosen = Selection(chosen.rows[kept], chosen.targets[kept])
         made = runner.explain(chosen, direction)
         pairs = zip(chosen.rows.tolist(), chosen.targets.tolist(), strict=True)
         boxes = [[box for box in runner.boxes[row] if int(box["label"]) == target] for row, target in pairs]
         studied = StudiedDirection(made, [], boxes, runner.truth(chosen), {}, {})
         return panel_rows(CounterfactualStudy(runner.label_names), studied, direction)
-
-    def labels(self, wanted: Sequence[str]) -> list[str]:
-        """Those of the paper's labels that the model knows; its own first ones if it knows none."""
-        names = self._runner.label_names if self.dataset_dir else self._generator.label_names
-        return [name for name in wanted if name in names] or names[: len(wanted)]
 
     def sweep(self, wanted_labels: Sequence[str]) -> tuple[list[str], list[float], list[np.ndarray], np.ndarray]:
         """Images generated towards labels from one noise, with growing guidance (Fig. 7).
@@ -176,7 +171,7 @@ class Sources:
         pipe = self._generator
         largest = own_scale(pipe)
         scales = list(self.guidance_scales) or [0.0, largest / 3, 2 * largest / 3, largest]
-        labels = self.labels(wanted_labels)
+        labels = _known(wanted_labels, pipe.label_names)
         pictures, probabilities = [], []
         for name in labels:
             output = pipe(
@@ -219,6 +214,11 @@ class Sources:
         pipe = MediffusionGuidedPipeline.from_pretrained(self.model, dtype=self.dtype).to(self.device)
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+
+def _known(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Those of the paper's labels that are there; as many of the first ones if none is."""
+    return [name for name in wanted if name in names] or list(names[: len(wanted)])
 
 
 _WANTED = {
