@@ -26,9 +26,14 @@ class Options:
     folder: Path = required("Folder of a pipeline or autoencoder with its card, or of an app.", positional=True)
     repo_id: str = required("Repository, as organisation/name.", positional=True)
     space: bool = option(False, "The folder holds an app, which becomes a Space.")
+    package: str | None = option(
+        None, "With --space: address of a git repository or wheel that the Space installs this package from."
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.package is not None and not self.space:
+            raise ValueError("`package` is for a Space, which installs it: give `space` too, or leave it out.")
 
 
 def run(options: Options, publish_options: PublishOptions, result_options: ResultOptions) -> None:
@@ -40,9 +45,12 @@ def run(options: Options, publish_options: PublishOptions, result_options: Resul
     """
     from ..publishing.upload import publish_autoencoder_folder, publish_pipeline_folder, publish_space
 
-    is_model = (options.folder / "config.json").is_file() and not (options.folder / "model_index.json").is_file()
-    publish = publish_space if options.space else publish_autoencoder_folder if is_model else publish_pipeline_folder
-    publication = publish(options.folder, options.repo_id, publish_options)
+    if options.space:
+        publication = publish_space(options.folder, options.repo_id, publish_options, package=options.package)
+    else:
+        is_model = (options.folder / "config.json").is_file() and not (options.folder / "model_index.json").is_file()
+        publish = publish_autoencoder_folder if is_model else publish_pipeline_folder
+        publication = publish(options.folder, options.repo_id, publish_options)
     if result_options.json:
         say_result(publication.to_dict())
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from .contents import PublishedFile, contents_of
 from .options import PublishOptions
 from .retries import NUM_ATTEMPTS, with_retries
 from .single_file import files_beside_weights
+
+
+_REQUIREMENTS, _PACKAGE = "requirements.txt", "mediffusion-diffusers"
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ def publish_space(
     options: PublishOptions | None = None,
     token: str | None = None,
     num_attempts: int = NUM_ATTEMPTS,
+    package: str | None = None,
 ) -> Publication:
     """Upload a folder with an app as a Space, which the Hub then builds and runs.
 
@@ -136,12 +141,15 @@ def publish_space(
         options: see [`PublishOptions`].
         token: a token that may write to the Space.
         num_attempts: how often to try.
+        package: address of a git repository (`git+https://...`) or wheel (`https://...whl`) from which the Space
+            installs this package; by default as its `requirements.txt` says. The folder stays as it is.
 
     Returns:
         As `publish_pipeline_folder`.
 
     Raises:
-        ValueError: if the README names no `sdk`; and as `publish_pipeline_folder`, as for the other errors.
+        ValueError: if the README names no `sdk`, or `package` is no such address or no requirement of the folder; and
+            as `publish_pipeline_folder`, as for the other errors.
     """
     folder = Path(folder)
     _require(folder, "README.md", "A Space needs one, whose front matter names its `sdk`.")
@@ -151,7 +159,24 @@ def publish_space(
             f"README.md of a Space must name its `sdk` (gradio, docker or static) in the front matter, but that of "
             f"{folder.name!r} says {sdk!r}."
         )
-    return _publish(contents_of(folder, token=token), repo_id, "space", options, token, num_attempts, sdk)
+    generated = {} if package is None else {_REQUIREMENTS: _requirements_from(folder, package)}
+    files = contents_of(folder, generated=generated, token=token)
+    return _publish(files, repo_id, "space", options, token, num_attempts, sdk)
+
+
+def _requirements_from(folder: Path, package: str) -> str:
+    """The folder's requirements, with this package from an address."""
+    if not re.fullmatch(r"(git\+https://|https://\S+\.whl$)\S*", package):
+        raise ValueError(
+            f"`package` must be the address of a git repository (git+https://...) or of a wheel (https://...whl), but "
+            f"got {package!r}."
+        )
+    _require(folder, _REQUIREMENTS, "It says what the Space installs.")
+    text = (folder / _REQUIREMENTS).read_text(encoding="utf-8")
+    found = re.search(rf"^({_PACKAGE}(?:\[[^\]]*\])?).*$", text, flags=re.MULTILINE)
+    if found is None:
+        raise ValueError(f"`package` needs a line {_PACKAGE} in {_REQUIREMENTS} of `folder`, which has none.")
+    return f"{text[: found.start()]}{found[1]} @ {package}{text[found.end() :]}"
 
 
 def _require(folder: Path, name: str, what_to_do: str) -> None:

@@ -1,9 +1,11 @@
 """A pipeline folder goes to the Hub with its own card, and comes back as any of the three pipelines."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 from mediffusion_diffusers import (
     MediffusionClassifyPipeline,
@@ -18,6 +20,7 @@ from mediffusion_diffusers.publishing.upload import publish_pipeline_folder, pub
 
 
 NUM_FILES = 12
+SPACE = Path(__file__).parents[2] / "space"
 
 
 @pytest.fixture
@@ -231,6 +234,21 @@ def test_a_space_is_an_app_with_its_sdk_in_the_readme(hub, tmp_path):
     assert space.private and space.paths() == [".gitattributes", "README.md", "app.py"]
     assert published.url == again.url == f"{hub.endpoint}/spaces/org/app/commit/{space.branches['main']}"
     assert again.sent == []
+
+
+def test_a_space_may_install_the_package_from_elsewhere():
+    wheel = "https://example.org/mediffusion_diffusers-0.1.0-py3-none-any.whl"
+    for address in (wheel, "git+https://example.org/mediffusion-diffusers@v0.1.0"):
+        files = publish_space(SPACE, "org/app", PublishOptions(dry_run=True), package=address).files
+        (line,) = next(file.source for file in files if file.path == "requirements.txt").decode().splitlines()
+        requirement = Requirement(line)
+        assert (requirement.name, requirement.extras) == ("mediffusion-diffusers", {"app", "dicom"})
+        assert requirement.url == address
+    for address in ("mediffusion-diffusers", "../here.whl", "https://example.org/x.whl\nother", ""):
+        with pytest.raises(ValueError, match="`package` must be the address"):
+            publish_space(SPACE, "org/app", PublishOptions(dry_run=True), package=address)
+    with pytest.raises(ValueError, match="`package` is for a Space"):
+        publish_command([str(SPACE), "org/app", "--package", wheel])
 
 
 def test_options_that_contradict_each_other_are_refused():
