@@ -24,7 +24,7 @@ import numpy as np
 from few_labels import METHODS, Setting
 from few_labels.denoising import denoising_losses
 from few_labels.problem import Problem
-from few_labels.table import denoising_rows, differences_of, method_rows, scores_in
+from few_labels.table import denoising_rows, differences_of, label_rows, method_rows, scores_in
 from few_labels.task import PublishedTask, train
 from safetensors.numpy import save_file
 
@@ -41,23 +41,24 @@ class Study:
         problem: data and recipe.
         share: percent of labels.
         methods: names of `METHODS`, in the order in which they run.
-        pretrain_steps: length of the pre-training; `None` is the preset's.
+        steps: overrides of the steps in a `Setting`.
     """
 
-    def __init__(self, problem: Problem, share: float, methods: Sequence[str], pretrain_steps: int | None = None):
+    def __init__(self, problem: Problem, share: float, methods: Sequence[str], **steps: int):
         self.problem, self.share, self.methods = problem, share, methods
         self.folder = problem.work_dir / f"{problem.info.name}-{share:g}pct"
         self.pretrained = problem.work_dir / f"{problem.info.name}-pretrained"
-        self.pretrain_steps = pretrain_steps or problem.recipe.labels.classifier_start_step
+        self.steps = steps
 
     def pretrain(self) -> dict[str, Any]:
         """Diffusion alone, on all training images; labels are not looked at."""
         record = self.pretrained / "cpu_seconds.json"
         if not record.is_file():
+            num_steps = self.problem.recipe.labels.classifier_start_step
             config = self.problem.recipe.with_options(
                 classifier_loss_weight=0.0,
                 consolidation_start_step=None,
-                max_train_steps=self.pretrain_steps,
+                max_train_steps=num_steps,
                 checkpointing_steps=500,
                 checkpoints_total_limit=1,
                 logging_steps=50,
@@ -68,7 +69,7 @@ class Study:
             task = train(config, PublishedTask)
             seconds = round(time.process_time() - started, 1)
             losses = denoising_losses(task, self.problem.validation.images)
-            write_json(record, {"cpu_seconds": seconds, "steps": self.pretrain_steps, "denoising_losses": losses})
+            write_json(record, {"cpu_seconds": seconds, "steps": num_steps, "denoising_losses": losses})
         return read_json(record)
 
     def tune(self) -> dict[str, Any]:
@@ -89,51 +90,52 @@ class Study:
             chosen[name] = max(method.rates, key=lambda rate: trials[name].get(f"{rate:g}", 0.0))
         return {"chosen": chosen, "trials": trials}
 
-    def run_draw(self, draw: int, rates: dict[str, float]) -> dict[str, Any]:
+    def run_draw(self, draw: int, rates: dict[str, float]) -> None:
         """Every method on one draw."""
         setting = self._setting(draw, self.folder / f"draw-{draw}", rates)
-        results = {}
         for name in self.methods:
-            results[name] = self._run(name, setting, f"{name}.json")
+            found = self._run(name, setting, f"{name}.json")
             print(
-                f"draw {draw} {name}: validation {results[name]['validation']['macro_auroc']:.4f}, "
-                f"test {results[name]['test']['macro_auroc']:.4f}, {results[name]['cpu_seconds']:.0f} CPU s",
+                f"draw {draw} {name}: validation {found['validation']['macro_auroc']:.4f}, "
+                f"test {found['test']['macro_auroc']:.4f}, {found['cpu_seconds']:.0f} CPU s",
                 flush=True,
             )
-        return {"split": self.problem.split_facts(self.share, draw), "methods": results}
 
-    def table(
-        self, pretraining: dict[str, Any], tuning: dict[str, Any], draws: dict[int, dict[str, Any]], is_last: bool
-    ) -> dict[str, Any]:
-        """What goes into the results file; the interval over patients only at the end, for it takes a while."""
-        problem, test = self.problem, self.problem.test
-        rows, labels = method_rows(draws, self.methods, problem.info.label_names)
+    def results(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """What is finished, by method and draw."""
+        found: dict[str, dict[int, dict[str, Any]]] = {}
+        for name in METHODS:
+            files = sorted(self.folder.glob(f"draw-*/{name}.json"), key=lambda file: int(file.parent.name[5:]))
+            if files:
+                found[name] = {int(file.parent.name[5:]): read_json(file) for file in files}
+        return found
+
+    def table(self, pretraining: dict[str, Any], tuning: dict[str, Any], over_patients: bool) -> dict[str, Any]:
+        """What goes into the results file; intervals over patients take a while."""
+        problem, test, results = self.problem, self.problem.test, self.results()
+        positives = np.nansum(test.labels, axis=0).astype(int).tolist()
+        draws = sorted({draw for by_draw in results.values() for draw in by_draw})
         return {
             "data": problem.info.name,
             "preset": problem.preset,
             "share_percent": self.share,
-            "num_labelled_images": draws[0]["split"]["num_images"],
-            "num_draws": len(draws),
+            "num_labelled_images": problem.split_facts(self.share, 0)["num_images"],
             "num_validation_images": len(problem.validation.labels),
             "num_test_images": len(test.labels),
             "num_test_patients": len(set(test.patient_ids)),
-            "test_images_of_each_label": dict(
-                zip(problem.info.label_names, np.nansum(test.labels, axis=0).astype(int).tolist(), strict=True)
-            ),
+            "test_images_of_each_label": dict(zip(problem.info.label_names, positives, strict=True)),
             "pre_training": pretraining,
-            "methods": rows,
-            "differences": differences_of(draws, self.methods, scores_in(self.folder), test if is_last else None),
-            "test_auroc_of_each_label": labels,
-            "denoising_loss_over_the_pre_trained": denoising_rows(
-                pretraining["denoising_losses"], draws, self.methods
-            ),
-            "learning_rates": tuning["chosen"],
-            "trials": tuning["trials"],
-            "draws": draws,
+            "methods": method_rows(results),
+            "differences": differences_of(results, scores_in(self.folder), test if over_patients else None),
+            "test_auroc_of_each_label": label_rows(results),
+            "denoising_loss_over_the_pre_trained": denoising_rows(pretraining["denoising_losses"], results),
+            "learning_rates": {METHODS[name].title: rate for name, rate in tuning["chosen"].items()},
+            "trials": {METHODS[name].title: trials for name, trials in tuning["trials"].items() if trials},
+            "splits": {str(draw): problem.split_facts(self.share, draw) for draw in draws},
         }
 
     def _setting(self, draw: int, folder: Path, rates: dict[str, float], suffix: str = "") -> Setting:
-        return Setting(self.problem, self.share, draw, rates, folder, self.pretrained, suffix)
+        return Setting(self.problem, self.share, draw, rates, folder, self.pretrained, suffix, **self.steps)
 
     def _run(self, name: str, setting: Setting, file: str, is_test: bool = True) -> dict[str, Any]:
         """Train and score one method, unless that is done."""
@@ -163,14 +165,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run what is left, and write the table."""
     args = parse(argv)
     problem = Problem(args.dataset_dir, args.preset, args.work_dir, args.num_views)
-    study = Study(problem, args.share, args.methods, args.pretrain_steps)
+    steps = {"class_steps": args.class_steps, "pool_steps": args.pool_steps}
+    study = Study(problem, args.share, args.methods, **steps)
     pretraining, tuning = study.pretrain(), study.tune()
     print("learning rates:", tuning, flush=True)
-    draws: dict[int, dict[str, Any]] = {}
     for draw in range(args.num_draws):
-        draws[draw] = study.run_draw(draw, tuning["chosen"])
+        study.run_draw(draw, tuning["chosen"])
         is_last = draw + 1 == args.num_draws
-        write_json(args.output, study.table(pretraining, tuning, draws, is_last))
+        write_json(args.output, study.table(pretraining, tuning, over_patients=is_last))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -182,7 +184,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_draws", type=int, default=10, help="Draws of the labelled images.")
     parser.add_argument("--num_views", type=int, choices=(1, 2), default=1, help="2: mirrored at test time too.")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="Which, in this order.")
-    parser.add_argument("--pretrain_steps", type=int, help="By default the preset's.")
+    parser.add_argument("--class_steps", type=int, default=Setting.class_steps, help="Steps on labels alone.")
+    parser.add_argument("--pool_steps", type=int, default=Setting.pool_steps, help="Steps on all images.")
     parser.add_argument("--work_dir", type=Path, required=True, help="What is finished is kept here.")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write.")
     return parser.parse_args(argv)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from .fixmatch import fixmatch
 from .frozen_probe import frozen_probe
 from .mean_teacher import mean_teacher
-from .ours import consolidated, diffusion_first, joint
+from .ours import consolidated, diffusion_first, joint, joint_consolidated
 from .resnet import resnet, resnet_distilled
 from .same_encoder import same_encoder, same_encoder_distilled
 from .setting import Setting
@@ -55,9 +55,12 @@ METHODS: dict[str, Method] = {
     "same_encoder_distilled": Method(
         same_encoder_distilled, "same encoder, self-distilled on all images", _POOL_RATES, "same_encoder"
     ),
+    "joint": Method(joint, "ours: diffusion first, then both losses", is_pretrained=True),
+    "joint_consolidated": Method(
+        joint_consolidated, "ours: both losses, then consolidated", _POOL_RATES, "joint", is_pretrained=True
+    ),
     "mean_teacher": Method(mean_teacher, "Mean Teacher (ResNet)"),
     "fixmatch": Method(fixmatch, "FixMatch (ResNet)"),
-    "joint": Method(joint, "ours: diffusion first, then both losses", is_pretrained=True),
     "frozen_probe": Method(frozen_probe, "frozen features, linear probe", (1.0,), is_pretrained=True),
 }
 

@@ -16,7 +16,7 @@ from mediffusion_diffusers.training.joint.pseudo_labels import confident_labels,
 from mediffusion_diffusers.training.run.randomness import keyed_generator
 
 from .pixel_network import on_pixels
-from .setting import CLASS_STEPS, POOL_STEPS, Setting
+from .setting import Setting
 from .task import Outcome, outcome_of
 from .unlabelled_views import UnlabelledViewsTask
 
@@ -65,6 +65,6 @@ def cutout(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def fixmatch(setting: Setting) -> Outcome:
-    """As many steps as ours has after pre-training."""
-    config = setting.class_stage("fixmatch", max_train_steps=CLASS_STEPS + POOL_STEPS)
+    """As many steps as our consolidation, which takes about as long as ours does after pre-training."""
+    config = setting.class_stage("fixmatch", max_train_steps=setting.pool_steps)
     return outcome_of(on_pixels(config), FixMatchTask)

@@ -11,7 +11,7 @@ from mediffusion_diffusers.training.classification import classification_loss, p
 from mediffusion_diffusers.training.joint.batches import JointImages
 
 from .pixel_network import on_pixels
-from .setting import CLASS_STEPS, POOL_STEPS, Setting
+from .setting import Setting
 from .task import Outcome, outcome_of
 from .unlabelled_views import UnlabelledViewsTask
 
@@ -42,6 +42,6 @@ class MeanTeacherTask(UnlabelledViewsTask):
 
 
 def mean_teacher(setting: Setting) -> Outcome:
-    """As many steps as ours has after pre-training."""
-    config = setting.class_stage("mean_teacher", max_train_steps=CLASS_STEPS + POOL_STEPS)
+    """As many steps as our consolidation, which takes about as long as ours does after pre-training."""
+    config = setting.class_stage("mean_teacher", max_train_steps=setting.pool_steps)
     return outcome_of(on_pixels(config), MeanTeacherTask)

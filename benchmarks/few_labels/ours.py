@@ -11,6 +11,8 @@ from .task import BenchmarkTask, Outcome, PublishedTask, outcome_of
 # Named by the checkpoint then, not by options.
 _SHAPE = ("block_out_channels", "layers_per_block", "down_block_types", "attention_head_dim", "norm_num_groups")
 
+JOINT_WEIGHT = 0.3  # of the diffusion loss beside the class loss, relative to its weight alone
+
 
 def from_pretrained(config: JointConfig, setting: Setting) -> JointConfig:
     """Start from the U-Net that can denoise."""
@@ -30,6 +32,15 @@ def consolidated(setting: Setting) -> Outcome:
 
 def joint(setting: Setting) -> Outcome:
     """Diffusion on all images, then both losses together, as the paper has it."""
-    weight = 0.3 * setting.problem.recipe.diffusion.diffusion_loss_weight
-    config = setting.class_stage("joint", joint_diffusion_loss_weight=weight)
-    return outcome_of(from_pretrained(config, setting), BenchmarkTask)
+    return outcome_of(_with_both_losses(setting.class_stage("joint"), setting), BenchmarkTask)
+
+
+def joint_consolidated(setting: Setting) -> Outcome:
+    """Then its own soft answers: the diffusion loss is never off."""
+    config = _with_both_losses(setting.pool_stage("joint_consolidated", "joint"), setting)
+    return outcome_of(config, PublishedTask)
+
+
+def _with_both_losses(config: JointConfig, setting: Setting) -> JointConfig:
+    weight = JOINT_WEIGHT * config.diffusion.diffusion_loss_weight
+    return from_pretrained(config.with_options(joint_diffusion_loss_weight=weight), setting)

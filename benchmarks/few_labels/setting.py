@@ -10,11 +10,6 @@ from mediffusion_diffusers.training.joint.config import JointConfig
 from .problem import Problem
 
 
-# The same for every method; what the recipe calls its class stage and its consolidation.
-CLASS_STEPS = 250
-POOL_STEPS = 400
-
-
 @dataclass(frozen=True)
 class Setting:
     """What a method is called with.
@@ -27,6 +22,8 @@ class Setting:
         folder: of this draw; a method writes into its own folder in it.
         pretrained: folder of the U-Net that was trained to denoise all images.
         suffix: of the folder's name, for trials.
+        class_steps: steps on labels alone, the same for every method.
+        pool_steps: steps on the whole pool, likewise.
     """
 
     problem: Problem
@@ -36,9 +33,11 @@ class Setting:
     folder: Path
     pretrained: Path
     suffix: str = ""
+    class_steps: int = 250
+    pool_steps: int = 400
 
     def class_stage(self, method: str, **options: object) -> JointConfig:
-        """Labelled images alone, as the recipe has it, for `CLASS_STEPS` steps; `options` change that."""
+        """Labelled images alone, as the recipe has it, for `class_steps` steps; `options` change that."""
         recipe = self.problem.recipe
         return recipe.with_options(
             **{
@@ -57,8 +56,8 @@ class Setting:
                 "consolidation_start_step": None,
                 "decoder_start_step": None,
                 "train_batch_size": 16,
-                "max_train_steps": CLASS_STEPS,
-                "checkpointing_steps": CLASS_STEPS,
+                "max_train_steps": self.class_steps,
+                "checkpointing_steps": self.class_steps,
                 "checkpoints_total_limit": 1,
                 "logging_steps": 50,
                 **options,
@@ -67,15 +66,15 @@ class Setting:
 
     def pool_stage(self, method: str, after: str, **options: object) -> JointConfig:
         """From the checkpoint at the end of another method's class stage: its own soft answers of the whole pool."""
-        start = self.folder / after / f"checkpoint-{CLASS_STEPS}"
+        start = self.folder / after / f"checkpoint-{self.class_steps}"
         return self.class_stage(after).with_options(
             **{
                 "output_dir": str(self.folder / f"{method}{self.suffix}"),
                 "resume_from_checkpoint": str(start),
-                "consolidation_start_step": CLASS_STEPS,
+                "consolidation_start_step": self.class_steps,
                 "consolidation_learning_rate": self.rates[method],
-                "max_train_steps": CLASS_STEPS + POOL_STEPS,
-                "checkpointing_steps": CLASS_STEPS + POOL_STEPS,
+                "max_train_steps": self.class_steps + self.pool_steps,
+                "checkpointing_steps": self.class_steps + self.pool_steps,
                 **options,
             }
         )

@@ -6,7 +6,7 @@ of the test split, with the draws as they are, how much on who is asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from .problem import HeldOut
 
 
 # Each is compared with all that follow it.
-COMPARED = ("consolidated", "diffusion_first", "joint")
+COMPARED = ("consolidated", "joint_consolidated", "diffusion_first", "joint")
 NUM_RESAMPLES = 300
-_PERCENT = 100
+
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # by method, then by draw
+ScoresOf = Callable[[int, str], np.ndarray]
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -62,67 +64,85 @@ def interval_over_patients(pairs: Sequence[tuple[np.ndarray, np.ndarray]], test:
     return [found.low, found.high]
 
 
-def differences_of(
-    draws: Mapping[int, dict[str, Any]], methods: Sequence[str], scores_of: Any, test: HeldOut | None
-) -> dict[str, Any]:
-    """Paired differences in points of test macro AUROC, ours minus each other; with `test` also over its patients."""
+def differences_of(results: Results, scores_of: ScoresOf, test: HeldOut | None) -> dict[str, Any]:
+    """Paired differences in points of macro AUROC, ours minus each other, over the draws that both have.
+
+    Args:
+        results: of each method, by draw.
+        scores_of: test scores of a draw and a method.
+        test: the test images, for the interval over its patients too.
+    """
     found: dict[str, Any] = {}
-    for ours in [name for name in COMPARED if name in methods]:
-        others = [name for name in methods if name != ours and name not in COMPARED[: COMPARED.index(ours)]]
-        for other in others:
-            values = [
-                _PERCENT
-                * (draw["methods"][ours]["test"]["macro_auroc"] - draw["methods"][other]["test"]["macro_auroc"])
-                for draw in draws.values()
-            ]
-            row: dict[str, Any] = {"points": summary(values), "interval_95_over_draws": interval_over_draws(values)}
-            row["draws_in_favour"] = f"{sum(value > 0 for value in values)} of {len(values)}"
+    for ours in [name for name in COMPARED if name in results]:
+        for other in [name for name in results if name != ours and name not in COMPARED[: COMPARED.index(ours)]]:
+            draws = sorted(results[ours].keys() & results[other].keys())
+            if not draws:
+                continue
+            on_test, on_validation = (
+                [_points(results[ours][draw], split) - _points(results[other][draw], split) for draw in draws]
+                for split in ("test", "validation")
+            )
+            row = {
+                "points": summary(on_test),
+                "interval_95_over_draws": interval_over_draws(on_test),
+                "interval_95_over_patients": None,
+                "draws_in_favour": f"{sum(value > 0 for value in on_test)} of {len(draws)}",
+                "points_on_validation": summary(on_validation),
+            }
             if test is not None:
                 pairs = [(scores_of(draw, ours), scores_of(draw, other)) for draw in draws]
-                row["interval_95_over_patients"] = [_PERCENT * end for end in interval_over_patients(pairs, test)]
+                row["interval_95_over_patients"] = [100 * end for end in interval_over_patients(pairs, test)]
             found[f"{METHODS[ours].title}, minus {METHODS[other].title}"] = row
     return found
 
 
-def method_rows(
-    draws: Mapping[int, dict[str, Any]], methods: Sequence[str], label_names: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """By method: AUROC and cost; and the test AUROC of each label."""
-    rows, labels = {}, {}
-    for name in methods:
-        results = [draw["methods"][name] for draw in draws.values()]
-        seconds = [result["cpu_seconds"] for result in results]
-        after = METHODS[name].after
-        if after is not None:
-            seconds = [
-                a + draw["methods"][after]["cpu_seconds"] for a, draw in zip(seconds, draws.values(), strict=True)
-            ]
-        rows[METHODS[name].title] = {
-            "test_macro_auroc": summary([result["test"]["macro_auroc"] for result in results]),
-            "validation_macro_auroc": summary([result["validation"]["macro_auroc"] for result in results]),
-            "cpu_seconds_a_draw": float(np.mean(seconds)),
-            "uses_the_pre_trained_unet": METHODS[name].is_pretrained,
-        }
-        known = [result["test"]["auroc"] for result in results]
-        labels[METHODS[name].title] = {
-            label: float(np.mean([each[label] for each in known])) for label in label_names if label in known[0]
-        }
-    return rows, labels
+def _points(result: Mapping[str, Any], split: str) -> float:
+    return 100 * result[split]["macro_auroc"]
 
 
-def denoising_rows(
-    pretrained: Sequence[float], draws: Mapping[int, dict[str, Any]], methods: Sequence[str]
-) -> dict[str, Any]:
-    """Held-out denoising loss over that of the pre-trained model, in each tenth of the noise schedule."""
+def method_rows(results: Results) -> dict[str, Any]:
+    """AUROC and cost of each method; what it goes on from is counted, the pre-training is not."""
     rows = {}
-    for name in methods:
-        losses = [draw["methods"][name].get("denoising_losses") for draw in draws.values()]
-        if all(each is not None for each in losses):
-            ratios = np.mean(np.array(losses) / np.array(pretrained), axis=0)
-            rows[METHODS[name].title] = {f"tenth {number + 1}": float(ratio) for number, ratio in enumerate(ratios)}
+    for name, by_draw in results.items():
+        after = METHODS[name].after
+        before = {} if after is None else results[after]
+        rows[METHODS[name].title] = {
+            "test_macro_auroc": summary([each["test"]["macro_auroc"] for each in by_draw.values()]),
+            "validation_macro_auroc": summary([each["validation"]["macro_auroc"] for each in by_draw.values()]),
+            "num_draws": len(by_draw),
+            "cpu_seconds_a_draw": float(
+                np.mean(
+                    [
+                        each["cpu_seconds"] + (before[draw]["cpu_seconds"] if draw in before else 0)
+                        for draw, each in by_draw.items()
+                    ]
+                )
+            ),
+            "pre_trained_to_denoise": METHODS[name].is_pretrained,
+        }
     return rows
 
 
-def scores_in(folder: Path) -> Any:
+def label_rows(results: Results) -> dict[str, Any]:
+    """Mean test AUROC of each label, by method."""
+    rows = {}
+    for name, by_draw in results.items():
+        known = [each["test"]["auroc"] for each in by_draw.values()]
+        rows[METHODS[name].title] = {label: float(np.mean([each[label] for each in known])) for label in known[0]}
+    return rows
+
+
+def denoising_rows(pretrained: Sequence[float], results: Results) -> dict[str, Any]:
+    """Held-out denoising loss over that of the pre-trained model, in each tenth of the noise schedule."""
+    rows = {}
+    for name, by_draw in results.items():
+        losses = [each["denoising_losses"] for each in by_draw.values() if "denoising_losses" in each]
+        if losses:
+            ratios = np.mean(np.array(losses) / np.array(pretrained), axis=0)
+            rows[METHODS[name].title] = {f"tenth {number}": float(ratio) for number, ratio in enumerate(ratios, 1)}
+    return rows
+
+
+def scores_in(folder: Path) -> ScoresOf:
     """A function of draw and method that reads the test scores kept in a study's folder."""
     return lambda draw, name: load_file(folder / f"draw-{draw}" / f"{name}.safetensors")["scores"]
