@@ -85,19 +85,18 @@ def simulate(chunks: Sequence[Chunk], machines: Machines, dealer: Dealer | Stati
     """Let the workers make all chunks."""
     rng, course, finished = random.Random(machines.seed), Course(), set()
     idle = list(range(len(machines.speeds)))
-    events: list[tuple[float, int, int, Chunk | None, bool]] = []
+    events: list[tuple[float, int, int, Chunk, bool]] = []
     while len(finished) < len(chunks):
         began = time.perf_counter()
-        given = [(worker, dealer.next(worker)) for worker in idle]
+        given = {worker: chunk for worker in idle if (chunk := dealer.next(worker)) is not None}
         course.deal_seconds += time.perf_counter() - began
-        idle = [worker for worker, chunk in given if chunk is None]
-        for worker, chunk in given:
-            if chunk is not None:
-                course.dealt.setdefault(worker, []).append(chunk)
-                takes = max(rng.gauss(1.0, machines.spread), 0.1) / machines.speeds[worker]
-                is_lost = rng.random() < machines.lost_share
-                ends = course.seconds + (rng.random() * takes + machines.absence if is_lost else takes)
-                heapq.heappush(events, (ends, worker, len(course.dealt[worker]), chunk, is_lost))
+        for worker, chunk in given.items():
+            course.dealt.setdefault(worker, []).append(chunk)
+            takes = max(rng.gauss(1.0, machines.spread), 0.1) / machines.speeds[worker]
+            is_lost = rng.random() < machines.lost_share
+            ends = course.seconds + (rng.random() * takes + machines.absence if is_lost else takes)
+            heapq.heappush(events, (ends, worker, len(course.dealt[worker]), chunk, is_lost))
+        idle = [worker for worker in idle if worker not in given]
         course.seconds, worker, _, chunk, is_lost = heapq.heappop(events)
         idle.append(worker)
         course.num_lost += is_lost

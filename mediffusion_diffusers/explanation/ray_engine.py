@@ -26,7 +26,7 @@ from .worker import ChunkWorker, PipelineSource, measure_seconds
 
 
 MOST_TRIES = 4  # of a chunk whose workers die
-MOST_COPIES = 2  # of a chunk in work, when nothing else is left to do
+MOST_COPIES = 3  # of a chunk in work, when nothing else is left to do
 _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 60.0
 
@@ -35,7 +35,7 @@ class Dealer:
     """Deals chunks: each worker its own stretch of the input, in order; who has none left takes half of the longest.
 
     So a worker reads on where it ended, and none waits while another has chunks to begin. When all are begun, those
-    still in work are dealt a second time: nobody waits for a slow worker or for one that is gone.
+    still in work are dealt again: nobody waits for a slow worker or for one that is gone.
 
     Args:
         chunks: in the order of the input.
@@ -43,10 +43,11 @@ class Dealer:
 
     def __init__(self, chunks: Sequence[Chunk]):
         self._stretches: dict[Any, deque[Chunk]] = {None: deque(chunks)}
-        self._in_work: Counter[Chunk] = Counter()
+        # Chunks in work by the number of workers that are at them, those that began first in front.
+        self._in_work: list[dict[Chunk, None]] = [{} for _ in range(MOST_COPIES + 1)]
 
     def next(self, worker: Any) -> Chunk | None:
-        """A chunk for a worker, `None` if there is nothing for it to do now."""
+        """A chunk for a worker, `None` if there is nothing that anybody could do now."""
         own = self._stretches.setdefault(worker, deque())
         if not own:
             longest = max(self._stretches.values(), key=len)
@@ -54,26 +55,34 @@ class Dealer:
                 own.appendleft(longest.pop())
         if own:
             chunk = own.popleft()
-        elif self._in_work:
-            chunk = min(self._in_work, key=self._in_work.__getitem__)
-            if self._in_work[chunk] >= MOST_COPIES:
-                return None
-        else:
-            return None
-        self._in_work[chunk] += 1
-        return chunk
+            self._in_work[1][chunk] = None
+            return chunk
+        for copies in range(1, MOST_COPIES):
+            if self._in_work[copies]:
+                chunk = next(iter(self._in_work[copies]))
+                self._move(chunk, copies + 1)
+                return chunk
+        return None
 
     def finished(self, chunk: Chunk) -> None:
         """A chunk needs no worker any more."""
-        self._in_work.pop(chunk, None)
+        self._move(chunk, 0)
 
     def lost(self, chunk: Chunk) -> None:
         """The worker of a chunk is gone: unless another one is at it, it is dealt again."""
-        if chunk in self._in_work:
-            self._in_work[chunk] -= 1
-            if not self._in_work[chunk]:
-                del self._in_work[chunk]
-                self._stretches[None].append(chunk)
+        copies = self._move(chunk, 0)
+        if copies == 1:
+            self._stretches[None].append(chunk)
+        elif copies:
+            self._in_work[copies - 1][chunk] = None
+
+    def _move(self, chunk: Chunk, copies: int) -> int:
+        """Note how many workers are at a chunk; returns how many were, 0 if it is finished."""
+        before = next((count for count, chunks in enumerate(self._in_work) if chunk in chunks), 0)
+        self._in_work[before].pop(chunk, None)
+        if copies:
+            self._in_work[copies][chunk] = None
+        return before
 
 
 class RayWorker:
@@ -161,9 +170,10 @@ class Crew:
                     dealer.finished(chunk)
                     problems[chunk] = f"{MOST_TRIES} workers died on {chunk.file_name}: {_first_line(answer)}"
             for worker in list(self._idle):
-                if (next_chunk := dealer.next(worker)) is not None:
-                    self._idle.remove(worker)
-                    self._at_work[worker.finish.remote(shared, next_chunk)] = (worker, next_chunk)
+                if (next_chunk := dealer.next(worker)) is None:
+                    break
+                self._idle.remove(worker)
+                self._at_work[worker.finish.remote(shared, next_chunk)] = (worker, next_chunk)
             progress.show()
         return list(problems.values())
 

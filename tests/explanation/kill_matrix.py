@@ -8,6 +8,7 @@ same files with the same bytes: every chunk once, nothing left of the work on th
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -16,12 +17,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 from support.processes import TWO_PROCESSES, kill_tree, running_with, start, wait_to_kill  # noqa: E402
+from support.warm_start import Forked, fork, fork_ranks  # noqa: E402
 
 
 SCRIPT = ROOT / "training" / "explain_dataset.py"
@@ -42,6 +45,8 @@ class Kill:
     while_writing: bool
 
 
+Starter = Callable[[list[str], Path], subprocess.Popen | Forked]
+
 ENGINES = {
     "one process": ((), ()),
     "two processes": (TWO_PROCESSES, ()),
@@ -57,9 +62,9 @@ def command(pipeline: Path, data: Path, output_dir: Path, engine: str = "one pro
     return [sys.executable, *launch, str(SCRIPT), *map(str, places), *question, *options]
 
 
-def run_to_the_end(line: list[str], log: Path) -> float:
+def run_to_the_end(line: list[str], log: Path, start: Starter = start) -> float:
     """Start a run, wait, and return the seconds from the first output on; raises `RuntimeError` if it fails."""
-    process = start_work(line, log)
+    process = start_work(line, log, start)
     began = time.monotonic()
     if process.wait():
         raise RuntimeError(f"The run failed:\n{log.read_text()[-3000:]}")
@@ -67,13 +72,20 @@ def run_to_the_end(line: list[str], log: Path) -> float:
 
 
 def kill_once(
-    line: list[str], log: Path, output_dir: Path, num_chunks: int, rng: random.Random, span: float, who: str = "all"
+    line: list[str],
+    log: Path,
+    output_dir: Path,
+    num_chunks: int,
+    rng: random.Random,
+    span: float,
+    who: str = "all",
+    start: Starter = start,
 ) -> Kill | None:
     """Start a run and kill it up to `span` seconds after it began to work; `None` if nothing was left to do by then.
 
     `who` is `"all"` processes, or the `"launcher"` alone: its orphans then work on beside the next start.
     """
-    process = start_work(line, log)
+    process = start_work(line, log, start)
     began = time.monotonic()
     wait_to_kill(process, rng, span, lambda: _is_writing(output_dir))
     if process.poll() is not None or len(_finished(output_dir)) == num_chunks:
@@ -93,7 +105,28 @@ def _finished(output_dir: Path) -> list[Path]:
     return list(output_dir.rglob("*.parquet"))
 
 
-def start_work(line: list[str], log: Path) -> subprocess.Popen:
+class WarmStarter:
+    """Starts runs as forks of this process, which has imported all that they need."""
+
+    def __init__(self) -> None:
+        from mediffusion_diffusers.commands.explain_dataset import COMMAND
+        from mediffusion_diffusers.explanation import dataset_runner  # noqa: F401
+
+        self._command, self._started = COMMAND, []
+
+    def start(self, line: list[str], log: Path) -> Forked:
+        """As `support.processes.start`."""
+        os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+        run = partial(self._command.main, line[line.index(str(SCRIPT)) + 1 :])
+        self._started.append(fork_ranks(run, 2, log) if "--multi_gpu" in line else fork(run, log))
+        return self._started[-1]
+
+    def is_at_work(self, output_dir: Path) -> bool:
+        """Whether any of them, or a process that it has started, runs."""
+        return any(each.has_company() for each in self._started)
+
+
+def start_work(line: list[str], log: Path, start: Starter = start) -> subprocess.Popen | Forked:
     """Start a run and wait until its bar appears in the log, or it has ended: all that comes before is imports."""
     before = log.stat().st_size if log.exists() else 0
     process = start(line, log)
@@ -139,10 +172,13 @@ def kill_chain(
     seed: int,
     who: str = "all",
     run_to_the_end: Callable[[list[str], Path], object] = run_to_the_end,
+    start: Starter = start,
+    is_at_work: Callable[[Path], object] = running_with,
 ) -> dict:
     """Kill runs `num_kills` times, at most five times each, finish each one and compare it with one left alone.
 
-    `inputs` are the pipeline, the data and the folder of the run that was left alone; `who`: see `kill_once`.
+    `inputs` are the pipeline, the data and the folder of the run that was left alone; `who`: see `kill_once`; `start`
+    starts a command line, and `is_at_work` says whether anybody still works on an output folder.
     """
     rng = random.Random(seed)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -155,14 +191,14 @@ def kill_chain(
         output_dir, log, struck = scratch / name, scratch / f"{name}.log", 0
         line = command(pipeline, data, output_dir, engine)
         while struck < min(5, num_kills - len(kills)):
-            kill = kill_once(line, log, output_dir, num_chunks, rng, span, who)
+            kill = kill_once(line, log, output_dir, num_chunks, rng, span, who, start)
             if kill is None:
                 break
             struck += 1
             kills.append(kill)
             print(f"{engine}, {who}, {name}: killed {asdict(kill)}", flush=True)
         run_to_the_end(line, log)
-        while who == "launcher" and running_with(output_dir):  # orphans are still at work
+        while who == "launcher" and is_at_work(output_dir):  # orphans
             time.sleep(0.1)
         manifest = json.loads((output_dir / "manifest.json").read_text())
         result = {
@@ -220,7 +256,9 @@ def main() -> None:
         scratch = Path(folder)
         pipeline, data = prepare(scratch, args.num_images, args.num_shards)
         reference = scratch / "reference"
-        span = run_to_the_end(command(pipeline, data, reference), scratch / "reference.log")
+        warm = WarmStarter()
+        to_the_end = partial(run_to_the_end, start=warm.start)
+        span = to_the_end(command(pipeline, data, reference), scratch / "reference.log")
         inputs = (pipeline, data, reference)
         rows = (
             ("one", args.single, "one process", "all"),
@@ -232,11 +270,14 @@ def main() -> None:
         left_alone = {}
         for engine in dict.fromkeys(row[2] for row in wanted if row[2] != "one process"):
             place = scratch / f"whole-{engine.split()[0]}"
-            run_to_the_end(command(pipeline, data, place, engine), log := scratch / f"{place.name}.log")
+            to_the_end(command(pipeline, data, place, engine), log := scratch / f"{place.name}.log")
             assert "by 2 workers" in log.read_text(), log.read_text()[-3000:]
             left_alone[engine] = not differences(place, reference)
         results = [
-            kill_chain(scratch / name, inputs, count, engine, span / 3, args.seed + index, who)
+            kill_chain(
+                *(scratch / name, inputs, count, engine, span / 2, args.seed + index, who),
+                *(to_the_end, warm.start, warm.is_at_work),
+            )
             for index, (name, count, engine, who) in enumerate(wanted)
         ]
     report = {
