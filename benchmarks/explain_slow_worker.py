@@ -2,8 +2,8 @@
 """One of two workers ten times slower than the other: how long the whole takes, over what it could take at best.
 
 The workers are real processes of the real engines, and make real chunks; only the model is a pause, so that other work
-on the machine changes little. Counted from the moment both are there: `ideal` is the work that is left then over the sum
-of the speeds. `static` is the same with nobody helping: each process makes its own stretch and no more.
+on the machine changes little. Counted from the moment both are there: `ideal` is the work that is left then over the
+sum of the speeds. `static` is the same with nobody helping: each process makes its own stretch and no more.
 
     OMP_NUM_THREADS=1 python benchmarks/explain_slow_worker.py --output benchmarks/results/explain_slow_worker.json
 """

@@ -90,10 +90,20 @@ SECTIONS = {
         "What joint training costs", "CPU time of a step in units of a step of plain diffusion training."
     ),
     "explain_dataset": Section("Explaining whole datasets", "The same images by one process and by two."),
+    "explain_slow_worker": Section(
+        "Explaining with a slow worker", "One of two workers ten times slower; wall time over the ideal, by engine."
+    ),
+    "explain_at_size": Section(
+        "Ten thousand chunks on a thousand workers", "Simulated, with the code that deals chunks to real ones."
+    ),
     "kill_matrix": Section(
         "Killed trainings", "Runs killed at random moments and started again, compared with runs that were left alone."
     ),
     "explain_kill_matrix": Section("Killed explanations of datasets", "Likewise."),
+    "explain_ray_losses": Section(
+        "A Ray cluster that loses its parts",
+        "Two raylets on loopback: a worker, a machine, then the driver are killed.",
+    ),
 }
 
 

@@ -275,7 +275,10 @@ class ChunkStore:
         version = (status.st_mtime_ns, status.st_size)
         if path not in self._records or self._records[path][0] != version:
             try:
-                record = ChunkRecord(**json.loads(_footer(path)[_KEY]))
+                values = json.loads(_footer(path)[_KEY])
+                if values["identity"] == self.identity:  # one object for a million images
+                    values["identity"] = self.identity
+                record = ChunkRecord(**values)
             except (KeyError, TypeError, ValueError):
                 record = None
             self._records[path] = (version, record)

@@ -48,8 +48,8 @@ class Forked:
 
 def fork(run: Callable[[], int | None], log: Path) -> Forked:
     """Run something in a fork that leads a session of its own; what it prints is appended to `log`."""
-    pid = os.fork()
-    if pid:
+    log.touch()
+    if pid := os.fork():
         return Forked(pid)
     os.setsid()
     with log.open("ab") as file:
