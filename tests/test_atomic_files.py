@@ -1,10 +1,19 @@
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mediffusion_diffusers.atomic_files import new_file, new_folder, write_bytes, write_json, write_text
+from mediffusion_diffusers.atomic_files import (
+    create_json,
+    new_file,
+    new_folder,
+    read_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def test_text_is_written_as_given(tmp_path):
@@ -73,3 +82,18 @@ def test_a_folder_is_as_open_as_others(tmp_path):
     with new_folder(tmp_path / "folder"):
         pass
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o755
+
+
+def test_of_many_at_once_one_is_the_first(tmp_path, monkeypatch):
+    path = tmp_path / "choice.json"
+    with ThreadPoolExecutor(8) as pool:
+        were_first = list(pool.map(lambda choice: create_json(path, choice), range(8)))
+    assert were_first.count(True) == 1 and read_json(path) == were_first.index(True)
+    assert list(tmp_path.iterdir()) == [path]
+
+    def without_links(*arguments):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", without_links)
+    assert not create_json(path, "other") and create_json(tmp_path / "new.json", "mine")
+    assert read_json(tmp_path / "new.json") == "mine" and len(list(tmp_path.iterdir())) == 2
