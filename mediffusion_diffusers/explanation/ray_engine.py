@@ -249,7 +249,9 @@ def explain_dataset_with_ray(source: PipelineSource, job: ExplanationJob, num_wo
     """
     try_writing(job.output_dir)
     source, job = _with_whole_paths(source, job)
-    pipe, _ = source.load()
+    # The driver asks the model nothing: its machine may have no GPU.
+    here = replace(source, device_options=replace(source.device_options, device="cpu"))
+    pipe, _ = here.load()
     stop = StopRequest()
     with _cluster(), stop.listening():
         crew = Crew(source, num_workers)
