@@ -100,7 +100,8 @@ def run_command_line(line, monkeypatch):
     command, name, options = command_of(words)
     if name in PARSED:
         return command.parser.parse(options)
-    monkeypatch.setattr(sys, "argv", ["mediffusion", *words, *TINY.get(name, ())])
+    tiny = () if "--no_counterfactuals" in words else TINY.get(name, ())
+    monkeypatch.setattr(sys, "argv", ["mediffusion", *words, *tiny])
     try:
         main()
     except SystemExit as ended:
