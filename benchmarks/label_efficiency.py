@@ -24,7 +24,7 @@ import numpy as np
 from few_labels import METHODS, Setting
 from few_labels.denoising import denoising_losses
 from few_labels.problem import Problem
-from few_labels.table import denoising_rows, differences_of, label_rows, method_rows, scores_in
+from few_labels.table import Resampled, denoising_rows, differences_of, label_rows, method_rows, scores_in
 from few_labels.task import PublishedTask, train
 from safetensors.numpy import save_file
 
@@ -116,6 +116,7 @@ class Study:
         positives = np.nansum(test.labels, axis=0).astype(int).tolist()
         draws = sorted({draw for by_draw in results.values() for draw in by_draw})
         return {
+            "what": f"{problem.info.name}: a network learns from few labelled images, and from all others without.",
             "data": problem.info.name,
             "preset": problem.preset,
             "share_percent": self.share,
@@ -126,7 +127,7 @@ class Study:
             "test_images_of_each_label": dict(zip(problem.info.label_names, positives, strict=True)),
             "pre_training": pretraining,
             "methods": method_rows(results),
-            "differences": differences_of(results, scores_in(self.folder), test if over_patients else None),
+            "differences": differences_of(results, Resampled(scores_in(self.folder), test) if over_patients else None),
             "test_auroc_of_each_label": label_rows(results),
             "denoising_loss_over_the_pre_trained": denoising_rows(pretraining["denoising_losses"], results),
             "learning_rates": {METHODS[name].title: rate for name, rate in tuning["chosen"].items()},

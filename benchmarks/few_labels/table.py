@@ -7,6 +7,7 @@ of the test split, with the draws as they are, how much on who is asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,33 +45,45 @@ def interval_over_draws(differences: Sequence[float]) -> list[float] | None:
     return [mean - float(half), mean + float(half)]
 
 
-def interval_over_patients(pairs: Sequence[tuple[np.ndarray, np.ndarray]], test: HeldOut) -> list[float]:
-    """The 95 % bootstrap interval of the mean difference of macro AUROC over the draws.
+class Resampled:
+    """Macro AUROC of a method on one draw, with the test images counted as a resample says; each computed once.
 
     Args:
-        pairs: scores of two methods on the test images, of each draw.
+        scores_of: test scores of a draw and a method.
         test: the test images.
     """
-    known = ~np.isnan(test.labels).any(axis=1)
-    labels = test.labels[known]
 
-    def macro(scores: np.ndarray, weights: np.ndarray) -> float:
-        return float(np.nanmean([auroc(labels[:, k], scores[known][:, k], weights) for k in range(labels.shape[1])]))
+    def __init__(self, scores_of: ScoresOf, test: HeldOut):
+        self.scores_of, self.patient_ids = scores_of, test.patient_ids
+        self.labels = test.labels
+        self._known: dict[bytes, dict[tuple[str, int], float]] = {}
 
-    def mean_difference(weights: np.ndarray) -> float:
-        return float(np.mean([macro(ours, weights[known]) - macro(theirs, weights[known]) for ours, theirs in pairs]))
+    def macro_auroc(self, name: str, draw: int, weights: np.ndarray) -> float:
+        """Mean over the labels that have positives and negatives in the resample."""
+        known = self._known.setdefault(weights.tobytes(), {})
+        if (name, draw) not in known:
+            scores, labels = self.scores_of(draw, name), self.labels
+            each = [auroc(labels[:, k], scores[:, k], weights) for k in range(labels.shape[1])]
+            known[name, draw] = float(np.nanmean(each))
+        return known[name, draw]
 
-    found = bootstrap(mean_difference, test.patient_ids, num_resamples=NUM_RESAMPLES)
-    return [found.low, found.high]
+    def interval(self, ours: str, other: str, draws: Sequence[int]) -> list[float]:
+        """The 95 % bootstrap interval of the mean difference over the draws."""
+
+        def mean_difference(weights: np.ndarray) -> float:
+            pairs = [self.macro_auroc(ours, draw, weights) - self.macro_auroc(other, draw, weights) for draw in draws]
+            return float(np.mean(pairs))
+
+        found = bootstrap(mean_difference, self.patient_ids, num_resamples=NUM_RESAMPLES)
+        return [found.low, found.high]
 
 
-def differences_of(results: Results, scores_of: ScoresOf, test: HeldOut | None) -> dict[str, Any]:
+def differences_of(results: Results, resampled: Resampled | None) -> dict[str, Any]:
     """Paired differences in points of macro AUROC, ours minus each other, over the draws that both have.
 
     Args:
         results: of each method, by draw.
-        scores_of: test scores of a draw and a method.
-        test: the test images, for the interval over its patients too.
+        resampled: for the interval over the test patients too.
     """
     found: dict[str, Any] = {}
     for ours in [name for name in COMPARED if name in results]:
@@ -89,9 +102,8 @@ def differences_of(results: Results, scores_of: ScoresOf, test: HeldOut | None) 
                 "draws_in_favour": f"{sum(value > 0 for value in on_test)} of {len(draws)}",
                 "points_on_validation": summary(on_validation),
             }
-            if test is not None:
-                pairs = [(scores_of(draw, ours), scores_of(draw, other)) for draw in draws]
-                row["interval_95_over_patients"] = [100 * end for end in interval_over_patients(pairs, test)]
+            if resampled is not None:
+                row["interval_95_over_patients"] = [100 * end for end in resampled.interval(ours, other, draws)]
             found[f"{METHODS[ours].title}, minus {METHODS[other].title}"] = row
     return found
 
@@ -145,4 +157,9 @@ def denoising_rows(pretrained: Sequence[float], results: Results) -> dict[str, A
 
 def scores_in(folder: Path) -> ScoresOf:
     """A function of draw and method that reads the test scores kept in a study's folder."""
-    return lambda draw, name: load_file(folder / f"draw-{draw}" / f"{name}.safetensors")["scores"]
+
+    @cache
+    def scores(draw: int, name: str) -> np.ndarray:
+        return load_file(folder / f"draw-{draw}" / f"{name}.safetensors")["scores"]
+
+    return scores

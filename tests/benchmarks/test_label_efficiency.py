@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 from few_labels import METHODS
 from few_labels.fixmatch import cutout
 from few_labels.problem import HeldOut
-from few_labels.table import differences_of, interval_over_draws, interval_over_patients, method_rows
+from few_labels.table import Resampled, differences_of, interval_over_draws, method_rows
 from support.training import TINY_JOINT, joint_config
 
 from mediffusion_diffusers.data.phantom import prepare_phantoms
@@ -77,7 +77,7 @@ def results_of(values):
 
 def test_differences_are_paired_over_the_draws_that_both_have():
     results = results_of({OURS: [0.8, 0.9, 0.7], OTHER: [0.7, 0.85], "diffusion_first": [0.8, 0.9, 0.7]})
-    pair = differences_of(results, None, None)[f"{METHODS[OURS].title}, minus {METHODS[OTHER].title}"]
+    pair = differences_of(results, None)[f"{METHODS[OURS].title}, minus {METHODS[OTHER].title}"]
     assert pair["points"]["mean"] == pytest.approx(7.5) and pair["draws_in_favour"] == "2 of 2"
     assert pair["points_on_validation"]["mean"] == pytest.approx(3.75)
     low, high = pair["interval_95_over_draws"]
@@ -97,8 +97,10 @@ def test_a_method_does_not_differ_from_itself():
     labels = np.eye(3)[rng.integers(0, 3, size=40)]
     test = HeldOut(torch.zeros(40, 1, 1, 1), labels, [str(each) for each in range(40)])
     noise = rng.random((40, 3))
-    assert interval_over_patients([(noise, noise)], test) == [0.0, 0.0]
-    low, _ = interval_over_patients([(labels + 0.1 * noise, noise)], test)
+    scores = {"one": noise, "same": noise, "better": labels + 0.1 * noise}
+    resampled = Resampled(lambda draw, name: scores[name], test)
+    assert resampled.interval("one", "same", [0, 1]) == [0.0, 0.0]
+    low, _ = resampled.interval("better", "one", [0])
     assert low > 0
 
 
