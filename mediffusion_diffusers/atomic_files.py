@@ -29,11 +29,18 @@ def new_file(path: str | os.PathLike[str], mode: int = 0o644) -> Iterator[Path]:
     Yields:
         Where to write it: an empty file beside `path`.
 
+    Raises:
+        FileExistsError: for a device or pipe, such as `/dev/stdout`: a file would take its place.
+
     Example:
         >>> with new_file("weights.safetensors") as aside:  # doctest: +SKIP
         ...     save_file(tensors, aside)
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(
+            f"{os.fspath(path)} is a device or pipe, and would be replaced by a file. Choose the name of a file."
+        )
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
     os.close(handle)
     try:

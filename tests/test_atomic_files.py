@@ -97,3 +97,14 @@ def test_of_many_at_once_one_is_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", without_links)
     assert not create_json(path, "other") and create_json(tmp_path / "new.json", "mine")
     assert read_json(tmp_path / "new.json") == "mine" and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(os.devnull)
+    for name in ("pipe", "link"):
+        with pytest.raises(FileExistsError, match=f"{name} is a device or pipe"):
+            write_text(tmp_path / name, "text")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import typer
 
 from ..notices import CARD_NOTICE
 from ..option_parser import call, new_app
+from ..version import __version__
 from . import (
     calibrate_guidance,
     classify_images,
@@ -70,12 +72,27 @@ def build() -> typer.Typer:
         help=f"Classify, generate and explain medical images with one diffusion model.\n\n{CARD_NOTICE}",
         no_args_is_help=True,
     )
+
+    @app.callback()
+    def common(
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        """What every command has."""
+
     for name, command in COMMANDS.items():
         if isinstance(command, Command):
             command.add_to(app, name)
         else:
             app.add_typer(group_of(command[1], command[0]), name=name, short_help=command[0])
     return app
+
+
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        print(__version__)
+        raise typer.Exit
 
 
 def main(*words: str) -> None:

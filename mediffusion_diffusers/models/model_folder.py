@@ -23,7 +23,7 @@ from .config_rules import read_config
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 PREPROCESSOR_FILE = "preprocessor_config.json"
 _INDEX_SUFFIX = ".safetensors.index.json"
-_PARTS = {"vae", "unet", "scheduler"}  # of every pipeline here
+PIPELINE_PARTS = {"vae", "unet", "scheduler"}  # of every pipeline here
 _LIBRARIES = ("diffusers", "mediffusion_diffusers")
 # What transformers raises for a config or weights that do not make sense to it.
 _LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, RuntimeError)
@@ -134,7 +134,7 @@ def check_pipeline_folder(folder: str | os.PathLike[str]) -> None:
     if not (folder / "model_index.json").exists():
         return
     index = read_config(folder / "model_index.json")
-    for name in sorted(_PARTS & index.keys()):
+    for name in sorted(PIPELINE_PARTS & index.keys()):
         _check_part(folder / "model_index.json", name, index[name])
     for name, entry in index.items():
         part = folder / name

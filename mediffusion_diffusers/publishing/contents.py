@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import filter_repo_objects
 
-from ..atomic_files import write_bytes
+from ..atomic_files import read_json, write_bytes
 from ..digests import sha256_of
 from ..privacy import holds_token, is_local_path
 
@@ -25,7 +25,7 @@ IGNORE_PATTERNS = (
     *("token", "*/token", "*.token", "stored_tokens", "*/stored_tokens"),
     *(".*", "*/.*"),
 )
-_TEXT_SUFFIXES = (".csv", ".html", ".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ".yml")
+_WEIGHTS = ".safetensors"  # alone can hold no text that somebody wrote
 _CONFIG_NAMES = ("model_index.json", "config.json", "scheduler_config.json")
 
 
@@ -76,14 +76,20 @@ def contents_of(
         token: the user's, which no file may hold.
 
     Raises:
-        ValueError: if a file holds an access token, naming it.
+        ValueError: if a file holds an access token or is a damaged config, naming it, or a link leads to a folder.
     """
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    paths = sorted(folder.rglob("*"))
+    if links := [path.relative_to(folder).as_posix() for path in paths if path.is_symlink() and path.is_dir()]:
+        raise ValueError(
+            f"`folder` must hold what is published, but {links[0]} is a link to another folder. Copy what it leads to, "
+            "or remove it."
+        )
+    names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
     kept = filter_repo_objects(names, ignore_patterns=[*IGNORE_PATTERNS, *ignore])
     files = {name: PublishedFile(name, _source(folder / name)) for name in kept}
     files |= {name: PublishedFile(name, text.encode()) for name, text in (generated or {}).items()}
     for name, file in files.items():
-        if not name.endswith(_TEXT_SUFFIXES):
+        if name.endswith(_WEIGHTS):
             continue
         content = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
         if holds_token(content.decode("utf-8", errors="replace"), token):
@@ -106,7 +112,9 @@ def _source(path: Path) -> Path | bytes:
     """The file, or its content without the local path in it."""
     if path.name not in _CONFIG_NAMES:
         return path
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold an object of JSON, but holds {type(config).__name__}. Save it anew.")
     if not is_local_path(config.get("_name_or_path")):
         return path
     del config["_name_or_path"]

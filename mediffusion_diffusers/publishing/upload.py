@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, metadata_load
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from ..item_boundary import reason
+from ..models.model_folder import PIPELINE_PARTS, check_pipeline_folder
 from ..privacy import require_private
 from .commit import commit_files, said_in_one_line
 from .contents import PublishedFile, contents_of
@@ -90,6 +93,9 @@ def publish_pipeline_folder(
     folder = Path(folder)
     _require(folder, "model_index.json", "Save the pipeline there with `pipeline.save_pretrained(folder)` first.")
     _require(folder, "README.md", "Write the card first: `render_model_card(...).save(folder / 'README.md')`.")
+    check_pipeline_folder(folder)
+    if lacking := sorted(part for part in PIPELINE_PARTS if not (folder / part).is_dir()):
+        raise ValueError(f"`folder` must hold a whole pipeline, but {folder.name!r} lacks {', '.join(lacking)}.")
     files = contents_of(folder, generated=files_beside_weights(folder), token=token)
     return _publish(files, repo_id, "model", options, token, num_attempts)
 
@@ -153,7 +159,10 @@ def publish_space(
     """
     folder = Path(folder)
     _require(folder, "README.md", "A Space needs one, whose front matter names its `sdk`.")
-    sdk = (metadata_load(folder / "README.md") or {}).get("sdk")
+    try:
+        sdk = (metadata_load(folder / "README.md") or {}).get("sdk")
+    except Exception as error:  # of a parser of YAML, of text, or of the Hub's library
+        raise ValueError(f"The front matter of {folder.name}/README.md cannot be read: {reason(error)}.") from None
     if sdk not in ("gradio", "docker", "static"):
         raise ValueError(
             f"README.md of a Space must name its `sdk` (gradio, docker or static) in the front matter, but that of "
@@ -194,6 +203,10 @@ def _publish(
     space_sdk: str | None = None,
 ) -> Publication:
     options = options or PublishOptions()
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"`repo_id` must be organisation/name, but got {repo_id!r:.200}. {error}") from None
     if options.dry_run:
         return Publication(repo_id, None, files, files)
     api = HfApi(token=token)

@@ -19,6 +19,7 @@ from mediffusion_diffusers.commands import doctor, mediffusion
 from mediffusion_diffusers.commands.command import Command
 from mediffusion_diffusers.data.phantom import prepare_phantoms
 from mediffusion_diffusers.reports import image_explanations
+from mediffusion_diffusers.version import __version__
 
 
 def every_command(commands=mediffusion.COMMANDS, before=()):
@@ -108,6 +109,10 @@ def test_completion(typed, offered):
     done = subprocess.run(line, env={**os.environ, **asked}, capture_output=True, text=True)
     assert offered <= set(done.stdout.split()), done
     assert all(answer.startswith(words[-1]) for answer in done.stdout.split())
+
+
+def test_the_version(run):
+    assert run("--version") == (0, f"{__version__}\n", "")
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,11 @@ def test_a_folder_without_card_or_pipeline_is_refused(pipeline_folder, tmp_path)
 
 def test_a_folder_that_holds_a_token_is_refused_without_repeating_it(pipeline_folder):
     token = "hf_" + 17 * "aZ"
+    for name in ("notes.txt", "NOTES", "run.ipynb", "settings.toml", "unet/notes.bin"):  # a suffix says little
+        (pipeline_folder / name).write_text(f"logged in with {token}")
+        with pytest.raises(ValueError, match=rf"{name} in `folder` holds an access token"):
+            publish_pipeline_folder(pipeline_folder, "org/model", PublishOptions(dry_run=True))
+        (pipeline_folder / name).unlink()
     (pipeline_folder / "notes.txt").write_text(f"logged in with {token}")
     with pytest.raises(ValueError, match=r"notes\.txt.*holds an access token") as error:
         publish_pipeline_folder(pipeline_folder, "org/model")
@@ -226,6 +231,9 @@ def test_a_space_is_an_app_with_its_sdk_in_the_readme(hub, tmp_path):
     (tmp_path / "README.md").write_text("---\ntitle: An app\n---\n")
     with pytest.raises(ValueError, match="must name its `sdk`"):
         publish_space(tmp_path, "org/app")
+    (tmp_path / "README.md").write_text("---\nsdk: [\n---\n")
+    with pytest.raises(ValueError, match="The front matter of .*README.md cannot be read: "):
+        publish_space(tmp_path, "org/app")
     (tmp_path / "README.md").write_text("---\ntitle: An app\nsdk: gradio\n---\n")
     with hub.this_process(hub.token):
         published = publish_space(tmp_path, "org/app", PublishOptions(private=True))
@@ -249,6 +257,39 @@ def test_a_space_may_install_the_package_from_elsewhere():
             publish_space(SPACE, "org/app", PublishOptions(dry_run=True), package=address)
     with pytest.raises(ValueError, match="`package` is for a Space"):
         publish_command([str(SPACE), "org/app", "--package", wheel])
+
+
+@pytest.mark.parametrize(
+    "repo_id", ["", " ", "a b", "a/b/c", "../x", "org/", "org/x.git", "https://huggingface.co/org/x"]
+)
+def test_what_is_no_name_of_a_repository_is_refused_in_a_dry_run_too(repo_id):
+    with pytest.raises(ValueError, match="`repo_id` must be organisation/name, but got"):
+        publish_space(SPACE, repo_id, PublishOptions(dry_run=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("model_index.json", "null", "model_index.json"),
+        ("model_index.json", "[]", "model_index.json"),
+        ("model_index.json", '{"unet": ["a"]}', "`unet` must be"),
+        ("unet/config.json", "", "config.json"),
+        ("unet/config.json", "[]", "config.json"),
+    ],
+)
+def test_a_damaged_pipeline_is_not_published(pipeline_folder, name, text, message):
+    (pipeline_folder / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        publish_pipeline_folder(pipeline_folder, "org/model", PublishOptions(dry_run=True))
+
+
+def test_a_part_that_is_missing_or_elsewhere_is_not_left_out_silently(pipeline_folder, tmp_path):
+    (pipeline_folder / "vae").rename(tmp_path / "vae")
+    with pytest.raises(ValueError, match="must hold a whole pipeline, but 'run' lacks vae"):
+        publish_pipeline_folder(pipeline_folder, "org/model", PublishOptions(dry_run=True))
+    (pipeline_folder / "vae").symlink_to(tmp_path / "vae")
+    with pytest.raises(ValueError, match="vae is a link to another folder"):
+        publish_pipeline_folder(pipeline_folder, "org/model", PublishOptions(dry_run=True))
 
 
 def test_options_that_contradict_each_other_are_refused():
