@@ -81,7 +81,7 @@ def contents_of(
     paths = sorted(folder.rglob("*"))
     if links := [path.relative_to(folder).as_posix() for path in paths if path.is_symlink() and path.is_dir()]:
         raise ValueError(
-            f"`folder` must hold what is published, but {links[0]} is a link to another folder. Copy what it leads to, "
+            f"`folder` must hold what is published, but {links[0]} is a link to another folder. Copy what is there, "
             "or remove it."
         )
     names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]

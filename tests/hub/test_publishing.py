@@ -232,7 +232,7 @@ def test_a_space_is_an_app_with_its_sdk_in_the_readme(hub, tmp_path):
     with pytest.raises(ValueError, match="must name its `sdk`"):
         publish_space(tmp_path, "org/app")
     (tmp_path / "README.md").write_text("---\nsdk: [\n---\n")
-    with pytest.raises(ValueError, match="The front matter of .*README.md cannot be read: "):
+    with pytest.raises(ValueError, match=r"The front matter of .*README\.md cannot be read: "):
         publish_space(tmp_path, "org/app")
     (tmp_path / "README.md").write_text("---\ntitle: An app\nsdk: gradio\n---\n")
     with hub.this_process(hub.token):
