@@ -62,8 +62,8 @@ class Resampled:
         """Mean over the labels that have positives and negatives in the resample."""
         known = self._known.setdefault(weights.tobytes(), {})
         if (name, draw) not in known:
-            scores, labels = self.scores_of(draw, name), self.labels
-            each = [auroc(labels[:, k], scores[:, k], weights) for k in range(labels.shape[1])]
+            scores = self.scores_of(draw, name)
+            each = [auroc(*column, weights) for column in zip(self.labels.T, scores.T, strict=True)]
             known[name, draw] = float(np.nanmean(each))
         return known[name, draw]
 

@@ -15,6 +15,7 @@ from few_labels.table import Resampled, differences_of, interval_over_draws, met
 from support.training import TINY_JOINT, joint_config
 
 from mediffusion_diffusers.data.phantom import prepare_phantoms
+from mediffusion_diffusers.training.classification import auroc_record
 from mediffusion_diffusers.training.presets import JOINT_PRESETS
 
 
@@ -102,6 +103,15 @@ def test_a_method_does_not_differ_from_itself():
     assert resampled.interval("one", "same", [0, 1]) == [0.0, 0.0]
     low, _ = resampled.interval("better", "one", [0])
     assert low > 0
+
+
+def test_without_resampling_it_is_the_macro_auroc_of_what_is_known():
+    rng = np.random.default_rng(1)
+    labels, scores = (rng.random((30, 3)) > 0.5).astype(float), rng.random((30, 3))
+    labels[rng.random((30, 3)) < 0.2] = np.nan
+    test = HeldOut(torch.zeros(30, 1, 1, 1), labels, [str(each) for each in range(30)])
+    found = Resampled(lambda draw, name: scores, test).macro_auroc("any", 0, np.ones(30))
+    assert found == pytest.approx(auroc_record(labels, scores, ["a", "b", "c"])["macro_auroc"])
 
 
 def test_cutout_sets_one_square_to_the_mean():
