@@ -46,11 +46,18 @@ def test_the_papers_presets_know_two_stages():
     assert alone.name == "classification"
 
 
-@pytest.mark.parametrize("preset", ["pneumoniamnist-small", "isic2019-small", "chestxray14-small", "phantom"])
-def test_the_small_presets_consolidate_what_few_labels_taught(preset):
+@pytest.mark.parametrize(
+    ("preset", "names"),
+    [
+        ("pneumoniamnist-small", ["diffusion", "joint", "consolidation"]),
+        ("isic2019-small", ["diffusion", "classification", "consolidation", "decoder"]),
+        ("chestxray14-small", ["diffusion", "joint", "consolidation"]),
+        ("phantom", ["diffusion", "joint", "consolidation"]),
+    ],
+)
+def test_the_small_presets_consolidate_what_few_labels_taught(preset, names):
     facts = describe_joint_run(joint_config("--preset", preset, "--dry_run"))
-    second = "classification" if preset == "isic2019-small" else "joint"
-    assert [stage["name"] for stage in facts["stages"]] == ["diffusion", second, "consolidation"]
+    assert [stage["name"] for stage in facts["stages"]] == names
     assert facts["arguments"]["prediction_type"] == "sample" and facts["num_classifier_features"] <= 10_000
 
 
