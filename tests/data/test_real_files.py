@@ -15,10 +15,27 @@ from mediffusion_diffusers.data import (
     load_prepared,
     summarize_prepared,
 )
+from mediffusion_diffusers.evaluation.localisation import box_mask, change_ratio, inside_outside
 
 
 REAL = Path(__file__).parents[3] / "shared/data"
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="the real files are not here")
+
+
+def central_ratios(boxes, label_names, side=64):
+    """By finding, the median ratio of change inside to outside its boxes, for a uniform change of the central disc.
+
+    It knows no image: whoever localises must do better than this.
+    """
+    y, x = np.indices((side, side)) / side + 0.5 / side - 0.5
+    disc = (np.hypot(x, y) < 0.45).astype(float)
+    ratios = {}
+    for label, name in enumerate(label_names):
+        found = [row for row in boxes if any(box["label"] == label for box in row)]
+        if found:
+            masks = np.stack([box_mask(row, label, side, side) for row in found])
+            ratios[name] = float(np.median(change_ratio(*inside_outside(np.broadcast_to(disc, masks.shape), masks))))
+    return ratios
 
 
 def test_all_rows_of_chestxray14(tmp_path):
@@ -33,6 +50,8 @@ def test_all_rows_of_chestxray14(tmp_path):
     assert sum(len(row) for row in boxes["test"]) == 984
     assert sum(bool(row) for row in boxes["test"]) == 880
     assert not any(boxes["train"])
+    ratios = central_ratios(boxes["test"], info.label_names)
+    assert len(ratios) == 8 and all(1.5 <= ratio <= 1.9 for ratio in ratios.values()), ratios
 
     # The size of ACPL's published 2 % split.
     train = load_prepared(tmp_path / "set", "train", ["image_id", "patient_id", "labels"])
