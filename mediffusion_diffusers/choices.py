@@ -24,5 +24,8 @@ Draw = Literal["patient", "class"]
 # What is asked of a procedure by further edits (see `evaluation.sanity_checks`).
 SanityCheck = Literal["reversibility", "diversity", "head_randomisation"]
 
+# How probabilities are calibrated (see `evaluation.probability_calibration`).
+CalibrationMethod = Literal["platt", "temperature"]
+
 # Who makes the images of a reader study (see `reader_study.methods`).
 ReaderMethod = Literal["ours", "plain_gradient", "paper", "null_edit"]

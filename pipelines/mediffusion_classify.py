@@ -567,6 +567,31 @@ def _url_path(error: HfHubHTTPError) -> str:
     return str(getattr(getattr(error, "response", None), "url", "")).partition("?")[0]
 
 
+# ---- mediffusion_diffusers/models/label_calibration.py
+
+
+def calibrate_logits(logits: torch.Tensor, calibration: Mapping[str, Sequence[float]]) -> torch.Tensor:
+    """slope * logits + intercept, label by label.
+
+    Args:
+        logits: shape `(batch, num_labels)`.
+        calibration: of the checkpoint.
+    """
+    slope, intercept = (logits.new_tensor(list(calibration[name])) for name in ("slope", "intercept"))
+    return slope * logits + intercept
+
+
+def calibrate_thresholds(thresholds: Sequence[float], calibration: Mapping[str, Sequence[float]]) -> list[float]:
+    """Thresholds of probabilities as thresholds of calibrated ones: every decision stays as it was.
+
+    Args:
+        thresholds: in (0, 1), one per label.
+        calibration: of the checkpoint.
+    """
+    logits = torch.logit(torch.tensor([list(thresholds)], dtype=torch.float64))
+    return calibrate_logits(logits, calibration).sigmoid()[0].tolist()
+
+
 # ---- mediffusion_diffusers/digests.py
 
 
@@ -1581,6 +1606,7 @@ class MediffusionClassifyPipeline(DiffusionPipeline):
         thresholds: float | Sequence[float] | None,
         batch_size: int,
         output_type: str,
+        calibrated: bool = False,
     ) -> None:
         """Refuse arguments that cannot work, before any work is done."""
         last = self.scheduler.config.num_train_timesteps - 1
@@ -1600,6 +1626,12 @@ class MediffusionClassifyPipeline(DiffusionPipeline):
         for threshold in each:
             check_number("thresholds", threshold, Range(above=0, below=1))
         check_output_type(output_type, ("np", "pt"))
+        check_switch("calibrated", calibrated)
+        if calibrated and self.unet.config.label_calibration is None:
+            raise ValueError(
+                "`calibrated=True` needs a calibration, but this checkpoint stores none. Fit one with `mediffusion "
+                "calibrate-probabilities`, or leave `calibrated` out."
+            )
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -1615,6 +1647,7 @@ class MediffusionClassifyPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("logits",),
+        calibrated: bool = False,
     ) -> MediffusionClassifyPipelineOutput | tuple[Any, ...]:
         r"""Classify images.
 
@@ -1631,6 +1664,8 @@ class MediffusionClassifyPipeline(DiffusionPipeline):
             callback_on_step_end: called after each batch as `callback(pipe, step, timestep, kwargs)`; it returns what
                 it changed of `kwargs`, or nothing.
             callback_on_step_end_tensor_inputs: what it gets in `kwargs`: `"latents"`, `"logits"`.
+            calibrated: correct logits and probabilities by the checkpoint's `label_calibration`. Its thresholds move
+                along, so that no label changes; given `thresholds` are of calibrated probabilities.
 
         Examples:
 
@@ -1644,7 +1679,7 @@ class MediffusionClassifyPipeline(DiffusionPipeline):
         self.check_components()
         thresholds, given = plain_scale(thresholds), plain_scale(timesteps)
         chosen: list[int] = list(given) if isinstance(given, (list, tuple, range)) else [given]
-        self.check_inputs(chosen, num_noise_samples, thresholds, batch_size, output_type)
+        self.check_inputs(chosen, num_noise_samples, thresholds, batch_size, output_type, calibrated)
         self.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         check_switch("return_dict", return_dict)
         pixels = self.image_processor.preprocess(images, *self.image_size)
@@ -1667,8 +1702,10 @@ class MediffusionClassifyPipeline(DiffusionPipeline):
 
         # 3. Probabilities and labels
         all_logits = torch.cat(logits)
+        if calibrated:
+            all_logits = calibrate_logits(all_logits, self.unet.config.label_calibration)
         probabilities = self.logits_to_probabilities(all_logits)
-        used_thresholds = self._resolve_thresholds(thresholds)
+        used_thresholds = self._resolve_thresholds(thresholds, calibrated)
         output = MediffusionClassifyPipelineOutput(
             probabilities=scores_to_output(probabilities, output_type),
             logits=scores_to_output(all_logits, output_type),
@@ -1694,13 +1731,14 @@ class MediffusionClassifyPipeline(DiffusionPipeline):
                 logits.append(self.classify_latents(sample, timestep))
         return torch.stack(logits).mean(dim=0)
 
-    def _resolve_thresholds(self, thresholds: float | Sequence[float] | None) -> list[float]:
-        """The argument, else the checkpoint's thresholds, else 0.5, one per label."""
-        if thresholds is None:
-            thresholds = self.unet.config.label_thresholds or 0.5
-        if isinstance(thresholds, (int, float)):
-            return [float(thresholds)] * self.unet.config.num_labels
-        return [float(threshold) for threshold in thresholds]
+    def _resolve_thresholds(self, thresholds: float | Sequence[float] | None, calibrated: bool) -> list[float]:
+        """The argument, else the checkpoint's thresholds, else 0.5, one per label; the latter two move with it."""
+        chosen = (self.unet.config.label_thresholds or 0.5) if thresholds is None else thresholds
+        if isinstance(chosen, (int, float)):
+            chosen = [chosen] * self.unet.config.num_labels
+        if calibrated and thresholds is None:
+            return calibrate_thresholds(chosen, self.unet.config.label_calibration)
+        return [float(threshold) for threshold in chosen]
 
     def _labels(self, probabilities: torch.Tensor, thresholds: Sequence[float]) -> list[list[str]]:
         """Names of the labels of each image."""

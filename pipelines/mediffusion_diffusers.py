@@ -213,6 +213,7 @@ def with_label_defaults(overrides: Mapping[str, Any]) -> dict[str, Any]:
         overrides.setdefault("label2id", None)
     if {"id2label", "num_labels"} & overrides.keys():
         overrides.setdefault("label_thresholds", None)
+        overrides.setdefault("label_calibration", None)
     return overrides
 
 
@@ -645,6 +646,42 @@ def check_guidance_defaults(defaults: Any) -> None:
                 raise ValueError(f"`guidance_defaults[{name!r}]` must be finite numbers, but is {_short(value)}.")
 
 
+# ---- mediffusion_diffusers/models/label_calibration.py
+
+
+def check_label_calibration(calibration: Any, num_labels: int, problem_type: str) -> None:
+    """Refuse what is no calibration of so many labels.
+
+    Args:
+        calibration: `{"slope": [...], "intercept": [...]}`, or None.
+        num_labels: of the model.
+        problem_type: with one class per image, only one slope for all and no intercept keep probabilities meaningful.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    if calibration is None:
+        return
+    given: Mapping[str, Any] = calibration if isinstance(calibration, Mapping) else {}
+    slope: Any = given.get("slope")
+    intercept: Any = given.get("intercept")
+    if not (_are_numbers(slope, num_labels) and _are_numbers(intercept, num_labels) and min(slope) > 0):
+        raise ValueError(
+            f"`label_calibration` must hold `slope` (above 0) and `intercept`, {num_labels} numbers each, one per "
+            f"label, but got {str(calibration)[:60]}."
+        )
+    if problem_type == "single_label_classification" and (len(set(slope)) > 1 or any(intercept)):
+        raise ValueError("`label_calibration` of one class per image must have one slope for all and intercepts of 0.")
+
+
+def _are_numbers(values: Any, num: int) -> bool:
+    return (
+        isinstance(values, (list, tuple))
+        and len(values) == num
+        and all(isinstance(value, Real) and math.isfinite(value) for value in values)
+    )
+
+
 # ---- mediffusion_diffusers/models/label_config.py
 
 PROBLEM_TYPES = ("multi_label_classification", "single_label_classification")
@@ -656,6 +693,7 @@ def resolve_label_config(
     id2label: dict[int, str] | None,
     label2id: dict[str, int] | None,
     label_thresholds: list[float] | None,
+    label_calibration: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Check the label settings against each other and fill in what was left out.
 
@@ -694,6 +732,7 @@ def resolve_label_config(
         raise ValueError(
             f"`label_thresholds` must hold {num_labels} numbers in (0, 1), one per label, but got {label_thresholds}."
         )
+    check_label_calibration(label_calibration, num_labels, problem_type)
     return {"num_labels": num_labels, "id2label": id2label, "label2id": names}
 
 
@@ -892,6 +931,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             `guidance_scale` (one number, or one for `"towards"` and one for `"away"`): the options that
             `CounterfactualSettings` marks as stored. The guided pipeline takes its scale and mode. Scales and
             strengths belong to a checkpoint and its autoencoder; they do not transfer.
+        label_calibration: `slope` and `intercept` of the logits, one per label each; used only by `calibrated=True`.
 
     Raises:
         ValueError: for label settings that contradict each other or more features than `max_classifier_features`.
@@ -942,6 +982,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         classifier_dropout: float = 0.3,
         label_thresholds: list[float] | None = None,
         guidance_defaults: dict[str, Any] | None = None,
+        label_calibration: dict[str, Any] | None = None,
     ):
         check_config("JointUNet2DModel", locals())
         check_guidance_defaults(guidance_defaults)
@@ -975,7 +1016,9 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             num_class_embeds=num_class_embeds,
             num_train_timesteps=num_train_timesteps,
         )
-        labels = resolve_label_config(num_labels, problem_type, id2label, label2id, label_thresholds)
+        labels = resolve_label_config(
+            num_labels, problem_type, id2label, label2id, label_thresholds, label_calibration
+        )
         self.register_to_config(**labels)
 
         num_features = self.num_classifier_features
@@ -1157,7 +1200,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         """
         config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
         if {"num_labels", "id2label"} & classifier_kwargs.keys():  # new labels: the old names and thresholds are void
-            for name in ("num_labels", "id2label", "label2id", "label_thresholds"):
+            for name in ("num_labels", "id2label", "label2id", "label_thresholds", "label_calibration"):
                 config.pop(name, None)
         model = cls(**{**config, **classifier_kwargs})
         weights = fitting_weights(model.state_dict(), unet.state_dict(), sorted(classifier_kwargs))

@@ -36,6 +36,7 @@ class Options:
     images: list[Path] = required(IMAGES_HELP, positional=True)
     output: Path | None = option(None, "CSV or JSON file to write, by its suffix; by default CSV is printed.")
     batch_size: BatchSize = option(16, "Images at a time.")
+    calibrated: bool = option(False, "Correct probabilities by what `calibrate-probabilities` stored.")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -63,7 +64,7 @@ def run(options: Options, model: ModelOptions, device_options: DeviceOptions, re
     for problem in problems:
         note(f"Not classified: {problem}")
     pipe.set_progress_bar_config(disable=len(images) <= options.batch_size)
-    output = pipe(images, batch_size=options.batch_size)
+    output = pipe(images, batch_size=options.batch_size, calibrated=options.calibrated)
     rows = [
         {
             "image": str(file),

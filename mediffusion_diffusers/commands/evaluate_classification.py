@@ -18,13 +18,14 @@ from .study_options import BatchSize, Seed, StudyOptions
 
 
 RESULTS_FILE = "classification.json"
+RELIABILITY_PICTURE, DECISION_PICTURE = "reliability.png", "decision-curves.png"
 
 
 @dataclass(frozen=True)
 class Options(StudyOptions):
     """What is evaluated, and how sure the figures are."""
 
-    output_dir: Path = required("Folder for classification.json.")
+    output_dir: Path = required("Folder for classification.json, reliability and decision curves.")
     split: str = option("test", "Split to evaluate; thresholds come from validation.")
     num_resamples: Annotated[int, Range(at_least=2, at_most=1_000_000)] = option(
         NUM_RESAMPLES, "Draws of patients for the interval."
@@ -42,6 +43,8 @@ def run(options: Options, device_options: DeviceOptions, result_options: ResultO
     """
     from ..evaluation.classification_study import study_classification
     from ..publishing.record import record_results
+    from ..reports.pictures.calibration import decision_curves, reliability_plot
+    from ..reports.pictures.drawing import save_picture
 
     options.check_pipeline_folder()
     device, dtype = device_options.choose()
@@ -57,7 +60,14 @@ def run(options: Options, device_options: DeviceOptions, result_options: ResultO
             dtype,
         )
         (say_result if result_options.json else _say)(result)
-        write_results(lambda place: write_json(place / RESULTS_FILE, result), folder, result)
+
+        def write(place: Path) -> None:
+            write_json(place / RESULTS_FILE, result)
+            calibrated = result.get("calibrated", {}).get("curves")
+            save_picture(reliability_plot(result["curves"], calibrated), place / RELIABILITY_PICTURE)
+            save_picture(decision_curves(result["curves"]), place / DECISION_PICTURE)
+
+        write_results(write, folder, result)
     note(record_results(options.pretrained_model_name_or_path, "classification", result))
 
 

@@ -17,6 +17,7 @@ from ..option_parser import call, new_app
 from ..version import __version__
 from . import (
     calibrate_guidance,
+    calibrate_probabilities,
     classify_images,
     doctor,
     evaluate_classification,
@@ -47,6 +48,7 @@ COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
     "prepare": (prepare_dataset.HELP, prepare_dataset.COMMANDS),
     "train": ("Train the autoencoder, the joint model, or the outside classifier that judges.", train.COMMANDS),
     "calibrate": calibrate_guidance.COMMAND,
+    "calibrate-probabilities": calibrate_probabilities.COMMAND,
     "evaluate": (
         "Measure a checkpoint on held-out images.",
         {

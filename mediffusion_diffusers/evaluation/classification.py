@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 
-SPECIFICITIES = (0.90, 0.95)
+SPECIFICITIES = SENSITIVITIES = (0.90, 0.95)
 NUM_CALIBRATION_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks"
 _EPSILON = 1e-7  # keeps logits of probabilities finite
 
@@ -65,6 +65,20 @@ def threshold_at_specificity(labels: np.ndarray, scores: np.ndarray, min_specifi
         return float("nan")
     allowed_alarms = int(np.floor((1 - min_specificity) * len(negatives) + 1e-9))
     return float(np.nextafter(negatives[len(negatives) - allowed_alarms - 1], np.inf))
+
+
+def threshold_at_sensitivity(labels: np.ndarray, scores: np.ndarray, min_sensitivity: float) -> float:
+    """The highest threshold at which at least `min_sensitivity` of the positives score at least as much.
+
+    NaN without positives.
+    """
+    if not 0 < min_sensitivity < 1:
+        raise ValueError(f"`min_sensitivity` must be in (0, 1), but got {min_sensitivity}.")
+    labels, scores, _ = _known(labels, scores, None)
+    positives = np.sort(scores[labels == 1])
+    if len(positives) == 0:
+        return float("nan")
+    return float(positives[int(np.floor((1 - min_sensitivity) * len(positives) + 1e-9))])
 
 
 def youden_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -148,7 +162,7 @@ class LabelReport:
     """The figures of one class; NaN where one does not exist.
 
     `threshold` is Youden's from validation. `sensitivity_at_specificity` uses thresholds from validation too, whose
-    specificity on these images is in `specificity_reached`.
+    specificity on these images is in `specificity_reached`; likewise the other way round; `thresholds` are those.
     """
 
     num_positives: int
@@ -163,6 +177,9 @@ class LabelReport:
     threshold: float
     sensitivity_at_specificity: dict[str, float]
     specificity_reached: dict[str, float]
+    specificity_at_sensitivity: dict[str, float]
+    sensitivity_reached: dict[str, float]
+    thresholds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -277,10 +294,9 @@ def _label_report(
 ) -> LabelReport:
     known_labels, known_probabilities, _ = _known(labels, probabilities, None)
     num_positives, num_negatives = int((known_labels == 1).sum()), int((known_labels == 0).sum())
-    thresholds = {
-        f"{level:.2f}": threshold_at_specificity(validation_labels, validation_probabilities, level)
-        for level in SPECIFICITIES
-    }
+    validation = (validation_labels, validation_probabilities)
+    thresholds = {f"{level:.2f}": threshold_at_specificity(*validation, level) for level in SPECIFICITIES}
+    sensitive = {f"{level:.2f}": threshold_at_sensitivity(*validation, level) for level in SENSITIVITIES}
     slope, intercept = calibration_line(labels, probabilities)
     return LabelReport(
         num_positives=num_positives,
@@ -298,6 +314,16 @@ def _label_report(
         },
         specificity_reached={
             key: specificity(known_labels, known_probabilities, threshold) for key, threshold in thresholds.items()
+        },
+        specificity_at_sensitivity={
+            key: specificity(known_labels, known_probabilities, threshold) for key, threshold in sensitive.items()
+        },
+        sensitivity_reached={
+            key: sensitivity(known_labels, known_probabilities, threshold) for key, threshold in sensitive.items()
+        },
+        thresholds={
+            **{f"specificity {key}": threshold for key, threshold in thresholds.items()},
+            **{f"sensitivity {key}": threshold for key, threshold in sensitive.items()},
         },
     )
 

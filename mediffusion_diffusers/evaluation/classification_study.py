@@ -13,9 +13,11 @@ from tqdm.auto import tqdm
 
 from ..data.schema import parquet_files
 from ..pipelines import MediffusionClassifyPipeline
+from .classification import nan_to_none
 from .defaults import CLASSIFICATION_BATCH_SIZE, NUM_RESAMPLES
 from .held_out import HeldOutSplit
 from .metrics import Classification
+from .probability_calibration import calibrate_probabilities, calibration_figures, curves_of
 from .provenance import describe_provenance
 
 
@@ -101,7 +103,8 @@ def study_classification(
                     np.concatenate([part[name] for part in parts]) for name in ("references", "predictions")
                 )
     metric = Classification(keep_in_memory=True)
-    for batch in predict_split(pipeline, evaluated, batch_size):
+    batches = list(predict_split(pipeline, evaluated, batch_size))
+    for batch in batches:
         metric.add_batch(**batch)
     notes = evaluated.notes() + notes
     if not len(metric):
@@ -114,6 +117,25 @@ def study_classification(
         bootstrap_seed=seed,
         show_progress=True,
     )
+    figures |= _calibration(batches, pipeline, single_label=not evaluated.info.is_multi_label)
     if evaluated.problems:
         provenance["image_ids"] = {"unreadable": evaluated.unreadable()}
     return {"provenance": provenance, **figures, "notes": figures["notes"] + notes}
+
+
+def _calibration(
+    batches: list[dict[str, Any]], pipeline: MediffusionClassifyPipeline, single_label: bool
+) -> dict[str, Any]:
+    """Reliability and decision curves of every label; the same after calibration, if the checkpoint stores one."""
+    labels, probabilities = (
+        np.concatenate([batch[key] for batch in batches]) for key in ("references", "predictions")
+    )
+    names, stored = pipeline.label_names, pipeline.unet.config.label_calibration
+    found: dict[str, Any] = {"curves": curves_of(labels, probabilities, names)}
+    if stored is not None:
+        scores = calibrate_probabilities(probabilities, stored, single_label)
+        found["calibrated"] = {
+            "per_label": {name: calibration_figures(labels[:, k], scores[:, k]) for k, name in enumerate(names)},
+            "curves": curves_of(labels, scores, names),
+        }
+    return nan_to_none(found)

@@ -29,6 +29,7 @@ def with_label_defaults(overrides: Mapping[str, Any]) -> dict[str, Any]:
         overrides.setdefault("label2id", None)
     if {"id2label", "num_labels"} & overrides.keys():
         overrides.setdefault("label_thresholds", None)
+        overrides.setdefault("label_calibration", None)
     return overrides
 
 

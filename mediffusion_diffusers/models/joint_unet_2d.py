@@ -80,6 +80,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             `guidance_scale` (one number, or one for `"towards"` and one for `"away"`): the options that
             `CounterfactualSettings` marks as stored. The guided pipeline takes its scale and mode. Scales and
             strengths belong to a checkpoint and its autoencoder; they do not transfer.
+        label_calibration: `slope` and `intercept` of the logits, one per label each; used only by `calibrated=True`.
 
     Raises:
         ValueError: for label settings that contradict each other or more features than `max_classifier_features`.
@@ -130,6 +131,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         classifier_dropout: float = 0.3,
         label_thresholds: list[float] | None = None,
         guidance_defaults: dict[str, Any] | None = None,
+        label_calibration: dict[str, Any] | None = None,
     ):
         check_config("JointUNet2DModel", locals())
         check_guidance_defaults(guidance_defaults)
@@ -163,7 +165,9 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             num_class_embeds=num_class_embeds,
             num_train_timesteps=num_train_timesteps,
         )
-        labels = resolve_label_config(num_labels, problem_type, id2label, label2id, label_thresholds)
+        labels = resolve_label_config(
+            num_labels, problem_type, id2label, label2id, label_thresholds, label_calibration
+        )
         self.register_to_config(**labels)
 
         num_features = self.num_classifier_features
@@ -345,7 +349,7 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         """
         config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
         if {"num_labels", "id2label"} & classifier_kwargs.keys():  # new labels: the old names and thresholds are void
-            for name in ("num_labels", "id2label", "label2id", "label_thresholds"):
+            for name in ("num_labels", "id2label", "label2id", "label_thresholds", "label_calibration"):
                 config.pop(name, None)
         model = cls(**{**config, **classifier_kwargs})
         weights = fitting_weights(model.state_dict(), unet.state_dict(), sorted(classifier_kwargs))

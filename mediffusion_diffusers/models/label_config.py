@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Any
 
 from .config_rules import MAX_LABELS, MAX_NAME_LENGTH, whole
+from .label_calibration import check_label_calibration
 
 
 PROBLEM_TYPES = ("multi_label_classification", "single_label_classification")
@@ -18,6 +19,7 @@ def resolve_label_config(
     id2label: dict[int, str] | None,
     label2id: dict[str, int] | None,
     label_thresholds: list[float] | None,
+    label_calibration: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Check the label settings against each other and fill in what was left out.
 
@@ -56,6 +58,7 @@ def resolve_label_config(
         raise ValueError(
             f"`label_thresholds` must hold {num_labels} numbers in (0, 1), one per label, but got {label_thresholds}."
         )
+    check_label_calibration(label_calibration, num_labels, problem_type)
     return {"num_labels": num_labels, "id2label": id2label, "label2id": names}
 
 

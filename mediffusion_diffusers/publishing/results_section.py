@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from ..notices import THRESHOLD_NOTICE
 from ..reports.generation_tables import (
     generation_caption,
     generation_introduction,
@@ -17,12 +18,16 @@ from ..reports.generation_tables import (
 )
 from ..reports.measure_tables import has_measures, measures_caption, measures_table, sanity_sentences
 from ..reports.tables import (
+    CALIBRATED_CAPTION,
     CLASSIFICATION_CAPTION,
     HEADINGS,
+    OPERATING_CAPTION,
     Table,
+    calibrated_table,
     calibration_table,
     classification_introduction,
     classification_table,
+    operating_table,
     study_caption,
     study_introduction,
     study_label_caption,
@@ -63,6 +68,7 @@ def results_context(
     return {
         "weights": weights,
         "has_thresholds": has_thresholds,
+        "threshold_notice": THRESHOLD_NOTICE,
         "validation": _validation_table(validation, label_names) if validation else None,
         "evaluations": [_shown(evaluation) for evaluation in evaluations],
         "not_measured": list(_not_measured(evaluations, training_data)),
@@ -119,7 +125,7 @@ def _shown(evaluation: Evaluation) -> dict[str, Any]:
                 {
                     "heading": "",
                     "introduction": classification_introduction(results),
-                    "tables": [(classification_table(results), CLASSIFICATION_CAPTION)],
+                    "tables": _classification_tables(results),
                 }
             ]
         elif evaluation.kind == "calibration":
@@ -146,6 +152,15 @@ def _shown(evaluation: Evaluation) -> dict[str, Any]:
         "notes": results.get("notes") or [],
         "provenance": known,
     }
+
+
+def _classification_tables(results: Mapping[str, Any]) -> list[tuple[Table, str]]:
+    tables = [(classification_table(results), CLASSIFICATION_CAPTION)]
+    if all("thresholds" in label for label in results["per_label"].values()):
+        tables.append((operating_table(results), OPERATING_CAPTION))
+    if "calibrated" in results:
+        tables.append((calibrated_table(results), CALIBRATED_CAPTION))
+    return tables
 
 
 def _shown_direction(direction: str, part: Mapping[str, Any]) -> dict[str, Any]:

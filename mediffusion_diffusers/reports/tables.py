@@ -21,6 +21,12 @@ CLASSIFICATION_CAPTION = (
     "that it gives here. A random score has AUROC 0.5 and an AUPRC of the prevalence. ECE: expected calibration "
     "error; slope and intercept of a calibrated model are 1 and 0."
 )
+CALIBRATED_CAPTION = (
+    "Calibrated: by what the checkpoint stores, fitted on validation images and used where it is asked for."
+)
+OPERATING_CAPTION = (
+    "Thresholds were chosen on the validation images; sensitivity and specificity are those they give here."
+)
 _SPECIFICITIES = {"0.90": "90 %", "0.95": "95 %"}
 
 
@@ -68,6 +74,32 @@ def classification_table(result: Mapping[str, Any]) -> Table:
             cells += [label["sensitivity_at_specificity"][level], label["specificity_reached"][level]]
         rows.append(cells + [label[key] for key in ("brier", "ece", "calibration_slope", "calibration_intercept")])
     return [*columns, "Brier", "ECE", "slope", "intercept"], rows
+
+
+def operating_table(result: Mapping[str, Any]) -> Table:
+    """Where to put the threshold of each label for a stated sensitivity or specificity, and what it gives here."""
+    columns = ["finding", "threshold of the labels"]
+    for level in _SPECIFICITIES.values():
+        columns += [f"for specificity {level}", "sensitivity", f"for sensitivity {level}", "specificity"]
+    rows = []
+    for name, label in result["per_label"].items():
+        cells = [name, label["threshold"]]
+        for key in _SPECIFICITIES:
+            cells += [label["thresholds"][f"specificity {key}"], label["sensitivity_at_specificity"][key]]
+            cells += [label["thresholds"][f"sensitivity {key}"], label["specificity_at_sensitivity"][key]]
+        rows.append(cells)
+    return columns, rows
+
+
+def calibrated_table(result: Mapping[str, Any]) -> Table:
+    """Probabilities as trained, and as the checkpoint's stored calibration corrects them."""
+    keys = {"brier": "Brier", "ece": "ECE", "slope": "slope", "intercept": "intercept"}
+    rows = []
+    for name, after in result["calibrated"]["per_label"].items():
+        label = result["per_label"][name]
+        before = {**label, "slope": label["calibration_slope"], "intercept": label["calibration_intercept"]}
+        rows.append([name, *(value for key in keys for value in (before[key], after[key]))])
+    return ["finding", *(text for name in keys.values() for text in (name, "calibrated"))], rows
 
 
 def calibration_table(results: Mapping[str, Any]) -> Table:

@@ -10,6 +10,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from ... import notices
 from ..tables import format_value
 
 
@@ -30,6 +31,7 @@ class Templates:
             keep_trailing_newline=True,
         )
         self._environment.filters.update(data_url=data_url, value=format_value)
+        self._environment.globals["notices"] = notices
 
     def render(self, template: str, **values: Any) -> str:
         """A whole template."""
