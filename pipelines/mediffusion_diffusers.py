@@ -527,6 +527,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "classifier_hidden_size": whole(0, 2**16),
         "classifier_norm_type": optional(text(*NORM_TYPES)),
         "classifier_dropout": number(at_least=0, below=1),
+        "guidance_defaults": lambda _, defaults: check_guidance_defaults(defaults),
     },
     "AutoencoderKL": {
         **_SHAPE,
@@ -985,7 +986,6 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         label_calibration: dict[str, Any] | None = None,
     ):
         check_config("JointUNet2DModel", locals())
-        check_guidance_defaults(guidance_defaults)
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels,
@@ -1016,10 +1016,8 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             num_class_embeds=num_class_embeds,
             num_train_timesteps=num_train_timesteps,
         )
-        labels = resolve_label_config(
-            num_labels, problem_type, id2label, label2id, label_thresholds, label_calibration
-        )
-        self.register_to_config(**labels)
+        described = (num_labels, problem_type, id2label, label2id, label_thresholds, label_calibration)
+        self.register_to_config(**resolve_label_config(*described))
 
         num_features = self.num_classifier_features
         if num_features > max_classifier_features:

@@ -337,6 +337,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "classifier_hidden_size": whole(0, 2**16),
         "classifier_norm_type": optional(text(*NORM_TYPES)),
         "classifier_dropout": number(at_least=0, below=1),
+        "guidance_defaults": lambda _, defaults: check_guidance_defaults(defaults),
     },
     "AutoencoderKL": {
         **_SHAPE,
@@ -436,6 +437,24 @@ def _check_sizes(name: str, value: Any) -> None:
 def _short(value: Any) -> str:
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def check_guidance_defaults(defaults: Any) -> None:
+    """Check the size and type of a checkpoint's recommendations; the counterfactual pipeline checks their meaning.
+
+    Raises:
+        ValueError: if they are no mapping of a few plain values.
+    """
+    if defaults is None:
+        return
+    if not isinstance(defaults, Mapping) or len(defaults) > 64:
+        raise ValueError(f"`guidance_defaults` must be a mapping of at most 64 entries, but is {_short(defaults)}.")
+    for name, value in defaults.items():
+        for entry in value.values() if isinstance(value, Mapping) else [value]:
+            if isinstance(entry, (list, Mapping)) or not isinstance(entry, (str, float, int, type(None))):
+                raise ValueError(f"`guidance_defaults[{name!r}]` must be plain values, but is {_short(value)}.")
+            if isinstance(entry, (float, int)) and not abs(entry) <= _MAX_NUMBER:
+                raise ValueError(f"`guidance_defaults[{name!r}]` must be finite numbers, but is {_short(value)}.")
 
 
 # ---- mediffusion_diffusers/privacy.py

@@ -126,6 +126,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "classifier_hidden_size": whole(0, 2**16),
         "classifier_norm_type": optional(text(*NORM_TYPES)),
         "classifier_dropout": number(at_least=0, below=1),
+        "guidance_defaults": lambda _, defaults: check_guidance_defaults(defaults),
     },
     "AutoencoderKL": {
         **_SHAPE,

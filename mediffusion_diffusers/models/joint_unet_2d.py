@@ -16,7 +16,7 @@ from torch import nn
 from ..hub import hub_access
 from .checkpoint_head import fitting_weights, is_whole, warn_about_fresh_head, with_label_defaults
 from .classifier_head import classifier_head
-from .config_rules import check_config, check_guidance_defaults
+from .config_rules import check_config
 from .feature_pooling import num_pooled_features, pool_maps
 from .label_config import resolve_label_config
 from .model_folder import check_model_folder, safetensors_alone
@@ -134,7 +134,6 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
         label_calibration: dict[str, Any] | None = None,
     ):
         check_config("JointUNet2DModel", locals())
-        check_guidance_defaults(guidance_defaults)
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels,
@@ -165,10 +164,8 @@ class JointUNet2DModel(UNet2DModel, PeftAdapterMixin):
             num_class_embeds=num_class_embeds,
             num_train_timesteps=num_train_timesteps,
         )
-        labels = resolve_label_config(
-            num_labels, problem_type, id2label, label2id, label_thresholds, label_calibration
-        )
-        self.register_to_config(**labels)
+        described = (num_labels, problem_type, id2label, label2id, label_thresholds, label_calibration)
+        self.register_to_config(**resolve_label_config(*described))
 
         num_features = self.num_classifier_features
         if num_features > max_classifier_features:
