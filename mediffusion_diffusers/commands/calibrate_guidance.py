@@ -136,7 +136,7 @@ def run(options: Options, edit: Any, device_options: DeviceOptions, result: Resu
 
         def write(place: Path) -> None:
             if place == folder:
-                write_guidance_defaults(folder, {**choice.defaults(), **stored})
+                write_guidance_defaults(folder, {**calibration.defaults(choice), **stored})
                 note(record_results(folder, "calibration", results))
             write_json(place / RESULTS_FILE, results)  # last: it says that all is done
 

@@ -103,14 +103,6 @@ class GuidanceChoice:
         scale = scales if len(scales) > 1 else self.trials[0].guidance_scale
         return {"strength": self.trials[0].strength, "mask": self.trials[0].mask, "guidance_scale": scale}
 
-    def defaults(self) -> dict[str, Any]:
-        """What a checkpoint is to store: the settings, and that removals stop where real images are.
-
-        At a scale that is right in the mean, what the model removes easily is overdone. Additions gain nothing by it.
-        """
-        stops = {KEYWORDS[trial.direction]: trial.wanted for trial in self.trials if trial.direction == "remove"}
-        return {**self.settings(), **({"stop_probability": stops} if stops else {})}
-
 
 class GuidanceCalibration:
     """Searches the scale of every direction, and chooses among strengths and regions.
@@ -192,6 +184,20 @@ class GuidanceCalibration:
             )
         return best_choice(choices, self.tolerance)
 
+    def defaults(self, choice: GuidanceChoice) -> dict[str, Any]:
+        """What a checkpoint is to store: the settings, and the probability at which removals stop.
+
+        At a scale that is right in the mean, what the model removes easily is overdone. Additions gain nothing by it.
+
+        Args:
+            choice: of `choose`.
+        """
+        settings, chosen = choice.settings(), self.selections.get("remove")
+        if chosen is None:
+            return settings
+        stop = median_without(self.runner.own_probabilities, self.runner.labels, chosen.targets)
+        return settings if np.isnan(stop) else {**settings, "stop_probability": {"away": stop}}
+
     def search(self, direction: str, first: float, place: Mapping[str, Any]) -> GuidanceTrial | None:
         """The scale of one direction whose edits look as real images do; None if every one is refused.
 
@@ -221,7 +227,7 @@ class GuidanceCalibration:
             f"are {MIN_MATCHES}, to within {self.tolerance}; of several strengths and regions the smallest L1 among "
             "those that reach it, or else the closest; scales that change a pixel by more than "
             f"{self.max_l1} in the mean, drive more than {MAX_CLIPPED} of the pixels to an end of the range, or undo "
-            "their effect are refused; removals then stop where the wanted probability is reached"
+            "their effect are refused; removals then stop at the median of real images without the finding"
         )
         return nan_to_none(
             {
@@ -308,6 +314,27 @@ def wanted_probabilities(
         enough = np.sort(distance[is_real])[:MIN_MATCHES][-1]
         wanted[place] = scores[is_real & (distance <= enough)].mean()
     return wanted
+
+
+def median_without(own_probabilities: np.ndarray, labels: np.ndarray, targets: np.ndarray) -> float:
+    """What the model usually says of findings on real images without them; half of these have more, half less.
+
+    The mean would be too early to stop at: it is raised by the few images that mislead the model.
+
+    Args:
+        own_probabilities: the model's, of every image of the split, shape `(num, num_labels)`; NaN where unknown.
+        labels: 1, 0 or NaN, same shape.
+        targets: finding of each image that is edited.
+
+    Returns:
+        Mean over the targets of the medians, at least 0.001 and at most 0.999; NaN if there is no such image.
+    """
+    medians = [
+        np.median(scores) if len(scores) else np.nan
+        for column, state in zip(own_probabilities.T, labels.T, strict=True)
+        for scores in [column[(state == 0) & ~np.isnan(column)]]
+    ]
+    return float(np.nanmean(np.array(medians)[targets]).clip(1e-3, 1 - 1e-3))
 
 
 def clipped_share(made: Counterfactuals) -> float:

@@ -128,8 +128,9 @@ def test_the_search_begins_where_the_checkpoint_stands(calibration_of):
         assert measured.probability == pytest.approx(after.mean()) and measured.num_images == len(made)
         assert measured.l1 == pytest.approx(np.abs(made.images - made.null_images).mean(), rel=1e-5)
         assert measured.clipped == clipped_share(made) and measured.refused is None
-    stop = choice.defaults()["stop_probability"]
-    assert stop == {"away": pytest.approx(float(np.nanmean(calibration.wanted["remove"])))}
+    targets = calibration.selections["remove"].targets.tolist()
+    medians = [np.median(runner.own_probabilities[runner.labels[:, each] == 0, each]) for each in targets]
+    assert calibration.defaults(choice)["stop_probability"] == {"away": pytest.approx(np.mean(medians))}
     results = calibration.to_dict(choice)
     assert set(results["wanted"]) == {"remove", "add"} and len(results["trials"]) == 2
 
