@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from markdown_it import MarkdownIt
 from PIL import Image
 from support.components import tiny_pipeline
-from support.explanations import explained_phantom
+from support.explanations import explained_phantom, sliders_alone
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.privacy import is_local_path
@@ -22,7 +22,7 @@ from mediffusion_diffusers.publishing.markdown import one_line
 from mediffusion_diffusers.publishing.model_card import render_model_card
 from mediffusion_diffusers.reports.pages.counterfactual_study import write_study
 from mediffusion_diffusers.reports.pages.demo import write_demo_report
-from mediffusion_diffusers.reports.pages.explanations import slider_html, write_explanation_html
+from mediffusion_diffusers.reports.pages.explanations import write_explanation_html
 from mediffusion_diffusers.reports.pages.report import HtmlReport, KeyFigure
 
 
@@ -88,7 +88,7 @@ def pages(evaluated, name, folder):
     write_explanation_html([explained], folder / "page.html", name, name, {name: name})
     return {
         "report": report.render(),
-        "slider": slider_html(explained),
+        "slider": sliders_alone(explained),
         "explanations": (folder / "page.html").read_text(encoding="utf-8"),
         "study": (folder / "counterfactuals" / "report.html").read_text(encoding="utf-8"),
         "demo": write_demo_report(folder, {name: 2.0}).read_text(encoding="utf-8"),

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from mediffusion_diffusers.controls import random_noise_control
 from mediffusion_diffusers.data import phantom
+from mediffusion_diffusers.reports.pages.explanations import ExplanationReport
 from mediffusion_diffusers.reports.pictures.explained_image import ExplainedImage, GuidanceSweep, ScoredImage
 
 
@@ -36,3 +37,8 @@ def explained_phantom(image_size=32, channels=1, **changes):
         "sweep": GuidanceSweep([0, 10, 20], stops),
     }
     return ExplainedImage(**{**values, **changes})
+
+
+def sliders_alone(explained):
+    """A page with the sliders of one explained image and nothing else."""
+    return ExplanationReport(explained.heading, explained.name).add_sliders(explained).render()

@@ -121,18 +121,6 @@ class ExplanationReport(HtmlReport):
         )
 
 
-def slider_html(explained: ExplainedImage) -> str:
-    """A page with the sliders of one explained image alone.
-
-    Args:
-        explained: the image, its counterfactual and, for a second slider, its sweep over guidance scale.
-
-    Returns:
-        The page; it loads nothing from elsewhere.
-    """
-    return ExplanationReport(explained.heading, explained.name).add_sliders(explained).render()
-
-
 def write_explanation_html(
     explained_images: Sequence[ExplainedImage],
     path: str | os.PathLike[str],

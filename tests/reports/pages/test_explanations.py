@@ -11,10 +11,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from support.explanations import explained_phantom
+from support.explanations import explained_phantom, sliders_alone
 
 from mediffusion_diffusers.notices import PAGE_NOTICE
-from mediffusion_diffusers.reports.pages.explanations import slider_html, write_explanation_html
+from mediffusion_diffusers.reports.pages.explanations import write_explanation_html
 from mediffusion_diffusers.reports.pictures import drawing
 
 
@@ -59,7 +59,7 @@ def explained():
 
 @pytest.fixture(scope="module")
 def page(explained):
-    return _Page(slider_html(explained))
+    return _Page(sliders_alone(explained))
 
 
 def test_nothing_is_loaded_from_elsewhere(explained, page):
@@ -67,7 +67,7 @@ def test_nothing_is_loaded_from_elsewhere(explained, page):
         attrs[name] for _, attrs in page.elements for name in ("src", "href", "data", "srcset") if name in attrs
     ]
     assert addresses and all(address.startswith("data:image/png;base64,") for address in addresses)
-    assert not re.search(r"https?:|@import|url\(|fetch|import\(|XMLHttp", slider_html(explained))
+    assert not re.search(r"https?:|@import|url\(|fetch|import\(|XMLHttp", sliders_alone(explained))
 
 
 def test_the_disclaimer_and_what_was_given_are_there(page):
@@ -126,9 +126,9 @@ def test_boxes_and_region_lie_over_the_pictures(explained, page):
     assert float(rectangles[0]["x"]) == pytest.approx(box["x"] * 32, abs=0.01)
     region = np.zeros((32, 32))
     region[2:5, 3:9] = 1
-    marked = _Page(slider_html(replace(explained, boxes=(), region=region)))
+    marked = _Page(sliders_alone(replace(explained, boxes=(), region=region)))
     assert len(marked.all("path")) == 4 and marked.all("path")[0]["d"].count("M") == 2 * (3 + 6)
-    bare = _Page(slider_html(replace(explained, boxes=())))
+    bare = _Page(sliders_alone(replace(explained, boxes=())))
     assert not bare.all("svg") and not bare.all("label", "marks") and page.all("label", "marks")
 
 
