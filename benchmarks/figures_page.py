@@ -309,7 +309,7 @@ def _auroc(results: Any) -> str:
 
 def _few_labels(results: Any) -> str:
     """Ours, minus the same encoder and the strongest of the other networks."""
-    ours = "ours: then consolidated on all images"
+    ours = "ours: diffusion, labels, consolidation"
     pairs = {key.split(", minus ")[1]: row for key, row in results["differences"].items() if key.startswith(ours)}
     others = {name: row for name, row in results["methods"].items() if not row["pre_trained_to_denoise"]}
     encoder = "same encoder, labels alone"

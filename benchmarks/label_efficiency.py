@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 from few_labels import METHODS, Setting
 from few_labels.denoising import denoising_losses
+from few_labels.figure import draw_table
 from few_labels.problem import Problem
 from few_labels.table import Resampled, denoising_rows, differences_of, label_rows, method_rows, scores_in
 from few_labels.task import PublishedTask, train
 from safetensors.numpy import save_file
 
 from mediffusion_diffusers.atomic_files import new_file, read_json, write_json
+from mediffusion_diffusers.reports.pictures.drawing import save_picture
 
 
 TUNING_DRAW = 1000
@@ -128,6 +130,10 @@ class Study:
             "pre_training": pretraining,
             "methods": method_rows(results),
             "differences": differences_of(results, Resampled(scores_in(self.folder), test) if over_patients else None),
+            "test_macro_auroc_of_each_draw": {
+                METHODS[name].title: {str(draw): each["test"]["macro_auroc"] for draw, each in by_draw.items()}
+                for name, by_draw in results.items()
+            },
             "test_auroc_of_each_label": label_rows(results),
             "denoising_loss_over_the_pre_trained": denoising_rows(pretraining["denoising_losses"], results),
             "learning_rates": {METHODS[name].title: rate for name, rate in tuning["chosen"].items()},
@@ -173,7 +179,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for draw in range(args.num_draws):
         study.run_draw(draw, tuning["chosen"])
         is_last = draw + 1 == args.num_draws
-        write_json(args.output, study.table(pretraining, tuning, over_patients=is_last))
+        table = study.table(pretraining, tuning, over_patients=is_last)
+        write_json(args.output, table)
+    save_picture(draw_table(table), args.output.with_suffix(".png"))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

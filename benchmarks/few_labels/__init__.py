@@ -45,9 +45,9 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "diffusion_first": Method(diffusion_first, "ours: diffusion first, then labels", is_pretrained=True),
+    "diffusion_first": Method(diffusion_first, "ours: diffusion, labels", is_pretrained=True),
     "consolidated": Method(
-        consolidated, "ours: then consolidated on all images", _POOL_RATES, "diffusion_first", is_pretrained=True
+        consolidated, "ours: diffusion, labels, consolidation", _POOL_RATES, "diffusion_first", is_pretrained=True
     ),
     "same_encoder": Method(same_encoder, "same encoder, labels alone"),
     "resnet": Method(resnet, "ResNet, labels alone"),
@@ -55,9 +55,9 @@ METHODS: dict[str, Method] = {
     "same_encoder_distilled": Method(
         same_encoder_distilled, "same encoder, self-distilled on all images", _POOL_RATES, "same_encoder"
     ),
-    "joint": Method(joint, "ours: diffusion first, then both losses", is_pretrained=True),
+    "joint": Method(joint, "ours: diffusion, both losses", is_pretrained=True),
     "joint_consolidated": Method(
-        joint_consolidated, "ours: both losses, then consolidated", _POOL_RATES, "joint", is_pretrained=True
+        joint_consolidated, "ours: diffusion, both losses, consolidation", _POOL_RATES, "joint", is_pretrained=True
     ),
     "mean_teacher": Method(mean_teacher, "Mean Teacher (ResNet)"),
     "fixmatch": Method(fixmatch, "FixMatch (ResNet)"),

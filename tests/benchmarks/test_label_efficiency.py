@@ -12,6 +12,7 @@ from few_labels import METHODS
 from few_labels.fixmatch import cutout
 from few_labels.problem import HeldOut
 from few_labels.table import Resampled, differences_of, interval_over_draws, method_rows
+from PIL import Image
 from support.training import TINY_JOINT, joint_config
 
 from mediffusion_diffusers.data.phantom import prepare_phantoms
@@ -61,6 +62,7 @@ def test_the_whole_command_goes_on_where_it_ended(study, monkeypatch):
     assert pair["points"]["mean"] == pytest.approx(100 * (one - other))
     low, high = pair["interval_95_over_patients"]
     assert low <= high
+    assert Image.open(folder / "table.png").width > 1000
     monkeypatch.setattr(label_efficiency, "train", None)  # nothing is left to train
     label_efficiency.main(line)
     assert json.loads((folder / "table.json").read_text()) == table
