@@ -16,6 +16,7 @@ from ..notices import CARD_NOTICE
 from ..option_parser import call, new_app
 from ..version import __version__
 from . import (
+    audit,
     calibrate_guidance,
     calibrate_probabilities,
     classify_images,
@@ -58,6 +59,7 @@ COMMANDS: Mapping[str, Command | tuple[str, Mapping[str, Command]]] = {
         },
     ),
     "reproduce": reproduce.COMMAND,
+    "audit": audit.COMMAND,
     "explain-dataset": explain_dataset.COMMAND,
     "reader-study": (reader_study.HELP, reader_study.COMMANDS),
     "publish": publish.COMMAND,

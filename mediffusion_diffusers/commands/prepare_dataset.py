@@ -9,6 +9,8 @@ Examples:
     mediffusion prepare dicom --source_dir scans --labels_file labels.csv --output_dir data/scans
     mediffusion prepare imagefolder --source_dir photos --output_dir data/photos
     mediffusion prepare hub --dataset_name org/name --output_dir data/name
+    mediffusion prepare counterfactuals --model runs/joint --dataset_dir data/cxr --teacher region --region 0 0 .2 .2 \
+        --output_dir data/cxr-mended
     mediffusion prepare split --dataset_dir data/cxr --share 2 --by patient --output labelled-2pct.json
 """
 
@@ -21,8 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..atomic_files import read_json
+from ..device_options import DeviceOptions
 from ..option_parser import OptionParser
 from .command import Command, ResultOptions, first_paragraph, run_group
+from .prepare_counterfactuals import CounterfactualEdit, CounterfactualsOptions, prepare_counterfactuals
 from .prepare_options import (
     ChestOptions,
     ColumnOptions,
@@ -293,6 +297,11 @@ COMMANDS = {
     ),
     "phantom": _command(
         "Procedural chest phantoms with known true counterfactuals.", prepare_phantom, PhantomOptions, OutputOptions
+    ),
+    "counterfactuals": _command(
+        "Counterfactuals of training images with a teacher's labels, to mend a shortcut by training on them.",
+        prepare_counterfactuals,
+        *(CounterfactualsOptions, CounterfactualEdit, DeviceOptions),
     ),
     "split": _command("Draw the labelled share of a prepared dataset into a split file.", draw_split, SplitOptions),
 }

@@ -154,7 +154,7 @@ class CounterfactualStudyRunner:
         candidates = None
         if only_with_boxes and direction == "remove":
             candidates = rows_with_box(self.boxes, len(self.label_names))
-        decisions, patients = self._decisions, self.patient_ids
+        decisions, patients = self.decisions, self.patient_ids
         return select_images(
             self.labels, decisions, direction, num_images_per_label, self.single_label, candidates, patients
         )
@@ -172,7 +172,7 @@ class CounterfactualStudyRunner:
         return before
 
     @cached_property
-    def _decisions(self) -> np.ndarray:
+    def decisions(self) -> np.ndarray:
         """What the model decides about every image that has a label, bool, shape of `labels`."""
         before = self.own_probabilities
         thresholds = self.own_thresholds
