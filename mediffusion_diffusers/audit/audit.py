@@ -83,6 +83,8 @@ def run_audit(
     """
     metadata = [json.loads(text) for text in runner.dataset["metadata"]]
     chosen = select_labels(runner, "remove", labels, num_images_per_label)
+    if not len(chosen):
+        raise ValueError(f"No image of split {runner.split!r} fits: {SELECTION_RULE['remove']}.")
     audit = Audit(
         subgroup_aurocs(
             *(runner.labels, runner.own_probabilities, metadata, runner.patient_ids, runner.label_names),
@@ -120,7 +122,7 @@ def select_labels(
         num_images_per_label: at most.
 
     Raises:
-        ValueError: for an unknown finding, or if no image fits.
+        ValueError: for an unknown finding.
     """
     names = runner.label_names
     unknown = sorted(set(labels or ()) - set(names))
@@ -130,13 +132,10 @@ def select_labels(
     candidates = {
         column: everything if labels is None or name in labels else everything[:0] for column, name in enumerate(names)
     }
-    chosen = select_images(
+    return select_images(
         *(runner.labels, decisions, direction, num_images_per_label),
         *(runner.single_label, candidates, runner.patient_ids),
     )
-    if not len(chosen):
-        raise ValueError(f"No image of split {runner.split!r} fits: {SELECTION_RULE[direction]}.")
-    return chosen
 
 
 def _places(energies: np.ndarray, boxes: list[list[dict[str, float]]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..atomic_files import write_bytes, write_text
 from ..data.pictures import encode_png
 from ..data.schema import DatasetInfo, load_prepared, make_row
 from ..data.writer import check_output_folder, write_prepared
-from ..evaluation.counterfactual_selection import Selection
+from ..evaluation.counterfactual_selection import SELECTION_RULE, Selection
 from ..evaluation.counterfactual_study import CounterfactualStudyRunner
 from ..image_processor import numpy_to_pil
 from .audit import select_labels
@@ -72,13 +72,16 @@ def make_lessons(
         num_images_per_label: counterfactuals of each finding and direction at most.
 
     Raises:
-        ValueError: for single-label datasets, whose other classes a counterfactual leaves unknown; or as the teacher.
+        ValueError: for single-label datasets, whose other classes a counterfactual leaves unknown, if no image fits,
+            or as the teacher.
     """
     if runner.single_label:
         raise ValueError("Counterfactuals can be training images of datasets with several labels per image only.")
     lessons = Lessons(runner.info, [], [], {})
     for direction in directions:
         chosen = select_labels(runner, direction, labels, num_images_per_label)
+        if not len(chosen):
+            continue
         made = runner.explain(chosen, direction)
         names = [
             f"{runner.dataset['image_id'][row]}-{_WORDS[direction]}-{runner.label_names[target]}"
@@ -93,6 +96,9 @@ def make_lessons(
         lessons.open_pictures.update(
             {name: one for name, one, left in zip(names, pictures, is_open, strict=True) if left}
         )
+    if not lessons.questions:
+        rules = "; or ".join(SELECTION_RULE[direction] for direction in directions)
+        raise ValueError(f"No image of split {runner.split!r} fits: {rules}.")
     return lessons
 
 

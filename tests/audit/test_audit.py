@@ -28,8 +28,9 @@ def test_the_command_writes_page_and_figures(world, tmp_path, capsys):
 
 
 def test_only_findings_that_are_asked_for_are_explained(runner):
-    for direction in ("remove", "add"):
-        assert set(select_labels(runner, direction, ["Effusion"], 3).targets) == {1}
+    assert set(select_labels(runner, "remove", ["Effusion"], 3).targets) == {1}
+    assert set(select_labels(runner, "add", ["Infiltration"], 3).targets) == {3}
+    assert len(select_labels(runner, "add", ["Effusion"], 3)) == 0  # this model calls every image positive
     with pytest.raises(ValueError, match=r"`labels` must be among Cardiomegaly, .*, but got Fracture"):
         run_audit(runner, ["Fracture"], 3, 20)
 
