@@ -34,7 +34,7 @@ def test_a_place_has_the_name_of_its_third(x, y, name):
 
 
 def test_the_strongest_comes_first_and_covers_its_box_alone():
-    other = {**CORNER, "x": 0.7, "y": 0.6}
+    other = {**CORNER, "x": 0.7, "y": 0.4}
     places = places_of_change(changed(CORNER, other, strengths=(1.0, 0.9)))
     assert [place.name for place in places] == ["upper left", "middle right"]
     assert places[0].covers(CORNER) and not places[0].covers(other) and not places[0].covers(mirrored(CORNER))
