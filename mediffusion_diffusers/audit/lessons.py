@@ -7,6 +7,7 @@ that the finding is still there.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,9 @@ import numpy as np
 
 from ..atomic_files import write_bytes, write_text
 from ..data.pictures import encode_png
-from ..data.schema import DatasetInfo, load_prepared, make_row
+from ..data.schema import DatasetInfo, label_matrix, load_prepared, make_row
+from ..data.splits import LabelledSplit
+from ..data.summary import count_positives
 from ..data.writer import check_output_folder, write_prepared
 from ..evaluation.counterfactual_selection import SELECTION_RULE, Selection
 from ..evaluation.counterfactual_study import CounterfactualStudyRunner
@@ -29,6 +32,7 @@ from .teachers import Teacher
 
 
 QUESTIONS_FILE, PICTURES_FOLDER = "counterfactuals.csv", "counterfactuals"  # for people to look at and answer
+SPLIT_FILE = "counterfactuals-split.json"  # a labelled split: the lessons and the images that they were made of
 _WORDS = {"remove": "without", "add": "with"}
 
 
@@ -105,7 +109,8 @@ def make_lessons(
 def write_lessons(lessons: Lessons, dataset_dir: str | Path, output_dir: str | Path, overwrite: bool = False) -> None:
     """Write the dataset with the lessons among its training images, and for people to check what they are.
 
-    `counterfactuals.csv` has a line for each counterfactual, and `counterfactuals/` the pictures without an answer.
+    `counterfactuals.csv` has a line for each counterfactual, and `counterfactuals/` the pictures without an answer;
+    `counterfactuals-split.json` names the lessons and the images that they were made of, for `--labelled_split`.
 
     Args:
         lessons: of `make_lessons`.
@@ -126,6 +131,8 @@ def write_lessons(lessons: Lessons, dataset_dir: str | Path, output_dir: str | P
     num_rows = {split: num + (len(lessons.rows) if split == "train" else 0) for split, num in info.num_rows.items()}
     parts = {split: _with_lessons(dataset_dir, split, lessons) for split in num_rows}
     write_prepared(output_dir, parts, info, num_rows=num_rows, overwrite=overwrite)
+    if lessons.rows:
+        _pairs(lessons, output_dir).save(Path(output_dir) / SPLIT_FILE)
     lines = ["image_id,label,present"]
     lines += [f"{name},{label},{'' if np.isnan(answer) else int(answer)}" for name, label, answer in lessons.questions]
     write_text(os.path.join(output_dir, QUESTIONS_FILE), "\n".join(lines) + "\n")
@@ -135,6 +142,24 @@ def write_lessons(lessons: Lessons, dataset_dir: str | Path, output_dir: str | P
         for name, picture in lessons.open_pictures.items():
             file_name = re.sub(r"[^\w.-]+", "_", name)
             write_bytes(folder / f"{file_name}.png", picture)
+
+
+def _pairs(lessons: Lessons, folder: str | Path) -> LabelledSplit:
+    """The lessons and their originals as a labelled split, so that a training can show them alone."""
+    names = {row["image_id"] for row in lessons.rows}
+    names |= {json.loads(row["metadata"])["counterfactual_of"] for row in lessons.rows}
+    train = load_prepared(folder, "train", columns=["image_id", "patient_id", "labels"])
+    rows = [row for row, name in enumerate(train["image_id"]) if name in names]
+    pairs = train.select(rows)
+    return LabelledSplit(
+        dataset=lessons.info.name,
+        share=100 * len(rows) / len(train),
+        by="class",
+        seed=0,
+        image_ids=tuple(sorted(names)),
+        num_patients=len(set(pairs["patient_id"])),
+        positives=count_positives(label_matrix(pairs, lessons.info), lessons.info.label_names),
+    )
 
 
 def _with_lessons(dataset_dir: str | Path, split: str, lessons: Lessons) -> Iterator[dict[str, Any]]:

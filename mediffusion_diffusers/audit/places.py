@@ -12,7 +12,7 @@ import torch
 from ..regions import boxes_to_mask, region_of_change
 
 
-ENERGY_SHARE = 0.5  # of a change's energy that its places hold together
+ENERGY_SHARE = 0.7  # of a change's energy that its places hold together
 MIN_SHARE = 0.1  # of the energy that a place holds by itself
 MAX_PLACES = 3
 MIN_COVER = 0.25  # of a box that a place covers to be there

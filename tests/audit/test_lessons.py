@@ -11,6 +11,7 @@ from mediffusion_diffusers.audit.lessons import make_lessons
 from mediffusion_diffusers.audit.teachers import OracleTeacher, RegionTeacher, TableTeacher, TruthTeacher
 from mediffusion_diffusers.commands.prepare_counterfactuals import CounterfactualsOptions
 from mediffusion_diffusers.commands.prepare_dataset import COMMANDS
+from mediffusion_diffusers.data import LabelledSplit
 from mediffusion_diffusers.data.schema import label_matrix, load_info, load_prepared
 
 
@@ -89,6 +90,9 @@ def test_the_dataset_is_the_old_one_and_the_lessons(world, tmp_path, capsys):
         assert one["patient_id"] == before[place[parent]]["patient_id"]
         others = [0, 2, 3, 4]
         assert (labels[row, others] == labels[place[parent], others]).all()
+    pairs = LabelledSplit.load(tmp_path / "out" / "counterfactuals-split.json")
+    parents = {json.loads(text)["counterfactual_of"] for text in after["metadata"][len(before) :]}
+    assert set(pairs.image_ids) == parents | set(after["image_id"][len(before) :])
     for split in ("validation", "test"):
         assert load_prepared(world / "data", split)[:] == load_prepared(tmp_path / "out", split)[:]
 

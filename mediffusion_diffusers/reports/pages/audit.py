@@ -18,7 +18,7 @@ RESULTS_FILE, PAGE_FILE = "audit.json", "audit.html"
 _HOW_TO_READ = (
     "A counterfactual shows what the classifier goes by. If it removes a finding by changing a place where no finding "
     "can be, such as a corner with a marker, the classifier has learnt a shortcut. Places are the connected parts "
-    "that hold half of a change's energy. A place is suspect if it is changed in at least half of the images while "
+    "that hold 70 % of a change's energy. A place is suspect if it is changed in at least half of the images while "
     "less than a fifth of the change there lies within the finding's boxes; without boxes, look yourself."
 )
 _SUBGROUPS = (
