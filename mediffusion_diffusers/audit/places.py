@@ -16,6 +16,7 @@ ENERGY_SHARE = 0.7  # of a change's energy that its places hold together
 MIN_SHARE = 0.1  # of the energy that a place holds by itself
 MAX_PLACES = 3
 MIN_COVER = 0.25  # of a box that a place covers to be there
+MAX_AREA = 0.25  # of the picture: a larger place names nothing
 _ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 
 
@@ -46,9 +47,9 @@ class Place:
         }
 
     def covers(self, box: dict[str, float]) -> bool:
-        """Whether it covers at least `MIN_COVER` of a box."""
+        """Whether it covers at least `MIN_COVER` of a box, without covering everything else too."""
         inside = pixels_in([box], self.mask.shape)
-        return bool((self.mask & inside).sum() >= MIN_COVER * max(1, inside.sum()))
+        return bool(self.mask.mean() <= MAX_AREA and (self.mask & inside).sum() >= MIN_COVER * max(1, inside.sum()))
 
 
 def pixels_in(boxes: Sequence[Mapping[str, float]], shape: tuple[int, ...]) -> np.ndarray:
@@ -138,6 +139,8 @@ def mirrored(box: dict[str, float]) -> dict[str, float]:
 
 
 def _name(mask: np.ndarray, energy: np.ndarray) -> str:
+    if mask.mean() > MAX_AREA:
+        return "all over"
     weights = np.where(mask, energy, 0)
     shares = [
         np.average((np.arange(length) + 0.5) / length, weights=weights.sum(axis))
