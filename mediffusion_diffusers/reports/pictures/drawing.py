@@ -6,7 +6,6 @@ blue darker, white unchanged. matplotlib is imported when something is drawn, an
 
 from __future__ import annotations
 
-import io
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,11 +67,9 @@ def new_figure(width: float, height: float) -> Iterator[Any]:
 
 
 def to_image(figure: Any) -> Image.Image:
-    """Draw a figure, as an RGB picture."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    buffer.seek(0)
-    return Image.open(buffer).convert("RGB")
+    """Draw a figure of `new_figure`, as an RGB picture."""
+    figure.canvas.draw()
+    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:

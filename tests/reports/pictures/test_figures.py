@@ -1,8 +1,10 @@
+import io
 import json
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mediffusion_diffusers.reports.pictures import drawing, figures
 
@@ -113,3 +115,14 @@ def test_pyplot_is_left_alone(rng):
     sys.modules.pop("matplotlib.pyplot", None)
     figures.panel([_row(rng)])
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_a_figure_is_drawn_as_it_would_be_saved():
+    with drawing.new_figure(2, 1.5) as figure:
+        axes = figure.add_subplot()
+        axes.plot([0, 1, 2], [1, 0, 2])
+        axes.set_title("A title")
+        drawn = drawing.to_image(figure)
+        figure.savefig(saved := io.BytesIO(), format="png", dpi=drawing.DPI)
+    assert drawn.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(Image.open(saved).convert("RGB")))
