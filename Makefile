@@ -23,7 +23,7 @@ help:
 	@echo "make test-floors tests of models, pipelines and checkpoints with the oldest versions that setup.cfg allows"
 	@echo "make quality     ruff and mypy, changing nothing"
 	@echo "make bundle      write pipelines/*.py anew, after a change of what they are generated from"
-	@echo "make figures-page write docs/figures.md and the README's table anew, after a change of benchmarks/results"
+	@echo "make figures-page write docs/figures.md, the README's table and the small runs' cards anew from benchmarks/results"
 	@echo "make docs        these documents and the API reference as pages: docs/_build/html/index.html"
 	@echo "make notebooks   run the notebooks and keep what they show"
 	@echo "make wheel-check wheel and sdist in fresh environments: import, commands, an explanation without network"
@@ -96,6 +96,7 @@ bundle: install
 
 figures-page: install
 	$(BIN)/python benchmarks/figures_page.py
+	$(BIN)/python benchmarks/cards.py
 
 notebooks: install
 	$(BIN)/python docs/execute_notebooks.py
