@@ -1564,6 +1564,14 @@ class ExternalClassifier(nn.Module):
         Returns:
             Logits of shape `(batch, num_labels)`.
         """
+        return self.model(self.prepare(pixels)).logits.to(pixels.device)
+
+    def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Images as the model takes them: its size, channels and normalisation.
+
+        Args:
+            pixels: as for `forward`.
+        """
         weight = next((each for each in self.model.parameters() if each.is_floating_point()), pixels)
         images = (pixels.to(weight) + 1) / 2  # the model may lie elsewhere, or compute in another precision
         channels = self.mean.numel()
@@ -1574,7 +1582,7 @@ class ExternalClassifier(nn.Module):
             size = (self.image_size, self.image_size)
             images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
         mean, std = (buffer.to(images) for buffer in (self.mean, self.std))
-        return self.model((images - mean) / std).logits.to(pixels.device)
+        return (images - mean) / std
 
 
 def _side(size: Any) -> int | None:

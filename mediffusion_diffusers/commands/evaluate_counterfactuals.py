@@ -31,7 +31,12 @@ class Options(StudyOptions):
 
     output_dir: Path = required("Folder for the figures.")
     split: str = option("test", "Split to take images from.")
-    oracle_path: str | None = option(None, "Outside classifier (`mediffusion train oracle`).")
+    oracle_path: str | None = option(
+        None,
+        "Outside classifier that judges: of `mediffusion train oracle`, any image classifier of transformers (folder "
+        "or Hub repository), or a saved `XRayVisionClassifier`.",
+    )
+    oracle_labels: list[str] = option([], "Its names of labels where they differ: Effusion=Pleural_Effusion ...")
     direction: DirectionChoice = option(BOTH, "Whether findings are removed, added, or both.")
     num_images_per_label: Annotated[int, Range(at_least=1)] = option(
         16, "At most so many images for each label and direction; additions are to distinct images."
@@ -39,6 +44,19 @@ class Options(StudyOptions):
     only_with_boxes: bool = option(False, "Remove findings only where they have a box.")
     batch_size: BatchSize = option(32, "Images at a time.")
     seed: Seed = option(0, "Seed of noise, controls and drawn boxes.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.oracle_names()
+
+    def oracle_names(self) -> dict[str, str]:
+        """The outside classifier's names, by the model's."""
+        if not all("=" in pair for pair in self.oracle_labels):
+            raise ValueError(
+                "`oracle_labels` must be pairs such as Effusion=Pleural_Effusion, but got "
+                f"{' '.join(self.oracle_labels)}."
+            )
+        return {ours: theirs for ours, _, theirs in (pair.partition("=") for pair in self.oracle_labels)}
 
 
 EditOptions = given_options()
@@ -74,6 +92,7 @@ def run(
             options.seed,
             device,
             dtype,
+            options.oracle_names(),
         )
         study = runner.run(
             directions_of(options.direction), options.num_images_per_label, options.only_with_boxes, measures

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..choices import Direction
 from ..image_processor import normalize
-from ..models.oracle_classifier import OracleClassifier, load_oracle
+from ..models.oracle_classifier import OracleClassifier
 from ..pipelines import MediffusionClassifyPipeline, MediffusionCounterfactualPipeline
 from ..pipelines.counterfactual import CounterfactualSettings
 from ..regions import region_to_pixels
@@ -26,6 +26,7 @@ from .direction_measures import DirectionMeasures
 from .finished_study import CounterfactualStudy, StudiedDirection
 from .held_out import HeldOutSplit
 from .measure_options import MeasureOptions
+from .outside_judge import load_judge
 from .provenance import checkpoint_hash, describe_provenance, patients_of_oracle
 from .references import References
 from .sanity_checks import check_sanity
@@ -45,13 +46,14 @@ class CounterfactualStudyRunner:
         pipeline_folder: folder of the pipeline to explain.
         dataset_folder: a prepared dataset.
         split: the split to take images from.
-        oracle_path: folder of an outside classifier, or None.
+        oracle_path: an outside classifier, see `load_judge`, or None.
         settings: arguments of the pipeline (`strength`, `guidance_scale`, ...); None or missing values are the
             checkpoint's.
         batch_size: images at a time.
         seed: of noise, controls and drawn boxes.
         device: where model and oracle run.
         dtype: precision of the model's weights; the oracle's is float32.
+        oracle_labels: the outside classifier's own names of labels, by ours, where they differ.
 
     Raises:
         ValueError: if model, dataset and oracle do not fit one another, or the settings do not fit the model.
@@ -68,6 +70,7 @@ class CounterfactualStudyRunner:
         seed: int = 0,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        oracle_labels: Mapping[str, str] | None = None,
     ):
         self.pipeline = MediffusionCounterfactualPipeline.from_pretrained(pipeline_folder, dtype=dtype).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -87,23 +90,22 @@ class CounterfactualStudyRunner:
         self.provenance = describe_provenance(pipeline_folder, self.info, split)
         self.oracle: OracleClassifier | None = None
         if oracle_path is not None:
-            self.oracle = self._load_oracle(oracle_path)
+            self.oracle = self._load_oracle(oracle_path, oracle_labels)
 
-    def _load_oracle(self, path: str | Path) -> OracleClassifier:
+    def _load_oracle(self, path: str | Path, names: Mapping[str, str] | None) -> OracleClassifier:
         """The outside classifier, if it fits; provenance says whether it knows a patient of the split."""
-        oracle = load_oracle(path, self.device)
+        oracle, folder = load_judge(path, self.label_names, self.info.name, self.device, names)
         if oracle.label_names != self.label_names:
             raise ValueError(
                 f"The oracle's labels must be the model's, {self.label_names}, but are {oracle.label_names}."
             )
         channels = self.pipeline.image_processor.config.channels
-        if oracle.model.config.num_channels != channels:
+        if oracle.num_channels not in (channels, None):
             raise ValueError(
-                f"The oracle must take the model's images, of {channels} channels, but takes "
-                f"{oracle.model.config.num_channels}."
+                f"The oracle must take the model's images, of {channels} channels, but takes {oracle.num_channels}."
             )
-        self.provenance["oracle"] = checkpoint_hash(path)
-        shared = patients_of_oracle(path, self.info.name, self.patient_ids)
+        self.provenance["oracle"] = checkpoint_hash(folder)
+        shared = patients_of_oracle(folder, self.info.name, self.patient_ids)
         if shared is not None:
             self.provenance["patients_shared_with_oracle"] = shared
         return oracle

@@ -44,6 +44,11 @@ class OracleClassifier:
         return int(self.model.config.image_size)
 
     @property
+    def num_channels(self) -> int | None:
+        """Channels of the images that it takes; None for any."""
+        return int(self.model.config.num_channels)
+
+    @property
     def is_multi_label(self) -> bool:
         """Whether an image may carry several findings at once."""
         return self.model.config.problem_type != "single_label_classification"
