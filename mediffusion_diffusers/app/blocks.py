@@ -34,6 +34,7 @@ from .files import DownloadFile
 
 
 _TEMPLATES = Templates("mediffusion_diffusers.app", "mediffusion_diffusers.reports.pages")
+_CHANGED = 0.01  # of the intensity range, from which a pixel counts as changed
 _CLEAR_CHANGE = 0.1  # of a probability that was not asked for, from which the page mentions it
 SCRIPT = str(_TEMPLATES.text("blocks.js"))
 
@@ -245,11 +246,14 @@ def _settings(answer: Answer) -> str:
 
 
 def _noises(answer: Answer) -> dict[str, Any] | None:
-    """How far the noises of a mean over several agree, on the image's pixels; None where there are none."""
-    agreement, size = answer.output.agreement, answer.output.image_size
+    """How far the noises of a mean over several agree, on the pixels that changed; None where there are none."""
+    agreement, size, one = answer.output.agreement, answer.output.image_size, answer.explained[0]
     if agreement is None:
         return None
-    pixels = map_pixels(region_to_pixels(agreement, 1, size)[0, 0], AGREEMENT_COLOURS)
+    difference = one.difference(one.counterfactual)
+    unchanged = np.abs(difference) < _CHANGED
+    pixels = map_pixels(region_to_pixels(agreement, 1, size)[0, 0], AGREEMENT_COLOURS).copy()
+    pixels[unchanged] = difference_pixels(np.zeros_like(difference), one.limit())[unchanged]
     return {
         "num": answer.output.settings_of(0)["num_noises"],
         "map": Image.fromarray(pixels),
