@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from support.processes import children, kill_tree
 from support.training import TINY_JOINT, joint_config
 
+from mediffusion_diffusers.commands.demo.worker import environments
 from mediffusion_diffusers.metrics_log import read_metrics
 from mediffusion_diffusers.training.joint.task import train_joint
 from mediffusion_diffusers.training.run.checkpoints import find_checkpoint
@@ -25,7 +26,7 @@ LAUNCH = (
 
 
 def start(*arguments, machines=("--num_machines", "1", "--main_process_port", "0")):
-    """Launch train_joint.py on real processes that talk over gloo."""
+    """Launch train_joint.py by accelerate on real processes that talk over gloo."""
     return subprocess.Popen(
         [sys.executable, *LAUNCH, *map(str, machines), str(SCRIPT), *map(str, arguments)],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
@@ -33,6 +34,21 @@ def start(*arguments, machines=("--num_machines", "1", "--main_process_port", "0
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def start_as_the_demo_does(*arguments):
+    """Start train_joint.py twice, without a launcher; each process is told its place."""
+    line = [sys.executable, str(SCRIPT), *map(str, arguments), "--device", "cpu"]
+    return [
+        subprocess.Popen(
+            line,
+            env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for environment in environments(2)
+    ]
 
 
 def finish(process):
@@ -63,8 +79,13 @@ def test_two_processes_train_as_one(phantoms, tmp_path):
     line = (*TINY_JOINT, "--dataset_dir", phantoms, "--classifier_dropout", "0", "--max_train_steps", "3")
     line = (*line, "--classifier_start_step", "1", "--classifier_every", "2", "--logging_steps", "1")
     train_joint(joint_config(*line, "--output_dir", tmp_path / "one"))
-    two = ("--output_dir", tmp_path / "two", "--gradient_accumulation_steps", "2")
-    finish(start(*line, *two))
+    processes = start_as_the_demo_does(*line, "--output_dir", tmp_path / "two", "--gradient_accumulation_steps", "2")
+    try:
+        for process in processes:
+            finish(process)
+    finally:
+        for process in processes:
+            kill_tree(process)
     assert_same_run(tmp_path / "two", tmp_path / "one", 3)
 
 
