@@ -14,6 +14,7 @@ from mediffusion_diffusers.evaluation import probability_calibration as calibrat
 from mediffusion_diffusers.evaluation.classification import sensitivity, threshold_at_sensitivity
 from mediffusion_diffusers.evaluation.classification_study import study_classification
 from mediffusion_diffusers.models.label_calibration import check_label_calibration
+from mediffusion_diffusers.reports.tables import calibrated_table
 
 
 @pytest.fixture
@@ -135,6 +136,9 @@ def test_the_command_stores_it_and_the_evaluation_shows_both(tmp_path, capsys):
     evaluate_classification.main([*line, f"--output_dir={out}", "--num_resamples=2"])
     results = read_json(out / "classification.json")
     assert set(results["calibrated"]["per_label"]) == set(results["per_label"])
+    columns, rows = calibrated_table(results)
+    assert columns[:3] == ["finding", "Brier", "calibrated"] and len(rows) == len(results["per_label"])
+    assert rows[0][2] == results["calibrated"]["per_label"][rows[0][0]]["brier"]
     assert {path.name for path in out.glob("*.png")} == {"reliability.png", "decision-curves.png"}
     plain = study_classification(world / "pipeline", world / "data", num_resamples=2)
     assert plain["macro_auroc"] == results["macro_auroc"]

@@ -32,9 +32,9 @@ def reliability_plot(curves: Curves, calibrated: Curves | None = None) -> Image.
             if name in some:
                 found = some[name]["reliability"]
                 sizes = _LARGEST_DOT * np.asarray(found["num_images"]) / max(found["num_images"], default=1)
-                axes.plot(found["predicted"], found["observed"], color=colour, linewidth=1, label=text)
-                axes.scatter(found["predicted"], found["observed"], s=np.maximum(sizes, 3), color=colour)
-        axes.set(xlim=(0, 1), ylim=(0, 1))
+                axes.plot(found["predicted"], found["observed"], color=colour, linewidth=0.8, alpha=0.45)
+                axes.scatter(found["predicted"], found["observed"], s=np.maximum(sizes, 3), color=colour, label=text)
+        axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
 
     below = "observed share against mean predicted probability of ten bins; dots by their number of images"
     return _grid(list(curves), "Reliability of the probabilities", below, draw)
