@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from support.processes import children, kill_tree
+from support.processes import kill_tree
 from support.training import TINY_JOINT, joint_config
 
 from mediffusion_diffusers.commands.demo.worker import environments
@@ -114,15 +114,16 @@ def test_two_machines_train_as_one(phantoms, tmp_path):
 def test_a_signal_to_one_of_two_processes_stops_both_with_a_checkpoint(phantoms, tmp_path):
     folder = tmp_path / "run"
     line = (*TINY_JOINT, "--dataset_dir", phantoms, "--max_train_steps", "100000", "--checkpointing_steps", "100000")
-    process = start(*line, "--validation_steps", "100000", "--output_dir", folder)
+    processes = start_as_the_demo_does(*line, "--validation_steps", "100000", "--output_dir", folder)
     try:
         while not read_metrics(folder / "metrics.jsonl"):
-            assert process.poll() is None, process.communicate()[0][-3000:]
+            assert all(each.poll() is None for each in processes), processes[0].communicate()[0][-3000:]
             time.sleep(0.1)
-        os.kill(children(process.pid)[-1], signal.SIGTERM)
-        output, _ = process.communicate(timeout=120)
+        os.kill(processes[1].pid, signal.SIGTERM)
+        output, _ = (each.communicate(timeout=120)[0] for each in processes)
     finally:
-        kill_tree(process)
-    assert process.returncode != 0 and "Stopped by SIGTERM after step" in output
+        for each in processes:
+            kill_tree(each)
+    assert all(each.returncode != 0 for each in processes) and "Stopped by SIGTERM after step" in output
     path, passed_over = find_checkpoint(folder, "latest")
     assert path is not None and passed_over == []
