@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from ..reports.measure_tables import has_measures, measures_caption, measures_table
 from ..reports.pictures.figures import score_change_chart
 from ..reports.tables import Table, study_caption, study_introduction, study_table
 from .finished_runs import FinishedRun, nearest_share, of_same_data
@@ -47,6 +48,8 @@ def make_score_table(item: PublishedItem, sources: Sources) -> Reproduction:
         own.append({**_origin(run), "per_label": per_label, "controls": _controls(part)})
         tables.append((_score_table(per_label, printed), f"{_title(run)}. {_TABLE_CAPTION}"))
         tables.append((study_table(part), f"{study_introduction(direction, part)} {study_caption(part)}"))
+        if has_measures(part):
+            tables.append((measures_table(part), measures_caption(part)))
     bars = _bars(own[0]["per_label"], printed)
     unit = "change of the outside classifier's score"
     draw = partial(score_change_chart, bars, _picture_title(item, runs[0]), unit)

@@ -151,6 +151,7 @@ def test_the_command_writes_json_markdown_and_a_picture(world, tmp_path, capsys)
     assert (
         "| Pneumonia | – |" in page and "| 0.62 | 0.50 | -0.12 | 0.05 |" in page
     )  # printed, and not among own labels
+    assert "| others' average change |" in page and "edited or real" in page  # what explains nothing stands beside
     capsys.readouterr()
 
     table = read_json(first / "table-11.json")
