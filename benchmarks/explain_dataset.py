@@ -34,12 +34,15 @@ from diffusers import __version__ as diffusers_version
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.data.schema import parquet_files
+from mediffusion_diffusers.explanation import chunk
+from mediffusion_diffusers.explanation.counterfactuals import CounterfactualExplainer
 from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
 from mediffusion_diffusers.explanation.plan import ExplanationJob
 from mediffusion_diffusers.explanation.request import ExplanationRequest
 
 
 NUM_SHARDS = 4
+PARTS = ("pipeline", "decoding", "encoding", "engine")  # of the CPU time; the engine is all the rest
 LAUNCH = {
     1: (),
     2: (
@@ -60,22 +63,30 @@ def cut_shards(dataset_dir: Path, split: str, num_images: int, folder: Path) -> 
         pq.write_table(table.slice(index * size, size), folder / f"{index}.parquet")
 
 
+def timed(owner: Any, name: str) -> list[float]:
+    """Let a function of a module or class note the CPU time of each call, of the thread that makes it."""
+    call, seconds = getattr(owner, name), []
+
+    def noting(*arguments: Any, **kwargs: Any) -> Any:
+        began = time.thread_time()  # other threads decode and encode meanwhile
+        try:
+            return call(*arguments, **kwargs)
+        finally:
+            seconds.append(time.thread_time() - began)
+
+    setattr(owner, name, noting)
+    return seconds
+
+
 def measure_process(args: argparse.Namespace) -> None:
-    """What one of the launched processes does: explain, and note what it took, of which how much in the pipeline."""
+    """What one of the launched processes does: explain, and note what it took, of which how much for what."""
     pipe = MediffusionCounterfactualPipeline.from_pretrained(args.pretrained_model_name_or_path)
     pipe.set_progress_bar_config(disable=True)
-    inside = 0.0
-    call = MediffusionCounterfactualPipeline.__call__
-
-    def timed(self: Any, *arguments: Any, **kwargs: Any) -> Any:
-        nonlocal inside
-        began = time.thread_time()  # other threads read and encode meanwhile
-        try:
-            return call(self, *arguments, **kwargs)
-        finally:
-            inside += time.thread_time() - began
-
-    MediffusionCounterfactualPipeline.__call__ = timed  # type: ignore[method-assign]
+    inside = {
+        "pipeline": timed(MediffusionCounterfactualPipeline, "__call__"),
+        "decoding": timed(chunk, "read_picture"),
+        "encoding": timed(CounterfactualExplainer, "_encoded"),
+    }
     accelerator = Accelerator()
     request = ExplanationRequest(away=tuple(args.away), controls=args.controls)
     request.schema()  # imports `datasets`
@@ -93,7 +104,7 @@ def measure_process(args: argparse.Namespace) -> None:
     took = {
         "wall_seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - cpu_began,
-        "pipeline_cpu_seconds": inside,
+        **{f"{part}_cpu_seconds": sum(seconds) for part, seconds in inside.items()},
         "num_processes": accelerator.num_processes,
     }
     (args.run_dir / f"{accelerator.process_index}.json").write_text(json.dumps(took))
@@ -108,11 +119,13 @@ def run_once(num_processes: int, shards: Path, num_images: int, run_dir: Path) -
     notes = [json.loads(path.read_text()) for path in run_dir.glob("*.json")]
     assert len(notes) == num_processes and all(note["num_processes"] == num_processes for note in notes)
     cpu_seconds = sum(note["cpu_seconds"] for note in notes)
+    shares = {part: sum(note[f"{part}_cpu_seconds"] for note in notes) / cpu_seconds for part in PARTS[:-1]}
     output_bytes = sum(path.stat().st_size for path in (run_dir / "out").rglob("*.parquet"))
     return {
         "images_per_second_and_core": num_images / max(note["wall_seconds"] for note in notes) / num_processes,
         "images_per_cpu_second": num_images / cpu_seconds,
-        "pipeline_share_of_cpu": sum(note["pipeline_cpu_seconds"] for note in notes) / cpu_seconds,
+        **{f"{part}_share_of_cpu": share for part, share in shares.items()},
+        "engine_share_of_cpu": 1.0 - sum(shares.values()),
         "output_bytes_per_image": output_bytes / num_images,
     }
 
@@ -164,7 +177,7 @@ def main() -> None:
         "scaling_ratio": {name: round(median(2, name) / median(1, name), 4) for name in rates},
         **{
             f"{name}_with_{count}": round(median(count, name), 4)
-            for name in (*rates, "pipeline_share_of_cpu", "output_bytes_per_image")
+            for name in (*rates, *(f"{part}_share_of_cpu" for part in PARTS), "output_bytes_per_image")
             for count in rounds
         },
         "rounds": {str(count): values for count, values in rounds.items()},

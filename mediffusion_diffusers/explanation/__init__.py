@@ -1,5 +1,7 @@
-"""Explain whole datasets: counterfactuals of every image of sharded parquet, by many processes, restartable.
+"""Whole datasets explained or classified: sharded parquet in, chunk by chunk, by many workers, restartable.
 
-One output shard per input shard (`shards`), written aside and renamed (`staging`), and a `manifest.json` that lists
-them. Whoever is killed loses at most the part of a shard in work; the same command goes on from there.
+A chunk (`chunk`) is some rows of an input shard and becomes one file (`store`), whose footer says what it belongs to.
+A worker (`worker`) makes one after the other. Engines say who makes which: `dataset_runner` the processes of
+`accelerate launch`, `ray_engine` the actors of a cluster. What is finished is what the folder holds, and whoever is
+killed loses a chunk.
 """
