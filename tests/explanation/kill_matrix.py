@@ -114,10 +114,14 @@ class WarmStarter:
 
         self._command, self._started = COMMAND, []
 
+    def run(self, line: list[str]) -> int | None:
+        """Run a command line in this process."""
+        os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+        return self._command.main(line[line.index(str(SCRIPT)) + 1 :])
+
     def start(self, line: list[str], log: Path) -> Forked:
         """As `support.processes.start`."""
-        os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
-        run = partial(self._command.main, line[line.index(str(SCRIPT)) + 1 :])
+        run = partial(self.run, line)
         self._started.append(fork_ranks(run, 2, log) if "--multi_gpu" in line else fork(run, log))
         return self._started[-1]
 

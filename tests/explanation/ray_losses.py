@@ -10,13 +10,15 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import kill_matrix
+from support.warm_start import Forked, fork
+
+from mediffusion_diffusers.atomic_files import write_text
 
 
 def actors() -> list[int]:
@@ -29,14 +31,20 @@ def actors() -> list[int]:
     return sorted(found)
 
 
-def start_driver(line: list[str], log: Path, address: str) -> subprocess.Popen:
-    """Start the command as a driver of the cluster."""
-    environment = {**os.environ, "RAY_ADDRESS": address, "OMP_NUM_THREADS": "1"}
-    with log.open("a") as file:
-        return subprocess.Popen(line, env=environment, stdout=file, stderr=file)
+def prepare_driver(line: list[str], log: Path, go: Path) -> Forked:
+    """Fork a driver that begins when `go` appears, which holds the address of the cluster: forks must not know Ray."""
+    warm = kill_matrix.WarmStarter()
+
+    def drive() -> int | None:
+        while not go.exists():
+            time.sleep(0.05)
+        os.environ["RAY_ADDRESS"] = go.read_text()
+        return warm.run(line)
+
+    return fork(drive, log)
 
 
-def wait_for_chunks(process: subprocess.Popen, output_dir: Path, count: int, log: Path) -> None:
+def wait_for_chunks(process: Forked, output_dir: Path, count: int, log: Path) -> None:
     """Wait until so many chunks are finished."""
     while len(list(output_dir.rglob("*.parquet"))) < count:
         if process.poll() is not None:
@@ -46,19 +54,24 @@ def wait_for_chunks(process: subprocess.Popen, output_dir: Path, count: int, log
 
 def main() -> None:
     """Kill one after the other and write what came of it."""
-    from ray.cluster_utils import Cluster
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_images", type=int, default=2000)
+    parser.add_argument("--num_images", type=int, default=480)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="explain-ray-losses-") as folder:
         scratch = Path(folder)
         pipeline, data = kill_matrix.prepare(scratch, args.num_images, 4)
         reference, output_dir, log = scratch / "reference", scratch / "out", scratch / "ray.log"
-        kill_matrix.run_to_the_end(kill_matrix.command(pipeline, data, reference), scratch / "reference.log")
+        warm = kill_matrix.WarmStarter()
+        kill_matrix.run_to_the_end(
+            kill_matrix.command(pipeline, data, reference), scratch / "reference.log", warm.start
+        )
         num_chunks = len(list(reference.rglob("*.parquet")))
         line = [*kill_matrix.command(pipeline, data, output_dir, "ray"), "--device", "cpu"]
+        starts = scratch / "first", scratch / "second"
+        driver, second_driver = (prepare_driver(line, log, go) for go in starts)
+        from ray.cluster_utils import Cluster
+
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         second = cluster.add_node(num_cpus=1)
         killed = []
@@ -70,7 +83,7 @@ def main() -> None:
 
         try:
             began = time.monotonic()
-            driver = start_driver(line, log, cluster.address)
+            write_text(starts[0], cluster.address)
             wait_for_chunks(driver, output_dir, num_chunks // 8, log)
             os.kill(actors()[-1], signal.SIGKILL)
             note("worker", began)
@@ -82,8 +95,8 @@ def main() -> None:
             driver.wait()
             note("driver", began)
             cluster.add_node(num_cpus=1)
-            driver = start_driver(line, log, cluster.address)
-            code = driver.wait()
+            write_text(starts[1], cluster.address)
+            code = second_driver.wait()
             note("nothing", began)
         finally:
             cluster.shutdown()
