@@ -88,7 +88,12 @@ def simulate(chunks: Sequence[Chunk], machines: Machines, dealer: Dealer | Stati
     events: list[tuple[float, int, int, Chunk, bool]] = []
     while len(finished) < len(chunks):
         began = time.perf_counter()
-        given = {worker: chunk for worker in idle if (chunk := dealer.next(worker)) is not None}
+        given = {}
+        for worker in idle:
+            if (chunk := dealer.next(worker)) is not None:
+                given[worker] = chunk
+            elif isinstance(dealer, Dealer):  # nothing is left for anybody
+                break
         course.deal_seconds += time.perf_counter() - began
         for worker, chunk in given.items():
             course.dealt.setdefault(worker, []).append(chunk)

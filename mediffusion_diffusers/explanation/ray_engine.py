@@ -43,18 +43,20 @@ class Dealer:
 
     def __init__(self, chunks: Sequence[Chunk]):
         self._stretches: dict[Any, deque[Chunk]] = {None: deque(chunks)}
+        self._num_to_begin = len(chunks)
         # Chunks in work by the number of workers that are at them, those that began first in front.
         self._in_work: list[dict[Chunk, None]] = [{} for _ in range(MOST_COPIES + 1)]
 
     def next(self, worker: Any) -> Chunk | None:
         """A chunk for a worker, `None` if there is nothing that anybody could do now."""
         own = self._stretches.setdefault(worker, deque())
-        if not own:
+        if self._num_to_begin and not own:
             longest = max(self._stretches.values(), key=len)
             for _ in range((len(longest) + 1) // 2):
                 own.appendleft(longest.pop())
         if own:
             chunk = own.popleft()
+            self._num_to_begin -= 1
             self._in_work[1][chunk] = None
             return chunk
         for copies in range(1, MOST_COPIES):
@@ -73,6 +75,7 @@ class Dealer:
         copies = self._move(chunk, 0)
         if copies == 1:
             self._stretches[None].append(chunk)
+            self._num_to_begin += 1
         elif copies:
             self._in_work[copies - 1][chunk] = None
 
