@@ -91,12 +91,18 @@ class LabelledSplit:
         """Write the split and its hash as JSON.
 
         Raises:
-            ValueError: if `path` is a folder.
+            ValueError: if `path` is a folder, or lies where no folder can be made.
         """
         path = Path(path)
         if path.is_dir():
             raise ValueError(f"`path` must be a file to write, such as labelled.json, but {str(path)!r} is a folder.")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"`path` must be a file to write, such as labelled.json, but folder {str(path.parent)!r} cannot be "
+                f"made: {error.strerror}."
+            ) from error
         write_json(path, {**asdict(self), "num_images": self.num_images, "sha256": self.hash})
         return path
 

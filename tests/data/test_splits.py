@@ -191,6 +191,9 @@ def test_holding_out_refuses():
 def test_a_split_that_cannot_be_drawn_written_or_read_says_so(tmp_path):
     with pytest.raises(ValueError, match="`seed` must be a whole number"):
         draw(make_dataset(), 10, seed=-1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"`path` must be a file to write, .*/file' cannot be made: "):
+        draw(make_dataset(), 10).save(tmp_path / "file" / "labelled.json")
     with pytest.raises(ValueError, match="`path` must be a file to write"):
         draw(make_dataset(), 10).save(tmp_path)
     for content in (b"\xff\xfe", b"[" * 100_000, b"[]", b'{"sha256": 1}'):
