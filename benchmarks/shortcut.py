@@ -1,4 +1,4 @@
-"""A shortcut planted into phantoms, found by an audit and mended by counterfactuals: benchmarks/results/shortcut.json.
+"""A shortcut planted into phantoms, found by an audit, and trained against with counterfactuals: shortcut.json.
 
     python benchmarks/shortcut.py --output_dir runs/shortcut
 
@@ -30,50 +30,69 @@ BIASED = (
     "--labelled_batch_size 16 --classifier_noise_prob 0.3 --ema_decay 0.98 --checkpointing_steps 100 "
     "--max_train_steps 300"
 )
-REPAIR = (
-    "--learning_rate 5e-4 --lr_warmup_steps 5 --train_batch_size 8 --labelled_batch_size 24 --ema_decay 0.95 "
-    "--checkpointing_steps 1000 --max_train_steps 80"
-)
+# By name: lessons of each direction, further options, and whether the lessons and their originals alone have labels.
+REPAIRS = {
+    "pairs": (
+        60,
+        "--learning_rate 5e-4 --lr_warmup_steps 5 --train_batch_size 8 --labelled_batch_size 24 --ema_decay 0.95 "
+        "--checkpointing_steps 1000 --max_train_steps 80",
+        True,
+    ),
+    "all": (
+        150,
+        "--learning_rate 3e-4 --lr_warmup_steps 5 --train_batch_size 8 --labelled_batch_size 32 --ema_decay 0.95 "
+        "--checkpointing_steps 1000 --max_train_steps 100",
+        False,
+    ),
+}
 EDIT = "--quality fast --num_noises 2 --num_inference_steps 4 --mask everywhere --guidance_scale 25 --device cpu"
 RESAMPLES = "--num_resamples 100"
 
 
 def steps(place: Path) -> list[tuple[str, Path]]:
     """Command lines in their order, and the file that says that each is done."""
-    unet, mended = examples.checkpoint() / "unet", f"{place}/mended"
-    evaluate = "evaluate classification --device cpu"
+    unet = examples.checkpoint() / "unet"
     lines = [
-        (f"prepare phantom --output_dir {place}/planted --num_train 800 {PHANTOMS} --shortcut {SHORTCUT}", "planted"),
-        (f"prepare phantom --output_dir {place}/free --num_train 0 {PHANTOMS}", "free"),
+        (
+            f"prepare phantom --output_dir {place}/planted --num_train 800 {PHANTOMS} --shortcut {SHORTCUT}",
+            "planted/dataset_info.json",
+        ),
+        (f"prepare phantom --output_dir {place}/free --num_train 0 {PHANTOMS}", "free/dataset_info.json"),
         (
             f"train joint --unet_path {unet} --dataset_dir {place}/planted --output_dir {place}/biased {TRAINING} "
             f"{BIASED}",
-            "biased",
+            "biased/model_index.json",
         ),
         (
-            f"audit --model {place}/biased --dataset_dir {place}/planted --output_dir {place}/audit-biased "
+            f"audit --model {place}/biased --dataset_dir {place}/planted --output_dir {place}/audit "
             f"--labels {LABEL} --num_images_per_label 20 {EDIT} {RESAMPLES}",
-            "audit-biased",
+            "audit/audit.json",
         ),
-        (
-            f"prepare counterfactuals --model {place}/biased --dataset_dir {place}/planted --output_dir {mended} "
-            f"--teacher truth --labels {LABEL} --num_images_per_label 60 {EDIT}",
-            "mended",
-        ),
-        (
-            f"train joint --unet_path {place}/biased/unet --dataset_dir {mended} --labelled_split "
-            f"{mended}/counterfactuals-split.json --output_dir {place}/repaired {TRAINING} {REPAIR}",
-            "repaired",
-        ),
+        _evaluation(place, "biased"),
     ]
-    for model in ("biased", "repaired"):
-        for data in ("free", "planted"):
-            folder = f"eval-{model}-{data}"
-            line = f"{evaluate} --model {place}/{model} --dataset_dir {place}/{data} --output_dir {place}/{folder}"
-            lines.append((f"{line} {RESAMPLES}", folder))
-    finished = {"audit-biased": "audit.json", "biased": "model_index.json", "repaired": "model_index.json"}
-    default = {"planted": "dataset_info.json", "free": "dataset_info.json", "mended": "dataset_info.json"}
-    return [(line, place / name / {**finished, **default}.get(name, "classification.json")) for line, name in lines]
+    for name, (num_lessons, options, only_pairs) in REPAIRS.items():
+        mended = f"{place}/mended-{name}"
+        split = f"--labelled_split {mended}/counterfactuals-split.json " if only_pairs else ""
+        lines += [
+            (
+                f"prepare counterfactuals --model {place}/biased --dataset_dir {place}/planted --output_dir {mended} "
+                f"--teacher truth --labels {LABEL} --num_images_per_label {num_lessons} {EDIT}",
+                f"mended-{name}/dataset_info.json",
+            ),
+            (
+                f"train joint --unet_path {place}/biased/unet --dataset_dir {mended} {split}--output_dir "
+                f"{place}/repaired-{name} {TRAINING} {options}",
+                f"repaired-{name}/model_index.json",
+            ),
+            _evaluation(place, f"repaired-{name}"),
+        ]
+    return [(line, place / done) for line, done in lines]
+
+
+def _evaluation(place: Path, model: str) -> tuple[str, str]:
+    """Of a model, on the test patients without markers."""
+    line = f"evaluate classification --model {place}/{model} --dataset_dir {place}/free --device cpu {RESAMPLES}"
+    return f"{line} --output_dir {place}/{model}-free", f"{model}-free/classification.json"
 
 
 def run(line: str) -> None:
@@ -87,38 +106,39 @@ def run(line: str) -> None:
 
 def results(place: Path) -> dict[str, Any]:
     """What came of it."""
-    finding = read_json(place / "audit-biased" / "audit.json")["findings"][LABEL]
-    found: dict[str, Any] = {}
-    for model in ("biased", "repaired"):
-        for data in ("free", "planted"):
-            figures = read_json(place / f"eval-{model}-{data}" / "classification.json")
-            others = [one["auroc"] for name, one in figures["per_label"].items() if name != LABEL]
-            found[f"{model}, {'without' if data == 'free' else 'with'} markers"] = {
-                f"auroc_{LABEL.lower()}": figures["per_label"][LABEL]["auroc"],
-                "auroc_other_findings": sum(others) / len(others),
-                "macro_auroc": figures["macro_auroc"],
-                "num_images": figures["num_images"],
-            }
-    before, after = (found[f"{model}, without markers"] for model in ("biased", "repaired"))
-    lessons = read_json(place / "mended" / "dataset_info.json")["notes"][-1]
+    audit = read_json(place / "audit" / "audit.json")
+    finding = audit["findings"][LABEL]
+    groups = {f"{one['key']}: {one['group']}": one["auroc"][LABEL] for one in audit["subgroups"]}
+    measured = [name for name in REPAIRS if (place / f"repaired-{name}-free" / "classification.json").is_file()]
+    found = {model: _without_markers(place, model) for model in ("biased", *(f"repaired-{name}" for name in measured))}
+    label, share = SHORTCUT.split(":")
     return {
-        "what": f"Phantoms with a marker that goes with {SHORTCUT.split(':')[0]} in {SHORTCUT.split(':')[1]} of the "
-        "images; the test patients with and without it are the same.",
+        "what": f"Phantoms with a marker that goes with {label} ({share} of the images with it, and the rest of those "
+        "without); figures without markers are of the same test patients drawn without any.",
         "command": "python benchmarks/shortcut.py --output_dir runs/shortcut",
         "audit": {
             "num_images": finding["num_images"],
             **finding["planted"],
-            "places": {one["name"]: one["share_of_images"] for one in finding["places"]},
+            "share_of_images_by_place": {one["name"]: one["share_of_images"] for one in finding["places"]},
             "suspect": [one["name"] for one in finding["places"] if one["is_suspect"]],
+            f"auroc_of_{LABEL}_with_markers_about": groups,
         },
-        "repair": {
-            "lessons": lessons,
-            "auroc": found,
-            "points_without_markers": {
-                name: 100 * (after[name] - before[name])
-                for name in (f"auroc_{LABEL.lower()}", "auroc_other_findings", "macro_auroc")
-            },
+        "auroc_without_markers": found,
+        "points_gained_by_repair": {
+            name: 100 * (found[f"repaired-{name}"][LABEL] - found["biased"][LABEL]) for name in measured
         },
+        "lessons": {name: read_json(place / f"mended-{name}" / "dataset_info.json")["notes"][-1] for name in measured},
+        "not_measured_yet": [name for name in REPAIRS if name not in measured],
+    }
+
+
+def _without_markers(place: Path, model: str) -> dict[str, float]:
+    figures = read_json(place / f"{model}-free" / "classification.json")
+    others = [one["auroc"] for name, one in figures["per_label"].items() if name != LABEL]
+    return {
+        LABEL: figures["per_label"][LABEL]["auroc"],
+        "other_findings": sum(others) / len(others),
+        "macro": figures["macro_auroc"],
     }
 
 
