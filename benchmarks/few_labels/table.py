@@ -23,7 +23,7 @@ from .problem import HeldOut
 
 
 # Each is compared with all that follow it.
-COMPARED = ("consolidated", "joint_consolidated", "diffusion_first", "joint")
+COMPARED = ("consolidated", "diffusion_first", "frozen_probe")
 NUM_RESAMPLES = 300
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # by method, then by draw
