@@ -15,8 +15,8 @@
 # Whoever may talk to a Ray cluster can run programs as you. Ray asks for a token, which `ray get-auth-token --generate`
 # writes once into your home folder for all nodes that share it.
 #
-# What was run: the driver with two actors on one machine, until SIGTERM stopped it after two thirds of a small dataset.
-# What was not: this file, SLURM, GPUs, several machines, and the loss of one (tests/explanation/ray_losses.py would show it).
+# What was run: the driver on two raylets on loopback, of which one was killed (tests/explanation/ray_losses.py).
+# What was not: this file, SLURM, GPUs, real machines.
 set -euo pipefail
 port=6379
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
