@@ -91,8 +91,8 @@ SECTIONS = {
         "Real images: a subset of ChestX-ray14", "A small model, minutes on one core.", _REAL
     ),
     "shortcut": Section(
-        "A shortcut found, and a repair that failed",
-        "One small model, one seed; the checkpoint in the package with a new head, 300 steps, then 80 of repair.",
+        "A shortcut found, and repairs that fall short",
+        "One small model, one seed: the packaged checkpoint with a new head, 300 steps, then 80 to 200 of repair.",
     ),
     "semi_supervised": Section("Options for few labels"),
     "consolidation": Section("Consolidation: what the model's own soft answers change"),
