@@ -83,6 +83,12 @@ def steps(place: Path) -> list[tuple[str, Path]]:
             "audit/audit.json",
         ),
         _evaluation(place, "biased"),
+        (
+            f"train joint --unet_path {place}/biased/unet --dataset_dir {place}/planted --output_dir {place}/control "
+            f"{TRAINING} {_GENTLY} --max_train_steps 100",
+            "control/model_index.json",
+        ),
+        _evaluation(place, "control"),
     ]
     for name, (num_lessons, edit, options, only_pairs) in REPAIRS.items():
         mended = f"{place}/mended-{name}"
@@ -123,7 +129,10 @@ def results(place: Path) -> dict[str, Any]:
     audit = read_json(place / "audit" / "audit.json")
     finding = audit["findings"][LABEL]
     groups = {f"{one['key']}: {one['group']}": one["auroc"][LABEL] for one in audit["subgroups"]}
-    found = {model: _without_markers(place, model) for model in ("biased", *(f"repaired-{name}" for name in REPAIRS))}
+    found = {
+        model: _without_markers(place, model)
+        for model in ("biased", "control", *(f"repaired-{name}" for name in REPAIRS))
+    }
     label, share = SHORTCUT.split(":")
     return {
         "what": f"Phantoms with a marker that goes with {label} ({share} of the images with it, and the rest of those "
