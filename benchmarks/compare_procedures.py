@@ -7,9 +7,9 @@ ACE, FastDiME, MaskDiME-like. Controls: the plain gradient in the region and at 
 white noise at that L1, and the null edits.
 
 Settings are chosen on the validation split, by the rule of `tune_procedure.py` and with no more trials for ours: the
-variant on the first model, the scales on each. The test images are edited once. Every image is of another patient, in
-either direction. What a procedure made of a model's images is kept in `--work_dir`, so that the same command goes on
-where it ended, and measures anew what is there:
+variant on the first model, the scales on each; our removals stop where calibration lets them. The test images are
+edited once. Every image is of another patient, in either direction. What a procedure made of a model's images is kept
+in `--work_dir`, so that the same command goes on where it ended, and measures anew what is there:
 
     OMP_NUM_THREADS=1 python benchmarks/compare_procedures.py --dataset_dir demo/phantoms --oracle_path demo/oracle \\
         --external_path runs/external --models demo/mediffusion-phantom runs/seed1 runs/seed2
@@ -90,9 +90,10 @@ class Workshop:
                 model = first.record(procedure.name, direction)
                 variants = procedure.variants if model is None else (without_scale(model["settings"]),)
                 trials = tune(self.bench("validation"), procedure, direction, variants)
-                edited = self.bench("test").edit(procedure, direction, trials[0].settings)
+                settings = {**trials[0].settings, **self.bench("validation").stop(procedure, direction)}
+                edited = self.bench("test").edit(procedure, direction, settings)
                 save_edited(path, edited)
-                record = {"settings": trials[0].settings, "trials": as_json(trials), "cpu_seconds": edited.cpu_seconds}
+                record = {"settings": settings, "trials": as_json(trials), "cpu_seconds": edited.cpu_seconds}
                 write_json(path.with_suffix(".json"), record)
             if self is first and not record.keys() >= set(COSTS):
                 costs = cost(self.bench("test"), procedure, direction, record["settings"])
@@ -189,8 +190,8 @@ def cost(bench: Bench, procedure: Procedure, direction: str, settings: dict[str,
 
 
 def without_scale(settings: dict[str, Any]) -> dict[str, Any]:
-    """A variant, as `Procedure` names it."""
-    return {name: value for name, value in settings.items() if name != "guidance_scale"}
+    """A variant, as `Procedure` names it: without what is chosen for each model."""
+    return {name: value for name, value in settings.items() if name not in ("guidance_scale", "stop_probability")}
 
 
 def slug(name: str) -> str:

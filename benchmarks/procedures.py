@@ -15,6 +15,7 @@ from peers import PEERS, change_images
 
 from mediffusion_diffusers.evaluation.counterfactual_selection import Selection
 from mediffusion_diffusers.evaluation.counterfactual_study import KEYWORDS, CounterfactualStudyRunner
+from mediffusion_diffusers.evaluation.guidance_calibration import median_without
 from mediffusion_diffusers.guidance import ExternalClassifier, build_target
 from mediffusion_diffusers.image_processor import normalize
 from mediffusion_diffusers.models.oracle_classifier import MIN_INPUT_SIZE, load_oracle
@@ -35,6 +36,7 @@ class Procedure:
         first_scales: where the search for the scale begins, by direction.
         peer: its name in `PEERS`; None for the pipeline with `variants` as its options.
         is_external: whether a classifier of pixels guides instead of the model's own head.
+        is_calibrated: whether removals stop where a calibrated checkpoint lets them.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Procedure:
     first_scales: dict[str, float]
     peer: str | None = None
     is_external: bool = False
+    is_calibrated: bool = False
 
 
 def _scales(remove: float, add: float) -> dict[str, float]:
@@ -66,8 +69,18 @@ _MIRRORED = {"views": "shifts_and_flips"}  # as these models were trained
 # What matters most first: a comparison that is cut short has it for all models. The two
 # nearest rivals have a variant more than ours: peers choose the least noise that they are offered.
 PROCEDURES = (
-    Procedure("ours, fast", ({"quality": "fast"}, {"quality": "fast", **_MIRRORED}), _scales(15.0, 4.0)),
-    Procedure("ours, best", ({"quality": "best"}, {"quality": "best", **_MIRRORED}), _scales(15.0, 4.0)),
+    Procedure(
+        "ours, fast",
+        ({"quality": "fast"}, {"quality": "fast", **_MIRRORED}),
+        _scales(15.0, 4.0),
+        is_calibrated=True,
+    ),
+    Procedure(
+        "ours, best",
+        ({"quality": "best"}, {"quality": "best", **_MIRRORED}),
+        _scales(15.0, 4.0),
+        is_calibrated=True,
+    ),
     Procedure("MaskDiME-like", (*_STRENGTHS, {"strength": 0.05}), _scales(3.0, 1.0), "MaskDiME-like"),
     Procedure("FastDiME", (*_STRENGTHS, {"strength": 0.05}), _scales(6.0, 2.0), "FastDiME"),
     Procedure(
@@ -180,6 +193,13 @@ class Bench:
         has_finding = self.runner.labels[rows] == (direction == "add")
         means = [real[has_finding[:, label], label].mean() for label in range(real.shape[1])]
         return float(np.mean([means[target] for target in self.chosen[direction].targets.tolist()]))
+
+    def stop(self, procedure: Procedure, direction: str) -> dict[str, Any]:
+        """Where our removals stop, as calibration stores it beside their scale; nothing for any other procedure."""
+        if direction != "remove" or not procedure.is_calibrated:
+            return {}
+        stop = median_without(self.runner.own_probabilities, self.runner.labels, self.chosen[direction].targets)
+        return {"stop_probability": {"away": stop}}
 
     def edit(
         self, procedure: Procedure, direction: str, settings: dict[str, Any], rows: slice | None = None
