@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..guidance import ExternalClassifier
+from ..hub import HubFailure
 from ..models.model_folder import local_model
 from ..models.oracle_classifier import OracleClassifier, load_oracle
 from ..models.xray_vision import XRAY_VISION_FILE, XRayVisionClassifier, check_independent
@@ -134,7 +135,10 @@ def load_judge(
     elif folder.exists() and not (folder / _PROCESSOR_FILE).is_file():
         return load_oracle(folder, device), folder
     else:
-        folder = local_model(path)
+        try:
+            folder = local_model(path)
+        except HubFailure as error:
+            raise HubFailure(f"`oracle_path` names no judge that can be had: {error}") from error
         external = ExternalClassifier.from_pretrained(str(folder))
     return OutsideJudge(external.to(device), label_names, names), folder
 

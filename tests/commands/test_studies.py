@@ -194,7 +194,7 @@ def test_oracles_that_do_not_fit(line_of, refused, tmp_path):
     assert "of 1 channels, but takes 3" in refused(
         "evaluate_counterfactuals", line_of("evaluate_counterfactuals", oracle_path=tmp_path / "colour")
     )
-    for path in ("nowhere", tmp_path):
+    for path in (tmp_path / "nowhere", tmp_path):
         assert "`oracle_path`" in refused(
             "evaluate_counterfactuals", line_of("evaluate_counterfactuals", oracle_path=path)
         )
