@@ -124,9 +124,8 @@ def create_json(path: str | os.PathLike[str], value: Any) -> bool:
     path = Path(path)
     if path.exists():
         return False
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
-    os.close(handle)
-    try:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX) as folder:
+        aside = Path(folder) / path.name
         write_json(aside, value)
         try:
             os.link(aside, path)
@@ -134,8 +133,6 @@ def create_json(path: str | os.PathLike[str], value: Any) -> bool:
             return False
         except OSError:  # a file system without links, where the last one of two that write at once is the first
             write_json(path, value)
-    finally:
-        os.unlink(aside)
     return True
 
 

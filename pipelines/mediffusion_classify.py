@@ -594,7 +594,10 @@ def calibrate_logits(logits: torch.Tensor, calibration: Mapping[str, Sequence[fl
 
     Args:
         logits: shape `(batch, num_labels)`.
-        calibration: of the checkpoint.
+        calibration: of the checkpoint, see `check_label_calibration`.
+
+    Returns:
+        Same shape.
     """
     slope, intercept = (logits.new_tensor(list(calibration[name])) for name in ("slope", "intercept"))
     return slope * logits + intercept
@@ -605,7 +608,10 @@ def calibrate_thresholds(thresholds: Sequence[float], calibration: Mapping[str, 
 
     Args:
         thresholds: in (0, 1), one per label.
-        calibration: of the checkpoint.
+        calibration: of the checkpoint, see `check_label_calibration`.
+
+    Returns:
+        As many, in (0, 1).
     """
     logits = torch.logit(torch.tensor([list(thresholds)], dtype=torch.float64))
     return calibrate_logits(logits, calibration).sigmoid()[0].tolist()

@@ -1571,6 +1571,9 @@ class ExternalClassifier(nn.Module):
 
         Args:
             pixels: as for `forward`.
+
+        Returns:
+            Shape `(batch, model's channels, height, width)`, on the model's device and in its precision.
         """
         weight = next((each for each in self.model.parameters() if each.is_floating_point()), pixels)
         images = (pixels.to(weight) + 1) / 2  # the model may lie elsewhere, or compute in another precision
