@@ -39,7 +39,7 @@ from .evaluations import Evaluation
 
 # In a card's provenance line; the rest stands in the JSON beside the model.
 _PROVENANCE = ("checkpoint", "oracle", "labelled_split_hash", "seed", "weights", "version")
-# What no script of the package measures.
+# What no card holds: `mediffusion audit` measures it, on a page of its own.
 _NEVER_MEASURED = ("subgroups (sex, age, view)",)
 
 
