@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures_page import RESULTS, ROOT, cell, number, table
+from results_text import RESULTS, ROOT, at, cell, number, table
 
 from mediffusion_diffusers.atomic_files import read_json, write_text
 from mediffusion_diffusers.notices import CARD_NOTICE, THRESHOLD_NOTICE
@@ -204,28 +204,21 @@ def _counterfactuals(about: Card, results: Mapping[str, Any]) -> Iterator[str]:
 def _study_rows(parts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """What was measured of the counterfactuals of each direction, and of the controls."""
 
-    def row(name: str, *path: str) -> list[str]:
-        cells = []
-        for part in parts:
-            value: Any = part
-            for key in path:
-                value = value.get(key) if isinstance(value, Mapping) else None
-            cells.append(cell(value) or "not measured")
-        return [name, *cells]
+    def row(name: str, path: str) -> list[str]:
+        return [name, *(cell(at(part, path)) or "not measured" for part in parts)]
 
-    gradient, noise = ("controls", "plain_gradient"), ("controls", "random_noise")
     return [
         row("edits", "num_images"),
-        row("own decision flips", "own", "flip_rate"),
-        row("95 % (Wilson, over images)", "own", "flip_rate_wilson_95"),
-        row("oracle Diff", "oracle", "diff"),
-        row("oracle Diff, plain gradient of the same size", *gradient, "oracle", "diff"),
-        row("oracle Diff, noise of the same size", *noise, "oracle", "diff"),
-        row("oracle Other diff", "oracle", "other_diff"),
-        row("oracle flips", "oracle", "flip_rate"),
-        row("L1 to the original", "change", "l1"),
-        row("L1 to the null edit", "change", "l1_vs_null"),
-        row("images with a box", "localisation", "vs_original", "num_images"),
+        row("own decision flips", "own.flip_rate"),
+        row("95 % (Wilson, over images)", "own.flip_rate_wilson_95"),
+        row("oracle Diff", "oracle.diff"),
+        row("oracle Diff, plain gradient of the same size", "controls.plain_gradient.oracle.diff"),
+        row("oracle Diff, noise of the same size", "controls.random_noise.oracle.diff"),
+        row("oracle Other diff", "oracle.other_diff"),
+        row("oracle flips", "oracle.flip_rate"),
+        row("L1 to the original", "change.l1"),
+        row("L1 to the null edit", "change.l1_vs_null"),
+        row("images with a box", "localisation.vs_original.num_images"),
     ]
 
 

@@ -9,20 +9,18 @@ A results file is shown by its structure: mappings of like mappings become table
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from procedure_table import table_of
+from readme_table import readme_table
+from results_text import RESULTS, ROOT, at, cell, number, table, words
 
 from mediffusion_diffusers.atomic_files import read_json, write_text
 
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "figures.md"
 README, MEASURED = ROOT / "README.md", ROOT / "docs" / "measured.md"
 BEGIN, END = "<!-- figures: written by `make figures-page` -->\n", "<!-- end of figures -->\n"
@@ -48,7 +46,6 @@ _LEFT_OUT = (
     "per_label",
     "versions",
 )
-_SMALLEST_WITH_SEPARATORS, _SMALLEST_WITHOUT_FRACTION = 10_000, 1000
 
 
 @dataclass(frozen=True)
@@ -117,45 +114,6 @@ SECTIONS = {
         "Two raylets on loopback: a worker, a machine, then the driver are killed.",
     ),
 }
-
-
-def number(value: float) -> str:
-    """Three significant digits; whole numbers whole."""
-    if isinstance(value, int) or value == int(value):
-        return f"{int(value):,}" if abs(value) >= _SMALLEST_WITH_SEPARATORS else str(int(value))
-    return f"{value:.3g}" if abs(value) < _SMALLEST_WITHOUT_FRACTION else f"{value:,.0f}"
-
-
-def cell(value: Any) -> str | None:
-    """A value that fits in a cell of a table, as text; `None` if it is more than that."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return number(value)
-    if isinstance(value, str):
-        return value.replace("|", "\\|").replace("<", "&lt;")
-    if isinstance(value, Mapping) and value.keys() == {"mean", "sd"}:
-        return f"{cell(value['mean'])} ± {cell(value['sd'])}"
-    if isinstance(value, Mapping) and value.keys() == {"estimate", "interval_95"}:
-        return f"{cell(value['estimate'])} {cell(value['interval_95'])}"
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(each, float) for each in value):
-        return f"({number(value[0])} to {number(value[1])})"
-    if isinstance(value, list) and all(isinstance(each, int | float | str) for each in value):
-        return ", ".join(str(cell(each)) for each in value)
-    return None
-
-
-def words(key: str) -> str:
-    """A key as words."""
-    return str(cell(key.replace("_", " ")))
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def like_rows(entries: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -229,14 +187,6 @@ def options_for_few_labels(results: Mapping[str, Any]) -> Iterator[str]:
     yield "\n".join(f"- {note}" for note in results["notes"]) + "\n"
 
 
-def at(results: Mapping[str, Any], path: str) -> Any:
-    """What lies at a dotted path, `None` if nothing does."""
-    value: Any = results
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
 def section(path: Path) -> Iterator[str]:
     """The blocks of one results file."""
     results = read_json(path)
@@ -265,109 +215,6 @@ def page(folder: Path = RESULTS) -> str:
         folder.glob("*.json"), key=lambda path: (order.index(path.stem) if path.stem in order else len(order), path)
     )
     return "\n".join([HEAD, *(block for path in found for block in section(path))])
-
-
-_DIRECTIONS = ("remove", "add")
-_OTHER_PAPERS = ("DiME", "ACE", "FastDiME", "MaskDiME-like")
-
-
-def _means(results: Any, name: str, figure: str) -> str:
-    """A figure of a procedure in `compare_procedures.json`, removing / adding."""
-    return " / ".join(f"{results['mean'][direction][name][figure]['mean']:.2f}" for direction in _DIRECTIONS)
-
-
-def _side_by_side(figure: str, results: Any) -> str:
-    """Ours, the best of the other papers' procedures in each direction, and the paper's."""
-    rivals = [
-        min(results["mean"][direction][name][figure]["mean"] for name in _OTHER_PAPERS) for direction in _DIRECTIONS
-    ]
-    best, fast, paper = (_means(results, name, figure) for name in ("ours, best", "ours, fast", "paper"))
-    rival = " / ".join(f"{each:.2f}" for each in rivals)
-    return f"best {best}, fast {fast}; the least of four other papers' {rival}; the paper's {paper}"
-
-
-def _against_the_gradient(results: Any) -> str:
-    pairs = [
-        results["differences"][f"{direction}: ours, best minus plain gradient in its region, as ours, best"]
-        for direction in _DIRECTIONS
-    ]
-    texts = {
-        figure: " / ".join(f"{pair[figure]['estimate']:+.2f} {cell(pair[figure]['interval_95'])}" for pair in pairs)
-        for figure in ("error", "cosine")
-    }
-    return f"error {texts['error']}; cosine to the true change {texts['cosine']}"
-
-
-def _cost(results: Any) -> str:
-    ratios = results["fast and best, paper"]["ratios_per_target"]
-    fast, best = (ratios[f"authors / {quality}, 1 target"] for quality in ("fast", "best"))
-    inversion = results["whole counterfactual, paper"]["ratios_per_target"]["authors / ours"]
-    return f"fast {fast:.0f} times less, best {best:.0f} (one round on a busy machine); the inversion {inversion:.0f}"
-
-
-def _auroc(results: Any) -> str:
-    found, split = results["classification"], results["labelled_split"]
-    interval = cell(found["interval_95_over_patients"])
-    return f"macro AUROC {number(found['macro_auroc'])} {interval} with {number(split['share'])} % of the labels"
-
-
-def _few_labels(results: Any) -> str:
-    """Ours, minus the same encoder and the strongest of the other networks."""
-    ours = "ours: diffusion, labels, consolidation"
-    pairs = {key.split(", minus ")[1]: row for key, row in results["differences"].items() if key.startswith(ours)}
-    others = {name: row for name, row in results["methods"].items() if not row["pre_trained_to_denoise"]}
-    encoder = "same encoder, labels alone"
-    rival = max(others, key=lambda name: others[name]["test_macro_auroc"]["mean"])
-    texts = [
-        f"{pairs[name]['points']['mean']:+.1f} {cell(pairs[name]['interval_95_over_draws'])} against {words(name)}"
-        for name in (encoder, rival)
-    ]
-    return f"macro AUROC {results['methods'][ours]['test_macro_auroc']['mean']:.3f}; points: " + ", ".join(texts)
-
-
-def _kills(results: Any) -> str:
-    kills = sum(result["num_kills"] for result in results["results"])
-    return f"{kills} kills, {'every result bit for bit the same' if results['bit_identical'] else 'results differ'}"
-
-
-# What the README's table says, in its order: the line, the file, and how its figure is put.
-README_ROWS: Sequence[tuple[str, str, Callable[[Any], str]]] = (
-    (
-        "Counterfactuals of phantoms: distance to the true one, 1 for not editing; removing / adding",
-        "compare_procedures",
-        partial(_side_by_side, "error"),
-    ),
-    (
-        "A detector of edits, AUROC, 0.5 if it cannot tell",
-        "compare_procedures",
-        partial(_side_by_side, "realism_auroc"),
-    ),
-    (
-        "Best, minus a plain gradient of the same size in the same region",
-        "compare_procedures",
-        _against_the_gradient,
-    ),
-    ("CPU time of one at the paper's shape, against the authors' procedure", "counterfactual_speed", _cost),
-    ("ISIC 2019, a subset, few labels: ours, and what it gains, over draws", "few_labels", _few_labels),
-    ("PneumoniaMNIST, small model", "real_data_pneumoniamnist", _auroc),
-    ("ISIC 2019, a subset, small model", "real_data_isic2019", _auroc),
-    ("ChestX-ray14, a subset, small model", "real_data_chestxray14", _auroc),
-    ("Trainings killed at random moments", "kill_matrix", _kills),
-    ("Explanations of datasets, likewise", "explain_kill_matrix", _kills),
-)
-
-
-def readme_table(folder: Path = RESULTS) -> str:
-    """The README's table. A row whose figures a file no longer holds is left out, and said so."""
-    rows = []
-    for line, name, put in README_ROWS:
-        try:
-            figure = put(read_json(folder / f"{name}.json"))
-        except KeyError as missing:
-            print(f"README row left out: {name}.json has no {missing}: {line}", file=sys.stderr)
-            continue
-        rows.append([line, figure, f"[{name}](benchmarks/results/{name}.json)"])
-    return table(["what", "measured", "file"], rows)
 
 
 def readme_with_table(text: str) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import cards
 import pytest
-from figures_page import BEGIN, END, number
+from figures_page import BEGIN, END
+from results_text import number
 
 from mediffusion_diffusers.reports.tables import format_value
 

@@ -9,13 +9,12 @@ from figures_page import (
     MEASURED,
     PAGE,
     README,
-    cell,
     measured_with_table,
-    number,
     page,
     readme_with_table,
     section,
 )
+from results_text import cell, number
 
 
 ROOT = Path(__file__).parents[2]
