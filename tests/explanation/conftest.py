@@ -63,3 +63,17 @@ def broken_rows(phantoms, tmp_path):
     folder.mkdir()
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), folder / "rows.parquet")
     return folder
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How many images each call of the pipeline got."""
+    sizes = []
+    call = MediffusionCounterfactualPipeline.__call__
+
+    def counted(self, image, *arguments, **kwargs):
+        sizes.append(len(image))
+        return call(self, image, *arguments, **kwargs)
+
+    monkeypatch.setattr(MediffusionCounterfactualPipeline, "__call__", counted)
+    return sizes

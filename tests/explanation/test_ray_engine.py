@@ -1,22 +1,15 @@
 """The actors of a Ray cluster make what one process makes; skipped without Ray (its extra is `ray`)."""
 
 import pytest
-from support.explanation import output_bytes
+from support.explanation import job, output_bytes
 
 from mediffusion_diffusers.device_options import DeviceOptions
 from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
-from mediffusion_diffusers.explanation.plan import ExplanationJob
 from mediffusion_diffusers.explanation.ray_engine import explain_dataset_with_ray
-from mediffusion_diffusers.explanation.request import ExplanationRequest
 from mediffusion_diffusers.explanation.worker import PipelineSource
 
 
 ON_CPU = DeviceOptions(device="cpu")
-
-
-def job(data, output_dir, **changes):
-    request = ExplanationRequest(away=("Cardiomegaly",), controls=False, **changes)
-    return ExplanationJob(str(data), output_dir, request, batch_size=3, chunk_rows=3, show_progress=False)
 
 
 def test_without_ray_it_is_said_what_to_install(pipeline_folder, phantoms, tmp_path, monkeypatch):

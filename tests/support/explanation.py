@@ -1,6 +1,7 @@
 """Sharded phantoms with good and bad rows, and what the shards of explanations hold."""
 
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from mediffusion_diffusers.data.pictures import encode_png
+from mediffusion_diffusers.explanation.plan import ExplanationJob
+from mediffusion_diffusers.explanation.request import ExplanationRequest
 
 from .sources import random_picture
 
@@ -56,3 +59,20 @@ def output_bytes(output_dir):
     return {
         path.relative_to(output_dir).as_posix(): path.read_bytes() for path in output_dir.rglob("*") if path.is_file()
     }
+
+
+def job(dataset, output_dir, batch_size=3, **changes):
+    """A quiet job that removes cardiomegaly, without controls, three rows a chunk; `changes` of request or job."""
+    of_job = {name: changes.pop(name) for name in list(changes) if name in ExplanationJob.__dataclass_fields__}
+    request = ExplanationRequest(**{"away": ("Cardiomegaly",), "controls": False, **changes})
+    return ExplanationJob(
+        str(dataset),
+        output_dir,
+        request,
+        **{"batch_size": batch_size, "chunk_rows": 3, "show_progress": False, **of_job},
+    )
+
+
+def manifest_of(output_dir):
+    """The manifest of an output folder."""
+    return json.loads((output_dir / "manifest.json").read_text())
