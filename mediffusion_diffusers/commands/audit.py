@@ -44,6 +44,7 @@ def run(options: Options, edit: Any, device_options: DeviceOptions, result_optio
     """
     from ..audit.audit import run_audit
     from ..evaluation.counterfactual_study import CounterfactualStudyRunner
+    from ..publishing.record import record_results
     from ..reports.pages.audit import write_audit
 
     options.check_pipeline_folder()
@@ -74,6 +75,7 @@ def run(options: Options, edit: Any, device_options: DeviceOptions, result_optio
                 print(f"{name}: {100 * planted['share_named']:.0f} % of {planted['num_images']} planted markers named")
     for sentence in audit.notes:
         note(f"Note: {sentence}")
+    note(record_results(options.pretrained_model_name_or_path, "audit", results))
     note(f"Page: {page}")
 
 

@@ -14,7 +14,7 @@ from ..privacy import is_local_path
 
 
 FOLDER = "evaluation"
-KINDS = ("classification", "calibration", "counterfactuals", "generation")  # in the order of a card
+KINDS = ("classification", "calibration", "counterfactuals", "generation", "audit")  # in the order of a card
 _NEEDED = ("data", "split", "checkpoint")
 
 
@@ -24,8 +24,8 @@ class Evaluation:
 
     Args:
         kind: one of `KINDS`.
-        results: content of `classification.json`, `guidance_calibration.json`, `counterfactuals.json` or
-            `generation.json`.
+        results: content of `classification.json`, `guidance_calibration.json`, `counterfactuals.json`,
+            `generation.json` or `audit.json`.
 
     Raises:
         ValueError: for another kind, or results whose provenance does not name data, split and checkpoint.

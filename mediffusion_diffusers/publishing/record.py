@@ -17,9 +17,9 @@ def record_results(pipeline_folder: str | Path, kind: str, results: Mapping[str,
 
     Args:
         pipeline_folder: folder of the evaluated pipeline, or its repository on the Hub.
-        kind: `"classification"`, `"calibration"`, `"counterfactuals"` or `"generation"`.
-        results: content of `classification.json`, `guidance_calibration.json`, `counterfactuals.json` or
-            `generation.json`.
+        kind: `"classification"`, `"calibration"`, `"counterfactuals"`, `"generation"` or `"audit"`.
+        results: content of `classification.json`, `guidance_calibration.json`, `counterfactuals.json`,
+            `generation.json` or `audit.json`.
 
     Returns:
         What was done, or why not, in a sentence for the user.

@@ -8,6 +8,13 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ..notices import THRESHOLD_NOTICE
+from ..reports.audit_tables import (
+    PLACE_CAPTION,
+    SUBGROUP_CAPTION,
+    all_places_table,
+    has_patient_groups,
+    subgroup_table,
+)
 from ..reports.generation_tables import (
     generation_caption,
     generation_introduction,
@@ -39,8 +46,6 @@ from .evaluations import Evaluation
 
 # In a card's provenance line; the rest stands in the JSON beside the model.
 _PROVENANCE = ("checkpoint", "oracle", "labelled_split_hash", "seed", "weights", "version")
-# What no card holds: `mediffusion audit` measures it, on a page of its own.
-_NEVER_MEASURED = ("subgroups (sex, age, view)",)
 
 
 def results_context(
@@ -135,6 +140,10 @@ def _shown(evaluation: Evaluation) -> dict[str, Any]:
         elif evaluation.kind == "generation":
             title = "Generated images"
             parts = [_shown_generation(results)]
+        elif evaluation.kind == "audit":
+            title = "Audit"
+            tables = [(subgroup_table(results), SUBGROUP_CAPTION), (all_places_table(results), PLACE_CAPTION)]
+            parts = [{"heading": "", "introduction": "Whom the model serves, and what it goes by.", "tables": tables}]
         else:
             title = "Counterfactuals"
             parts = [_shown_direction(name, results[name]) for name in HEADINGS if name in results]
@@ -208,4 +217,5 @@ def _not_measured(evaluations: Sequence[Evaluation], training_data: str | None) 
         yield "generation (KID, FID beside the real-against-real floor)"
     if not any(one.get("memorisation") for one in generated):
         yield "memorisation of training images"
-    yield from _NEVER_MEASURED
+    if not any(has_patient_groups(one.results) for one in held_out if one.kind == "audit"):
+        yield "subgroups (sex, age, view)"

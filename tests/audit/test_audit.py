@@ -25,6 +25,7 @@ def test_the_command_writes_page_and_figures(world, tmp_path, capsys):
     groups = {(group["key"], group["group"]): group["num_images"] for group in results["subgroups"]}
     assert groups["has_marker", "yes"] + groups["has_marker", "no"] == groups["all", "all"] == 24
     assert "planted markers named" in capsys.readouterr().out
+    assert (world / "pipeline" / "evaluation" / "audit-phantom-test.json").is_file()  # for its card
 
 
 def test_only_findings_that_are_asked_for_are_explained(runner):

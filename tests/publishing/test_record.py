@@ -6,11 +6,13 @@ import shutil
 from dataclasses import asdict, fields, make_dataclass
 from typing import Annotated
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.audit.subgroups import subgroup_aurocs
 from mediffusion_diffusers.evaluation.generation_study import study_generation
 from mediffusion_diffusers.evaluation.guidance_calibration import GuidanceTrial, write_guidance_defaults
 from mediffusion_diffusers.options import Range, option
@@ -139,6 +141,23 @@ def test_a_card_that_left_its_run_keeps_what_it_knows(folder, evaluated):
     card = card_of(folder)
     assert "| macro AUROC | 0.812 |" in card.text
     assert [result.dataset_split for result in card.data.eval_results] == ["validation", "test"]
+
+
+def test_an_audit_fills_the_card_and_says_whether_patients_were_told_apart(folder, evaluated):
+    labels, scores = np.tile([[0.0, 1.0], [1.0, 0.0]], (6, 1)), np.random.default_rng(0).random((12, 2))
+    place = {"name": "lower left", "share_of_images": 0.5, "share_of_energy": 0.4, "share_in_boxes": None}
+    findings = {"Mass": {"num_images": 2, "places": [{**place, "is_suspect": None}]}}
+    provenance = evaluated["classification"]["provenance"]
+    for key, is_missing in (("has_marker", True), ("sex", False)):
+        metadata = [{key: row % 4 < 2} for row in range(12)]
+        groups = subgroup_aurocs(labels, scores, metadata, list(map(str, range(12))), ["Mass", "Effusion"], 20)
+        results = {"subgroups": groups, "findings": findings, "notes": [], "provenance": provenance}
+        assert record_results(folder, "audit", results).startswith("Recorded beside the model")
+        text = card_of(folder).text
+        name = key.replace("_", " ")
+        assert f"| {name}: yes | 6 | {groups[2]['macro_auroc']['estimate']:.3f} |" in text
+        assert "| Mass | lower left | 0.500 | 0.400 | – | unknown |" in text
+        assert ("subgroups (sex, age, view): not measured" in text) == is_missing
 
 
 def test_what_cannot_be_recorded_is_told(folder, evaluated, tmp_path):

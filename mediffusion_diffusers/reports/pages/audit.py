@@ -8,6 +8,7 @@ from typing import Any
 
 from ...atomic_files import write_json
 from ...audit.audit import Audit, AuditedLabel
+from ..audit_tables import SUBGROUP_CAPTION, place_table, subgroup_table
 from ..pictures.audit import change_map, example_panel
 from ..pictures.drawing import save_picture
 from .counterfactual_study import shown_provenance
@@ -20,10 +21,6 @@ _HOW_TO_READ = (
     "can be, such as a corner with a marker, the classifier has learnt a shortcut. Places are the connected parts "
     "that hold 70 % of a change's energy. A place is suspect if it is changed in at least half of the images while "
     "less than a fifth of the change there lies within the finding's boxes; without boxes, look yourself."
-)
-_SUBGROUPS = (
-    "AUROC by what is known of patients and pictures. Groups that differ by more than their intervals are served "
-    "unequally; a marker that decides shows as a model that is worse within each of its groups than over all."
 )
 
 
@@ -43,7 +40,8 @@ def write_audit(audit: Audit, output_dir: str | Path) -> Path:
     provenance = results["provenance"]
     report = HtmlReport("Audit", f"{provenance['data']}, split {provenance['split']}")
     report.add_text(_HOW_TO_READ)
-    _add_subgroups(report, results)
+    report.add_section("Subgroups", SUBGROUP_CAPTION)
+    report.add_table(*subgroup_table(results), strong_rows=[0])
     for audited in audit.labels:
         _add_finding(report, audited, results["findings"][audited.label], folder)
     for note in audit.notes:
@@ -52,19 +50,6 @@ def write_audit(audit: Audit, output_dir: str | Path) -> Path:
     page = report.save(folder / PAGE_FILE)
     write_json(folder / RESULTS_FILE, results)  # last: it says that the audit is complete
     return page
-
-
-def _add_subgroups(report: HtmlReport, results: Mapping[str, Any]) -> None:
-    names = list(results["subgroups"][0]["auroc"])
-    rows = []
-    for group in results["subgroups"]:
-        macro = group["macro_auroc"]
-        name = "all" if group["key"] == "all" else f"{group['key'].replace('_', ' ')}: {group['group']}"
-        rows.append(
-            [name, group["num_images"], macro["estimate"], [macro["low"], macro["high"]], *group["auroc"].values()]
-        )
-    report.add_section("Subgroups", _SUBGROUPS)
-    report.add_table(["group", "images", "macro AUROC", "95 % interval", *names], rows, strong_rows=[0])
 
 
 def _add_finding(report: HtmlReport, audited: AuditedLabel, part: Mapping[str, Any], folder: Path) -> None:
@@ -85,15 +70,7 @@ def _add_finding(report: HtmlReport, audited: AuditedLabel, part: Mapping[str, A
     picture = change_map(audited, [place["box"] for place in part["places"]])
     save_picture(picture, folder / f"map-{stem}.png")
     report.add_figure(picture, "Brighter: more of the changes' energy. Boxes: the places below.", "Map of changes")
-    rows = [
-        [
-            *(place["name"], place["share_of_images"], place["share_of_energy"], place["share_in_boxes"]),
-            "unknown" if place["is_suspect"] is None else place["is_suspect"],
-        ]
-        for place in part["places"]
-    ]
-    columns = ["place", "share of images", "share of energy", "of it in the finding's boxes", "suspect"]
-    report.add_table(columns, rows)
+    report.add_table(*place_table(part))
     panel = example_panel(audited)
     save_picture(panel, folder / f"panel-{stem}.png")
     report.add_figure(panel, "The first of them, with the places that are named in each.", "Examples")
