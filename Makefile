@@ -75,6 +75,14 @@ phantom-checkpoint: install
 		--dataset_dir $(PHANTOM_RUN)-data --quality best
 	$(BIN)/python training/evaluate_classification.py --pretrained_model_name_or_path $(PHANTOM_BOX) \
 		--dataset_dir $(PHANTOM_RUN)-data --output_dir $(PHANTOM_RUN)-results
+	test -d $(PHANTOM_RUN)-oracle-data || $(BIN)/python training/prepare_dataset.py phantom --output_dir $(PHANTOM_RUN)-oracle-data \
+		--image_size 64 --num_train 3000 --num_validation 300 --num_test 0 --seed 1000
+	$(BIN)/python training/train_oracle.py --dataset_dir $(PHANTOM_RUN)-oracle-data --output_dir $(PHANTOM_RUN)-oracle \
+		--max_train_steps 800 --validation_steps 200 --checkpointing_steps 200 --resume_from_checkpoint latest
+	$(BIN)/python training/evaluate_counterfactuals.py --pretrained_model_name_or_path $(PHANTOM_BOX) \
+		--dataset_dir $(PHANTOM_RUN)-data --oracle_path $(PHANTOM_RUN)-oracle --output_dir $(PHANTOM_RUN)-counterfactuals \
+		--num_images_per_label 12
+	rm -f $(PHANTOM_BOX)/.lock $(PHANTOM_BOX)/guidance_calibration.json  # evaluation/ holds the same
 	$(BIN)/python docs/draw_example.py
 	$(BIN)/python docs/execute_notebooks.py
 

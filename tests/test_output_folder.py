@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from mediffusion_diffusers.output_folder import claimed_folder, try_writing
+from mediffusion_diffusers.output_folder import LOCK_FILE, claimed_folder, try_writing, writable_folder
 
 
 def test_a_folder_is_made_and_left_empty(tmp_path):
@@ -37,3 +37,24 @@ def test_a_second_run_is_refused_and_a_killed_one_lets_go(tmp_path):
     holder.wait()
     with claimed_folder(tmp_path) as folder:
         assert folder == tmp_path
+
+
+@pytest.mark.parametrize("folder", [writable_folder, claimed_folder])
+def test_a_run_that_fails_at_once_leaves_no_empty_folder(tmp_path, folder):
+    with pytest.raises(ValueError, match="mistyped"), folder(tmp_path / "new" / "results"):
+        raise ValueError("mistyped")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="mistyped"), folder(tmp_path):  # what was there before stays
+        raise ValueError("mistyped")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="late"), folder(tmp_path / "new" / "results") as place:
+        (place / "half").write_text("kept")
+        raise ValueError("late")
+    assert (tmp_path / "new" / "results" / "half").read_text() == "kept"
+
+
+def test_a_refused_run_takes_nothing_from_the_one_that_holds_the_folder(tmp_path):
+    with claimed_folder(tmp_path / "results") as place:
+        with pytest.raises(ValueError, match="in use by another run"), claimed_folder(place):
+            pass
+        assert [path.name for path in place.iterdir()] == [LOCK_FILE]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ..atomic_files import write_text
 from ..device_options import DeviceOptions
 from ..option_parser import OptionParser
 from ..options import check_options, option, required
-from ..output_folder import try_writing
+from ..output_folder import writable_folder
 from .command import Command, ResultOptions, first_paragraph
 from .input_images import IMAGES_HELP, ModelOptions, read_images
 from .results import json_text, note, say_result
@@ -54,15 +55,30 @@ def run(options: Options, model: ModelOptions, device_options: DeviceOptions, re
         ValueError: for arguments or files that cannot be used.
         OSError: if a file cannot be read or written, or the Hub cannot be reached.
     """
+    with nullcontext() if options.output is None else writable_folder(options.output.parent, "output"):
+        result, problems = _classify(options, model, device_options)
+        for problem in problems:
+            note(f"Not classified: {problem}")
+        is_json = result_options.json if options.output is None else options.output.suffix.lower() == ".json"
+        if options.output is not None:
+            write_text(options.output, json_text(result) if is_json else _table(result))
+            note(f"Written: {options.output}")
+    if result_options.json:
+        say_result(result)
+    elif options.output is None:
+        sys.stdout.write(_table(result))
+    return 1 if problems else 0
+
+
+def _classify(
+    options: Options, model: ModelOptions, device_options: DeviceOptions
+) -> tuple[dict[str, Any], list[str]]:
+    """Thresholds and a row per image, and a sentence for each image that cannot be read."""
     from ..pipelines import MediffusionClassifyPipeline
 
-    if options.output is not None:
-        try_writing(options.output.parent, "output")
     device, dtype = device_options.choose()
     pipe = model.load(MediffusionClassifyPipeline, dtype, device)
     images, files, problems = read_images(options.images, pipe.image_processor.config.channels)
-    for problem in problems:
-        note(f"Not classified: {problem}")
     pipe.set_progress_bar_config(disable=len(images) <= options.batch_size)
     output = pipe(images, batch_size=options.batch_size, calibrated=options.calibrated)
     rows = [
@@ -73,16 +89,8 @@ def run(options: Options, model: ModelOptions, device_options: DeviceOptions, re
         }
         for file, labels, probabilities in zip(files, output.labels, output.probabilities, strict=True)
     ]
-    result = {"thresholds": dict(zip(output.label_names, output.thresholds, strict=True)), "images": rows}
-    is_json = result_options.json if options.output is None else options.output.suffix.lower() == ".json"
-    if options.output is not None:
-        write_text(options.output, json_text(result) if is_json else _table(result))
-        note(f"Written: {options.output}")
-    if result_options.json:
-        say_result(result)
-    elif options.output is None:
-        sys.stdout.write(_table(result))
-    return 1 if problems else 0
+    thresholds = dict(zip(output.label_names, output.thresholds, strict=True))
+    return {"thresholds": thresholds, "images": rows}, problems
 
 
 def _table(result: dict[str, Any]) -> str:

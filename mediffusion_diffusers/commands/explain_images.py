@@ -9,6 +9,7 @@ Instead of files, `--dataset_dir` takes the first images of a prepared dataset t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,7 @@ from ..counterfactual_options import given_options
 from ..device_options import DeviceOptions
 from ..option_parser import OptionParser
 from ..options import Range, check_options, option
-from ..output_folder import claimed_folder
+from ..output_folder import claimed_folder, writable_folder
 from .command import Command, ResultOptions
 from .input_images import EXAMPLE, IMAGES_HELP, ModelOptions, read_images
 from .results import note, say_result, write_results
@@ -112,7 +113,8 @@ def run(
     if not options.images and options.dataset_dir is None and model.pretrained_model_name_or_path != EXAMPLE:
         raise ValueError(f"Name the `images`, a `dataset_dir`, or `--model {EXAMPLE}` for the example's own.")
     device, dtype = device_options.choose()
-    with claimed_folder(options.output_dir) as folder:
+    dicom_out = nullcontext() if options.dicom_out is None else writable_folder(options.dicom_out, "dicom_out")
+    with claimed_folder(options.output_dir) as folder, dicom_out:
         pipe = model.load(MediffusionCounterfactualPipeline, dtype, device)
         CounterfactualSettings.resolve(edit.given(), pipe.unet.config.guidance_defaults, pipe.scheduler)
         if options.label not in pipe.label_names:

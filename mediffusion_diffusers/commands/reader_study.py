@@ -19,7 +19,7 @@ from ..counterfactual_options import given_options
 from ..device_options import DeviceOptions
 from ..option_parser import OptionParser
 from ..options import Range, check_options, option, required
-from ..output_folder import claimed_folder, try_writing
+from ..output_folder import claimed_folder, try_writing, writable_folder
 from .command import Command, ResultOptions, first_paragraph
 from .input_images import EXAMPLE, ModelOptions
 from .results import note, say_result, write_results
@@ -114,8 +114,7 @@ def make(
     from ..reports.pages.questionnaire import write_questionnaire
 
     key_file = options.key_place()
-    try_writing(key_file.parent, "key_file")
-    with claimed_folder(options.output_dir) as folder:
+    with writable_folder(key_file.parent, "key_file"), claimed_folder(options.output_dir) as folder:
         if options.table is not None:
             pairs = read_table(options.table)
         elif options.images_dir is not None:

@@ -6,13 +6,13 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic_files import write_json
-from ..output_folder import LOCK_FILE, claimed_folder
+from ..output_folder import LOCK_FILE, claimed_folder, missing_folders, remove_empty
 from .listing import Listing
 from .schema import INFO_FILE, SPLITS, UNKNOWN_LABEL, DatasetInfo, features
 from .summary import demographics
@@ -195,6 +195,7 @@ def _workplace(folder: Path) -> Iterator[Path]:
     What a killed run left in it is removed; a dataset that it had just put aside gets its name back.
     """
     place = folder.parent / f".{folder.name}.writing"
+    made = missing_folders(place)
     with claimed_folder(place):
         if (place / _PREVIOUS).exists() and not folder.exists():
             os.replace(place / _PREVIOUS, folder)
@@ -208,8 +209,7 @@ def _workplace(folder: Path) -> Iterator[Path]:
         finally:
             _clear(place)
             (place / LOCK_FILE).unlink(missing_ok=True)
-            with suppress(OSError):  # another run has just come
-                place.rmdir()
+            remove_empty([place, *made])  # unless another run has just come
 
 
 def _clear(place: Path) -> None:

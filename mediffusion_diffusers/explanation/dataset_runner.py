@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ..output_folder import try_writing
+from ..output_folder import writable_folder
 from ..stop_request import StoppedBySignal, StopRequest
 from .chunk import Chunk
-from .plan import ExplanationJob, make_plan
+from .plan import ExplanationJob, Plan, make_plan
 from .progress import StoreProgress, Summary, say_stopped, summarise
 from .worker import ChunkWorker, measure_seconds
 
@@ -42,10 +42,7 @@ def explain_dataset(pipe: Any, job: ExplanationJob, device: torch.device | None 
     pipe.set_progress_bar_config(disable=True)
     stop = StopRequest()
     with stop.listening():
-        _made_by_the_first(accelerator, lambda: try_writing(job.output_dir))
-        plan = _made_by_the_first(
-            accelerator, lambda: make_plan(pipe, job, lambda job, chunk: measure_seconds(pipe, job, chunk))
-        )
+        plan = _made_by_the_first(accelerator, lambda: _make_plan(pipe, job))
         began = time.monotonic()
         worker = ChunkWorker(pipe, plan)
         progress = StoreProgress(plan, worker.store, job.show_progress and accelerator.is_main_process)
@@ -73,6 +70,12 @@ def explain_dataset(pipe: Any, job: ExplanationJob, device: torch.device | None 
     if not accelerator.is_main_process:
         return None
     return summarise(plan, worker.store, unreadable, accelerator.num_processes, began)
+
+
+def _make_plan(pipe: Any, job: ExplanationJob) -> Plan:
+    """Try the output folder and plan; a job that cannot be planned leaves no new folder behind."""
+    with writable_folder(job.output_dir):
+        return make_plan(pipe, job, lambda job, chunk: measure_seconds(pipe, job, chunk))
 
 
 def _dealt(

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..output_folder import try_writing
+from ..output_folder import writable_folder
 from ..stop_request import StoppedBySignal, StopRequest
 from .chunk import Chunk
 from .plan import ExplanationJob, Plan, make_plan
@@ -250,13 +250,12 @@ def explain_dataset_with_ray(source: PipelineSource, job: ExplanationJob, num_wo
         OSError: if the cluster or the Hub cannot be reached or the output cannot be written.
         StoppedBySignal: after SIGTERM or Ctrl-C.
     """
-    try_writing(job.output_dir)
     source, job = _with_whole_paths(source, job)
     # The driver asks the model nothing: its machine may have no GPU.
     here = replace(source, device_options=replace(source.device_options, device="cpu"))
     pipe, _ = here.load()
     stop = StopRequest()
-    with _cluster(), stop.listening():
+    with writable_folder(job.output_dir), _cluster(), stop.listening():
         crew = Crew(source, num_workers)
         try:
             plan = make_plan(pipe, job, crew.measure)

@@ -249,3 +249,30 @@ def test_defaults_of_prepare_are_those_of_its_functions(command, function):
     }
     both = {name for name in named.keys() & library.keys() if named[name] is not None}
     assert both and {name: named[name] for name in both} == {name: library[name] for name in both}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "explain scans --model model --away Cardiomegly --output_dir {out} --dicom_out {out}/dicom",
+        "generate --model model --towards Cardiomegly --output_dir {out}",
+        "classify missing.png --model model --output {out}/table.csv",
+        "explain-dataset --dataset scans --model model --away Cardiomegly --output_dir {out} --device cpu",
+        "evaluate classification --model model --dataset_dir missing --output_dir {out}",
+        "evaluate counterfactuals --model model --dataset_dir missing --output_dir {out}",
+        "evaluate generation --model model --dataset_dir missing --oracle_path missing --output_dir {out}",
+        "audit --model model --dataset_dir missing --output_dir {out}",
+        "reproduce --run missing --output_dir {out}",
+        "reader-study make --table missing.csv --output_dir {out} --key_file {out}-keys/key.json",
+        "reader-study plot missing.csv --output_dir {out}",
+        "prepare imagefolder --source_dir missing --output_dir {out}",
+        "prepare split --dataset_dir missing --share 10 --output {out}/split.json",
+        "train joint --preset phantom --dataset_dir missing --output_dir {out}",
+        "train oracle --dataset_dir missing --output_dir {out}",
+    ],
+    ids=lambda line: " ".join(line.split()[:2]),
+)
+def test_a_wrong_argument_leaves_no_empty_folder(line, run, here):
+    code, _, error = run(*line.format(out=here / "new" / "results").split())
+    assert code == 1 and ("Cardiomegly" if "Cardiomegly" in line else "missing") in error
+    assert not here.exists()
