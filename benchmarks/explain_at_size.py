@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from mediffusion_diffusers.data.input_shards import InputShard
 from mediffusion_diffusers.explanation.chunk import Chunk, cut
-from mediffusion_diffusers.explanation.input_shards import InputShard
 from mediffusion_diffusers.explanation.ray_engine import Dealer
 
 

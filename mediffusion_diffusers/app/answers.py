@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..data import open_image
 from ..dicom_export import Source
-from ..explanation.agreement import Agreement, repeat_counterfactual
+from ..evaluation.agreement import Agreement, repeat_counterfactual
 from ..image_processor import denormalize
 from ..pipelines import MediffusionClassifyPipeline, MediffusionCounterfactualPipeline
 from ..pipelines.outputs import MediffusionClassifyPipelineOutput, MediffusionCounterfactualPipelineOutput

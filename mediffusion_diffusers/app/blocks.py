@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..explanation.agreement import Agreement
+from ..evaluation.agreement import Agreement
 from ..notices import PAGE_NOTICE, PICTURE_NOTICE
 from ..regions import region_to_pixels
 from ..reports.pages.explanations import READ_CONTROLS, SMOOTH_FROM, picture_marks

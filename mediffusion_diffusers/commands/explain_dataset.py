@@ -109,7 +109,7 @@ def job_of(options: Options, edit: Any, environment: Mapping[str, str]) -> Expla
     Raises:
         ValueError: for arguments that cannot work.
     """
-    from ..explanation.input_rows import InputColumns
+    from ..data.input_rows import InputColumns
     from ..explanation.plan import ExplanationJob
 
     num_tasks, task_index = job_array_place(options.num_shards, options.shard_index, environment)

@@ -10,8 +10,8 @@ import datasets
 import numpy as np
 import torch
 
+from ..data.input_rows import InputRow, read_picture
 from ..data.schema import label_matrix, load_info, load_prepared
-from ..explanation.input_rows import InputRow, read_picture
 
 
 _SHOWN = 5  # reasons in a note

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import torch
 
+from ..data.input_rows import InputRow, RowReader, read_picture
+from ..data.input_shards import InputShard
 from ..item_boundary import reason
-from .input_rows import InputRow, RowReader, read_picture
-from .input_shards import InputShard
 
 
 MAX_CHUNK_ROWS = 512

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.difference_image import encode_difference
+from ..data.input_rows import InputRow
 from ..data.pictures import encode_png
 from ..image_processor import numpy_to_pil
 from ..item_boundary import reason
 from ..pipelines.base import NotFiniteError
 from .chunk import NOT_FINITE, Explainer, Picture, Rows
 from .classification import classifier_of
-from .difference_image import encode_difference
-from .input_rows import InputRow
 from .request import row_generator
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..data.difference_image import DIFFERENCE_PRECISION, ENCODING
+from ..data.input_rows import InputColumns
+from ..data.input_shards import InputDataset, InputShard, UnreadableShardError, find_dataset, inspect_shards
 from .chunk import MAX_CHUNK_ROWS, Chunk, cut
 from .classification import ClassificationRequest
-from .difference_image import DIFFERENCE_PRECISION, ENCODING
-from .input_rows import InputColumns
-from .input_shards import InputDataset, InputShard, UnreadableShardError, find_dataset, inspect_shards
 from .request import ExplanationRequest, run_identity
 from .store import ChunkStore
 

@@ -13,9 +13,9 @@ import torch
 
 from ..choices import RowRule
 from ..counterfactual_options import given_options
+from ..data.input_rows import InputRow
 from ..guidance import build_target
 from ..version import __version__
-from .input_rows import InputRow
 
 
 # The pipeline's options as one value holds for a whole dataset; what is not given is the checkpoint's.

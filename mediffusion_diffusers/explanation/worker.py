@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from ..data.input_rows import RowReader
+from ..data.input_shards import UnreadableShardError
 from ..device_options import DeviceOptions
 from ..pipelines import MediffusionCounterfactualPipeline
 from .chunk import Chunk, Explainer, explain_chunk
 from .classification import ClassificationExplainer, ClassificationRequest
 from .counterfactuals import CounterfactualExplainer
-from .input_rows import RowReader
-from .input_shards import UnreadableShardError
 from .plan import ExplanationJob, Plan, Request
 
 

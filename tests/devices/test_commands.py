@@ -19,7 +19,7 @@ from mediffusion_diffusers.commands import (
     explain_dataset,
 )
 from mediffusion_diffusers.data.phantom import PHANTOM_LABELS
-from mediffusion_diffusers.explanation.agreement import repeat_counterfactual
+from mediffusion_diffusers.evaluation.agreement import repeat_counterfactual
 from mediffusion_diffusers.models.oracle_classifier import OracleClassifier
 from mediffusion_diffusers.reports.image_explanations import explain_images
 

@@ -4,10 +4,10 @@ import pyarrow.parquet as pq
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 from support.components import tiny_pipeline
-from support.explanation import bad_pictures, with_broken_exif, write_shards
+from support.explanation import bad_pictures, prepare_sharded_phantoms, with_broken_exif
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
-from mediffusion_diffusers.data.phantom import PHANTOM_LABELS, prepare_phantoms
+from mediffusion_diffusers.data.phantom import PHANTOM_LABELS
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +43,7 @@ def pipe(pipeline_folder):
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory):
-    """A prepared dataset of 30 training phantoms of 16x16 pixels in four files, and 6 validation phantoms in one."""
-    folder = tmp_path_factory.mktemp("phantoms") / "data"
-    prepare_phantoms(folder, 30, 6, 0, image_size=16, show_progress=False)
-    write_shards(folder, "train", num_shards=4)
-    return folder
+    return prepare_sharded_phantoms(tmp_path_factory.mktemp("phantoms") / "data")
 
 
 @pytest.fixture

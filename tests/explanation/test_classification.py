@@ -6,10 +6,10 @@ import torch
 from support.explanation import output_table
 
 from mediffusion_diffusers import MediffusionClassifyPipeline, MediffusionModel
+from mediffusion_diffusers.data.input_rows import RowReader, read_picture
+from mediffusion_diffusers.data.input_shards import find_dataset, inspect_shards
 from mediffusion_diffusers.explanation.classification import ClassificationRequest
 from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
-from mediffusion_diffusers.explanation.input_rows import RowReader, read_picture
-from mediffusion_diffusers.explanation.input_shards import find_dataset, inspect_shards
 from mediffusion_diffusers.explanation.plan import ExplanationJob
 from mediffusion_diffusers.explanation.request import row_generator
 

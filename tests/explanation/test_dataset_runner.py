@@ -9,10 +9,10 @@ import torch
 from support.explanation import bad_pictures, job, manifest_of, output_bytes, output_table
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.data.difference_image import decode_difference
+from mediffusion_diffusers.data.input_shards import InputShard
 from mediffusion_diffusers.explanation import plan
 from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
-from mediffusion_diffusers.explanation.difference_image import decode_difference
-from mediffusion_diffusers.explanation.input_shards import InputShard
 
 
 def test_every_shard_has_its_explanations(pipe, phantoms, tmp_path):

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 from explain_at_size import Machines, StaticDealer, chunks_of, simulate
 
+from mediffusion_diffusers.data.input_shards import InputShard
 from mediffusion_diffusers.explanation.chunk import Chunk
-from mediffusion_diffusers.explanation.input_shards import InputShard
 from mediffusion_diffusers.explanation.ray_engine import Dealer
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from mediffusion_diffusers.data.phantom import prepare_phantoms
 from mediffusion_diffusers.data.pictures import encode_png
 from mediffusion_diffusers.explanation.plan import ExplanationJob
 from mediffusion_diffusers.explanation.request import ExplanationRequest
@@ -52,6 +53,13 @@ def output_table(output_dir):
     """All rows of the finished shards, in the order of the shards' names."""
     paths = sorted(path for path in output_dir.rglob("*.parquet"))
     return pa.concat_tables(pq.read_table(path).replace_schema_metadata(None) for path in paths)
+
+
+def prepare_sharded_phantoms(folder):
+    """A prepared dataset of 30 training phantoms of 16x16 pixels in four files, and 6 validation phantoms in one."""
+    prepare_phantoms(folder, 30, 6, 0, image_size=16, show_progress=False)
+    write_shards(folder, "train", num_shards=4)
+    return folder
 
 
 def output_bytes(output_dir):

@@ -7,15 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 from support.explanation import bad_pictures
 
-from mediffusion_diffusers.data.phantom import PHANTOM_LABELS
-from mediffusion_diffusers.data.pictures import open_picture
-from mediffusion_diffusers.explanation.input_rows import InputColumns, InputRow, RowReader, read_picture, read_rows
-from mediffusion_diffusers.explanation.input_shards import (
+from mediffusion_diffusers.data.input_rows import InputColumns, InputRow, RowReader, read_picture, read_rows
+from mediffusion_diffusers.data.input_shards import (
     InputShard,
     UnreadableShardError,
     find_dataset,
     inspect_shards,
 )
+from mediffusion_diffusers.data.phantom import PHANTOM_LABELS
+from mediffusion_diffusers.data.pictures import open_picture
 from mediffusion_diffusers.image_processor import MediffusionImageProcessor, denormalize
 
 

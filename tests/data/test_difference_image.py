@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mediffusion_diffusers.explanation.difference_image import (
+from mediffusion_diffusers.data.difference_image import (
     DIFFERENCE_PRECISION,
     decode_difference,
     encode_difference,

@@ -5,7 +5,7 @@ import pytest
 from support.components import random_pil, tiny_pipeline
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
-from mediffusion_diffusers.explanation.agreement import repeat_counterfactual
+from mediffusion_diffusers.evaluation.agreement import repeat_counterfactual
 
 
 FAST = {"away": "Mass", "num_inference_steps": 3, "guidance_scale": 100.0}

@@ -16,8 +16,8 @@ from typing import BinaryIO, TypeVar, cast
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from ..data.schema import INFO_FILE
 from ..privacy import without_tokens
+from .schema import INFO_FILE
 
 
 HUB_PREFIX = "hf://"

@@ -5,7 +5,7 @@ from support.components import random_pil, tiny_pipeline
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
-from mediffusion_diffusers.explanation.guidance_comparison import compare_guidance
+from mediffusion_diffusers.evaluation.guidance_comparison import compare_guidance
 
 
 def test_each_mode_moves_its_own_classifier_and_both_are_reported():

@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from ..data.pictures import encode_png
+from .pictures import encode_png
 
 
 ZERO_LEVEL = 32768  # the grey level of "no change"

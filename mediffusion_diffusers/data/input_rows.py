@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ..data.pictures import open_picture
-from ..data.schema import UNKNOWN_LABEL
 from ..image_processor import pil_to_tensor
 from ..item_boundary import reading, reason
 from .input_shards import InputShard, UnreadableShardError, reading_shard
+from .pictures import open_picture
+from .schema import UNKNOWN_LABEL
 
 
 READ_ROWS = 32  # rows read from a file at once
