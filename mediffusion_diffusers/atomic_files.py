@@ -136,9 +136,18 @@ def create_json(path: str | os.PathLike[str], value: Any) -> bool:
     return True
 
 
+def remove(path: str | os.PathLike[str]) -> None:
+    """Delete a file, a folder with all that is in it, or a link but not what it points to; nothing may be there."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _replace_folder(temporary: Path, folder: Path) -> None:
     """Give `temporary` the name `folder`."""
-    if not folder.exists():
+    if not os.path.lexists(folder):
         os.replace(temporary, folder)
         return
     previous = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.previous-", suffix=SUFFIX))

@@ -10,6 +10,7 @@ from mediffusion_diffusers.atomic_files import (
     new_file,
     new_folder,
     read_json,
+    remove,
     write_bytes,
     write_json,
     write_text,
@@ -108,3 +109,25 @@ def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path):
             write_text(tmp_path / name, "text")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and (tmp_path / "link").is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
+
+
+def test_a_link_is_removed_and_not_what_it_points_to(tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("kept")
+    names = ("folder", "file", "to a folder", "to a file", "to nothing")
+    folder, file, *links = (tmp_path / name for name in names)
+    (folder / "in it").mkdir(parents=True)
+    file.write_text("")
+    for link, target in zip(links, (kept, kept / "file", tmp_path / "nowhere"), strict=True):
+        link.symlink_to(target)
+    for name in (*names, "not there"):
+        remove(tmp_path / name)
+    assert os.listdir(tmp_path) == ["kept"] and (kept / "file").read_text() == "kept"
+
+
+def test_a_folder_takes_the_place_of_a_link_to_nothing(tmp_path):
+    (tmp_path / "folder").symlink_to(tmp_path / "nowhere")
+    with new_folder(tmp_path / "folder") as aside:
+        (aside / "file").write_text("new")
+    assert (tmp_path / "folder" / "file").read_text() == "new" and not (tmp_path / "folder").is_symlink()

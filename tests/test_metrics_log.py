@@ -19,6 +19,13 @@ def test_records_after_the_resumed_step_are_dropped(tmp_path):
     assert path.read_text() == ""
 
 
+def test_a_damaged_line_costs_no_other(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = (b'{"step": 2}', b"\xff\xfe", b"3", b'{"loss": 1}', b'{"step": null}', b"[" * 100_000, b'{"step": 4}')
+    path.write_bytes(b"\n".join(lines))
+    assert [record["step"] for record in read_metrics(path)] == [2, 4]
+
+
 def test_lines_are_valid_json(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.append({"step": 1, "loss": float("nan"), "name": "x"})

@@ -203,7 +203,7 @@ def _question_fields(desk: Desk) -> tuple[dict[str, Any], gr.Button]:
             0.01, 0.5, 0.1, step=0.01, label="Probability of what is removed", visible=False,
             info="What is added goes to its complement.",
         )  # fmt: skip
-        scale = max(recommended_scale(desk.pipe, {name: None}) for name in _directions(settings.guidance_scale))
+        scale = max(recommended_scale(desk.pipe, {name: None}) for name in _directions(settings.guidance_scale)) or 1.0
         by_hand = [
             gr.Slider(0, 4 * scale, scale, label="Guidance scale", visible=False),
             gr.Slider(0.05, 1, settings.strength, step=0.05, label="Strength (way back into noise)", visible=False),

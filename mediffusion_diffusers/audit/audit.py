@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ..data.metadata import read_metadata
 from ..evaluation.classification import nan_to_none
 from ..evaluation.counterfactual_selection import SELECTION_RULE, Selection, select_images
 from ..evaluation.counterfactual_study import CounterfactualStudyRunner
@@ -81,7 +81,7 @@ def run_audit(
     Raises:
         ValueError: for an unknown finding, or if there is nothing to look at.
     """
-    metadata = [json.loads(text) for text in runner.dataset["metadata"]]
+    metadata = [read_metadata(text) for text in runner.dataset["metadata"]]
     chosen = select_labels(runner, "remove", labels, num_images_per_label)
     if not len(chosen):
         raise ValueError(f"No image of split {runner.split!r} fits: {SELECTION_RULE['remove']}.")
@@ -98,7 +98,7 @@ def run_audit(
         part = Selection(chosen.rows[of_label], chosen.targets[of_label])
         made = runner.explain(part, "remove")
         energies = energy_of_change(made.images, made.originals)
-        markers = [metadata[row].get("marker") for row in part.rows.tolist()]
+        markers = [planted_box(metadata[row]) for row in part.rows.tolist()]
         boxes = [[box for box in runner.boxes[row] if int(box["label"]) == column] for row in part.rows.tolist()]
         results = {"num_images": len(part), **_places(energies, boxes), **_planted(energies, markers)}
         audit.labels.append(AuditedLabel(runner.label_names[column], made, energies, results))
@@ -151,6 +151,12 @@ def _places(energies: np.ndarray, boxes: list[list[dict[str, float]]]) -> dict[s
             names[name] = names.get(name, 0) + 1
     by_name = {name: count / len(energies) for name, count in sorted(names.items(), key=lambda one: -one[1])}
     return {"places": places, "share_of_images_by_place": by_name}
+
+
+def planted_box(metadata: Mapping[str, Any]) -> dict[str, float] | None:
+    """The box of a phantom's marker; other datasets may call anything a marker."""
+    marker = metadata.get("marker")
+    return marker if isinstance(marker, dict) and {"x", "y", "width", "height"} <= marker.keys() else None
 
 
 def _planted(energies: np.ndarray, markers: Sequence[dict[str, float] | None]) -> dict[str, Any]:

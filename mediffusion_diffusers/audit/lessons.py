@@ -7,9 +7,9 @@ that the finding is still there.
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import datasets
 import numpy as np
 
 from ..atomic_files import write_bytes, write_text
+from ..data.metadata import read_metadata
 from ..data.pictures import encode_png
 from ..data.schema import DatasetInfo, label_matrix, load_prepared, make_row
 from ..data.splits import LabelledSplit
@@ -26,6 +27,7 @@ from ..data.summary import count_positives
 from ..data.writer import check_output_folder, write_prepared
 from ..evaluation.counterfactual_selection import SELECTION_RULE, Selection
 from ..evaluation.counterfactual_study import CounterfactualStudyRunner
+from ..file_names import file_stems
 from ..image_processor import numpy_to_pil
 from .audit import select_labels
 from .teachers import Teacher
@@ -133,21 +135,28 @@ def write_lessons(lessons: Lessons, dataset_dir: str | Path, output_dir: str | P
     write_prepared(output_dir, parts, info, num_rows=num_rows, overwrite=overwrite)
     if lessons.rows:
         _pairs(lessons, output_dir).save(Path(output_dir) / SPLIT_FILE)
-    lines = ["image_id,label,present"]
-    lines += [f"{name},{label},{'' if np.isnan(answer) else int(answer)}" for name, label, answer in lessons.questions]
-    write_text(os.path.join(output_dir, QUESTIONS_FILE), "\n".join(lines) + "\n")
+    write_text(os.path.join(output_dir, QUESTIONS_FILE), questions_table(lessons.questions))
     if lessons.open_pictures:
         folder = Path(output_dir) / PICTURES_FOLDER
         folder.mkdir(exist_ok=True)
-        for name, picture in lessons.open_pictures.items():
-            file_name = re.sub(r"[^\w.-]+", "_", name)
-            write_bytes(folder / f"{file_name}.png", picture)
+        for stem, picture in zip(file_stems(list(lessons.open_pictures)), lessons.open_pictures.values(), strict=True):
+            write_bytes(folder / f"{stem}.png", picture)
+
+
+def questions_table(questions: Sequence[tuple[str, str, float]]) -> str:
+    """Name, finding and answer of counterfactuals as CSV, as `TableTeacher` reads them; no answer is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image_id", "label", "present"])
+    for name, label, answer in questions:
+        writer.writerow([name, label, "" if np.isnan(answer) else int(answer)])
+    return text.getvalue()
 
 
 def _pairs(lessons: Lessons, folder: str | Path) -> LabelledSplit:
     """The lessons and their originals as a labelled split, so that a training can show them alone."""
     names = {row["image_id"] for row in lessons.rows}
-    names |= {json.loads(row["metadata"])["counterfactual_of"] for row in lessons.rows}
+    names |= {read_metadata(row["metadata"])["counterfactual_of"] for row in lessons.rows}
     train = load_prepared(folder, "train", columns=["image_id", "patient_id", "labels"])
     rows = [row for row, name in enumerate(train["image_id"]) if name in names]
     pairs = train.select(rows)

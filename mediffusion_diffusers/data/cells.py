@@ -19,6 +19,8 @@ _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 # Up to here a float holds whole numbers exactly.
 _EXACT = 2**53
 _SMALL = 1000  # below, a number is no identifier
+_LARGEST = 10**300  # beyond, no float is near a whole number
+_LONGEST = 300  # digits and signs of a number as text; what is longer is a text
 
 
 def is_missing(value: Any) -> bool:
@@ -89,7 +91,7 @@ def mark(value: Any, where: str) -> float:
     try:
         number = _MARKS.get(value.strip().lower()) if isinstance(value, str) else None
         number = float(value) if number is None else number
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.inf
     if number == UNKNOWN_MARK:
         return math.nan
@@ -120,7 +122,7 @@ def number(text: str, where: str) -> float | None:
 def is_whole(value: Any) -> bool:
     """Whether a cell is a whole number, also as text without leading zeros ("7", "7.0", but not "007")."""
     if isinstance(value, str):
-        return _WHOLE.fullmatch(value.strip()) is not None
+        return len(value) <= _LONGEST and _WHOLE.fullmatch(value.strip()) is not None
     return (isinstance(value, int) and not isinstance(value, bool)) or (
         isinstance(value, float) and value.is_integer()
     )
@@ -129,8 +131,9 @@ def is_whole(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether a cell is a finite number, also as text without leading zeros."""
     if isinstance(value, str):
-        return _NUMBER.fullmatch(value.strip()) is not None and math.isfinite(float(value))
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        is_short = len(value) <= _LONGEST
+        return is_short and _NUMBER.fullmatch(value.strip()) is not None and math.isfinite(float(value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def typed_column(values: Sequence[str]) -> list[str | int | float | None]:

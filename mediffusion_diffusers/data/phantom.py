@@ -6,7 +6,6 @@ The same patient can be rendered with and without each finding, noise included, 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..image_processor import numpy_to_pil
 from ..options import Range, check_number
+from .metadata import read_metadata
 from .phantom_anatomy import PHANTOM_LABELS, PhantomPatients, draw_patient, paint, with_findings_of
 from .phantom_shortcut import Shortcut, paint_markers
 from .pictures import encode_png
@@ -330,7 +330,7 @@ def _render_with_marker(
 ) -> torch.Tensor:
     """Render patients, with the marker that the row has, if any: it belongs to the picture and not to a finding."""
     images = render(patients, labels, size)
-    return paint_markers(images, [json.loads(row["metadata"]).get("marker")] * len(images))
+    return paint_markers(images, [read_metadata(row["metadata"]).get("marker")] * len(images))
 
 
 def _patient_of(
@@ -339,7 +339,7 @@ def _patient_of(
     """The patient of a prepared row, its labels, the column of a finding, and the size to render at."""
     if label not in PHANTOM_LABELS:
         raise ValueError(f"`label` must be one of {', '.join(PHANTOM_LABELS)}, but got {label!r}.")
-    metadata = json.loads(row["metadata"])
+    metadata = read_metadata(row["metadata"])
     if metadata.get("phantom_version") != PHANTOM_VERSION:
         raise ValueError(
             f"`row` must be a phantom of version {PHANTOM_VERSION}, but its metadata says "

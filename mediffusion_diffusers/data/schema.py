@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..atomic_files import write_json
+from ..options import Range, check_number
+from .metadata import metadata_text
 from .parquet_shards import count_rows, load_shards, read_shards
 
 
@@ -68,7 +70,8 @@ class DatasetInfo:
         demographics: images, patients, sex, view and age per split; filled in by `write_prepared`.
 
     Raises:
-        ValueError: for an unknown `problem_type`, wrong `channels`, or empty or repeated `label_names`.
+        ValueError: for an unknown `problem_type`, wrong `channels`, empty or repeated `label_names`, or what is of
+            another type.
     """
 
     name: str
@@ -89,13 +92,23 @@ class DatasetInfo:
             raise ValueError(f"`problem_type` must be one of {list(PROBLEM_TYPES)}, but got {self.problem_type!r}.")
         if self.channels not in (1, 3):
             raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), but got {self.channels!r}.")
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"`image_size` must be None or at least 1 pixel, but got {self.image_size!r}.")
+        if self.image_size is not None:
+            check_number("image_size", self.image_size, Range(at_least=1), whole=True)
         if isinstance(self.label_names, str) or not all(isinstance(name, str) and name for name in self.label_names):
             raise ValueError(f"`label_names` must be a list of names, but got {self.label_names!r}.")
         self.label_names = list(self.label_names)
         if not self.label_names or len(set(self.label_names)) != len(self.label_names):
             raise ValueError(f"`label_names` must be one or more different names, but got {self.label_names!r}.")
+        for name in ("name", "source", "licence", "attribution"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"`{name}` must be a text, but got {getattr(self, name)!r}.")
+        if not isinstance(self.notes, list) or not all(isinstance(note, str) for note in self.notes):
+            raise ValueError(f"`notes` must be a list of texts, but got {self.notes!r}.")
+        for name in ("num_rows", "demographics"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"`{name}` must hold names and values, but got {getattr(self, name)!r}.")
+        for split, num in self.num_rows.items():
+            check_number(f"num_rows[{split!r}]", num, Range(at_least=0), whole=True)
 
     @property
     def num_labels(self) -> int:
@@ -139,13 +152,15 @@ class DatasetInfo:
         known = {each.name for each in fields(cls)}
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError(f"it holds a {type(values).__name__} instead of names and values")
             version = values.get("converter_version", CONVERTER_VERSION)
             if version != CONVERTER_VERSION:
                 raise ValueError(f"it is of version {version!r}, and this package reads version {CONVERTER_VERSION!r}")
             return cls(**{key: value for key, value in values.items() if key in known})
-        except (AttributeError, TypeError, ValueError, OSError) as error:
+        except (TypeError, ValueError, OSError, RecursionError) as error:
             raise ValueError(
-                f"Cannot read {path}: {error}. Convert the dataset again with `mediffusion prepare`."
+                f"Cannot read {path}: {str(error).rstrip('.')}. Convert the dataset again with `mediffusion prepare`."
             ) from error
 
 
@@ -213,7 +228,7 @@ def make_row(
         "image_id": image_id,
         "patient_id": patient_id or image_id,
         "boxes": [_check_box(box, info, where) for box in boxes],
-        "metadata": json.dumps(_known_values(metadata or {}), ensure_ascii=False, sort_keys=True),
+        "metadata": metadata_text(metadata or {}),
     }
     if info.is_multi_label:
         if label is not None:
@@ -292,23 +307,42 @@ def label_matrix(dataset: datasets.Dataset, info: DatasetInfo) -> np.ndarray:
     Returns:
         float32 of shape `(num_rows, num_labels)`: 1 present, 0 absent, NaN unknown. Single-label rows are one-hot, or
         all NaN when unknown.
+
+    Raises:
+        ValueError: if the labels are missing, or those of a row are outside the contract, naming the row.
     """
     column = "labels" if info.is_multi_label else "label"
     if column not in dataset.column_names:
         raise ValueError(
             f"A {info.problem_type} dataset must have the column {column!r}, but it has {dataset.column_names}."
         )
-    values = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    values = dataset.select_columns([column]).with_format("arrow")[:][column].combine_chunks()
+    known_rows = np.flatnonzero(np.asarray(values.is_valid()))
+    known = values.drop_null()
+    matrix = np.full((len(values), info.num_labels), np.nan, dtype=np.float32)
     if info.is_multi_label:
-        unknown = [math.nan] * info.num_labels
-        matrix = np.array([unknown if row is None else row for row in values], dtype=np.float32)
-        return matrix.reshape(len(values), info.num_labels)
-    labels = np.array([UNKNOWN_LABEL if value is None else value for value in values], dtype=np.int64)
-    matrix = np.full((len(labels), info.num_labels), np.nan, dtype=np.float32)
-    known_rows = np.flatnonzero(labels >= 0)
-    matrix[known_rows] = 0.0
-    matrix[known_rows, labels[known_rows]] = 1.0
+        lengths = np.asarray(known.value_lengths())
+        _refuse_row(known_rows[lengths != info.num_labels], f"must have {info.num_labels} entries", info)
+        matrix[known_rows] = known.flatten().to_numpy(zero_copy_only=False).reshape(-1, info.num_labels)
+        is_allowed = np.isnan(matrix) | (matrix == 0) | (matrix == 1)
+        _refuse_row(np.flatnonzero(~is_allowed.all(axis=1)), "must be 1, 0 or NaN (unknown)", info)
+        return matrix
+    labels = np.asarray(known)
+    is_class = (labels >= 0) & (labels < info.num_labels)
+    outside = f"must be a class index from 0 to {info.num_labels - 1} or {UNKNOWN_LABEL} (unknown)"
+    _refuse_row(known_rows[~is_class & (labels != UNKNOWN_LABEL)], outside, info)
+    matrix[known_rows[is_class]] = 0.0
+    matrix[known_rows[is_class], labels[is_class]] = 1.0
     return matrix
+
+
+def _refuse_row(rows: np.ndarray, allowed: str, info: DatasetInfo) -> None:
+    """Refuse labels outside the contract, naming the first of their rows; none at all are fine."""
+    if len(rows):
+        raise ValueError(
+            f"The labels of every row of {info.name!r} {allowed}, but those of row {rows[0] + 1} are not. Does the "
+            f"{INFO_FILE} belong to this dataset? Convert it again with `mediffusion prepare`."
+        )
 
 
 def _file_name(image_id: str, image: bytes) -> str:
@@ -341,12 +375,3 @@ def _check_box(box: Mapping[str, float], info: DatasetInfo, where: str) -> dict[
             f"x + width <= 1; y + height <= 1), but {where} has x={x}, y={y}, width={width}, height={height}."
         )
     return {"label": index, "x": x, "y": y, "width": width, "height": height}
-
-
-def _known_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop what is unknown: JSON has no NaN."""
-    return {
-        key: value
-        for key, value in metadata.items()
-        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .metadata import read_metadata
 from .schema import SPLITS, DatasetInfo, label_matrix, load_info, load_prepared, parquet_files
 
 
@@ -103,7 +103,7 @@ def demographics(metadata: Sequence[str], patient_ids: Sequence[str]) -> dict[st
         `images`, `patients`; counts of images by `sex` and `view`; `age` with the number known, mean, quartiles,
         smallest and largest, in years.
     """
-    parsed = [json.loads(text) for text in metadata]
+    parsed = [read_metadata(text) for text in metadata]
     result: dict[str, Any] = {"images": len(parsed), "patients": len(set(patient_ids))}
     for key in ("sex", "view"):
         counts = Counter(str(row.get(key, "unknown")) for row in parsed)

@@ -112,12 +112,12 @@ def study_generation(
             "nothing to compare generated images with. Choose a larger split."
         )
     references, others = (_read(real, np.concatenate(rows), pipe) for rows in (sets.references, sets.others))
+    reference_features = _features(oracle, references)  # before the long work, for which the oracle may not fit
     targets = np.repeat(np.arange(len(names)), num_per_label)
     guided, unguided = _Generator(pipe, num_inference_steps, scale, batch_size, seed).run(targets)
 
     images = {"guided": guided, "unguided": unguided, "real": others}
     features = {name: _features(oracle, each) for name, each in images.items()}
-    reference_features = _features(oracle, references)
     generated = np.concatenate([guided, unguided])
     memorisation, suspects = _memorisation(pipe, oracle, dataset_folder, real, generated, seed)
     results: dict[str, Any] = {

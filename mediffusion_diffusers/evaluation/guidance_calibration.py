@@ -120,7 +120,7 @@ class GuidanceCalibration:
         max_trials: edits of all images for each direction, strength and region.
 
     Raises:
-        ValueError: for the test split, or if no image can be explained.
+        ValueError: for the test split, or if no image can be explained or none looks as an edited one should.
     """
 
     def __init__(
@@ -145,6 +145,12 @@ class GuidanceCalibration:
             direction: wanted_probabilities(runner.own_probabilities, runner.labels, chosen, direction)
             for direction, chosen in self.selections.items()
         }
+        for direction, wanted in self.wanted.items():
+            if np.isnan(wanted).all():
+                raise ValueError(
+                    f"No image of split {runner.split!r} looks as an edit ({direction}) should: there is nothing to "
+                    "calibrate it by. Leave it out of `directions`, or take a larger split."
+                )
         self.trials: list[GuidanceTrial] = []
 
     def choose(

@@ -29,7 +29,7 @@ class OutsideJudge(OracleClassifier):
         names: its own name for each of these, where they differ by more than case, spaces and underscores.
 
     Raises:
-        ValueError: if it knows no label of a name.
+        ValueError: if it knows no label of a name, or `names` has one that the model does not have.
     """
 
     def __init__(
@@ -38,6 +38,12 @@ class OutsideJudge(OracleClassifier):
         super().__init__(classifier.model)
         self.classifier = classifier.eval().requires_grad_(False)
         self._label_names = list(label_names)
+        unknown = sorted(set(names or ()) - set(label_names))
+        if unknown:
+            raise ValueError(
+                f"`oracle_labels` must name labels of the model, {', '.join(label_names)}, but names "
+                f"{', '.join(map(repr, unknown))}."
+            )
         theirs = {_plain(name): column for column, name in enumerate(classifier.label_names)}
         wanted = {name: _plain((names or {}).get(name, name)) for name in label_names}
         missing = [name for name, plain in wanted.items() if plain not in theirs]

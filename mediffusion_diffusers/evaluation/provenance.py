@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..atomic_files import read_json
 from ..data.schema import DatasetInfo
 from ..models.oracle_classifier import PATIENTS_FILE, patient_digest
 from ..version import __version__
@@ -110,7 +110,7 @@ def patients_of_oracle(oracle_folder: str | Path, dataset_name: str, patient_ids
     if not path.is_file():
         return None
     try:
-        digests = set(json.loads(path.read_text(encoding="utf-8")))
+        digests = set(read_json(path))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{str(path)!r} is damaged: it must hold a list of digests ({error}).") from error
     return sum(patient_digest(dataset_name, patient) in digests for patient in set(patient_ids))
@@ -119,10 +119,7 @@ def patients_of_oracle(oracle_folder: str | Path, dataset_name: str, patient_ids
 def _training_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+    config = read_json(path)
     parts = [config] if not isinstance(config, dict) else [config.get("arguments"), config.get("labelled_split")]
     if not all(part is None or isinstance(part, dict) for part in parts):
         raise ValueError(f"{str(path)!r} is damaged: it must hold objects of names and values.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..data.metadata import read_metadata
 from ..data.phantom import PHANTOM_VERSION, true_counterfactual, true_ways
 from .counterfactual_selection import Selection, matching_rows
 from .held_out import HeldOutSplit
@@ -77,7 +77,7 @@ class References:
     def _phantoms(self, chosen: Selection) -> list[tuple[dict[str, Any], str]]:
         """Rows and targets of the dataset; none if they are no phantoms of this version."""
         rows = [self.held_out.dataset[row] for row in chosen.rows.tolist()]
-        if not all(json.loads(row["metadata"]).get("phantom_version") == PHANTOM_VERSION for row in rows):
+        if not all(read_metadata(row["metadata"]).get("phantom_version") == PHANTOM_VERSION for row in rows):
             return []
         names = self.held_out.info.label_names
         return [(row, names[target]) for row, target in zip(rows, chosen.targets.tolist(), strict=True)]

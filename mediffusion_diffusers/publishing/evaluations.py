@@ -37,8 +37,9 @@ class Evaluation:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"`kind` must be one of {', '.join(map(repr, KINDS))}, but got {self.kind!r}.")
-        provenance = self.results.get("provenance") if isinstance(self.results, Mapping) else None
-        missing = [name for name in _NEEDED if not isinstance((provenance or {}).get(name), str)]
+        found = self.results.get("provenance") if isinstance(self.results, Mapping) else None
+        provenance = found if isinstance(found, Mapping) else {}
+        missing = [name for name in _NEEDED if not isinstance(provenance.get(name), str)]
         if missing:
             raise ValueError(
                 f"`results` must name {', '.join(missing)} in their provenance, but do not. Pass what the evaluation "

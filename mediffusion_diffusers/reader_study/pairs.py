@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -11,7 +11,7 @@ from typing import get_args
 from PIL import Image
 
 from ..choices import Direction
-from ..data.listing import PICTURE_SUFFIXES
+from ..data.listing import list_files
 from ..data.pictures import open_image
 from ..data.tables import find_column, read_rows
 from ..image_processor import numpy_to_pil, pil_to_float_array
@@ -103,16 +103,22 @@ def read_folders(root: str | os.PathLike[str]) -> list[ImagePair]:
         root: the folder above them.
 
     Raises:
-        ValueError: for a missing original, or what cannot be read.
+        ValueError: for a missing or second original, a picture in no folder of a finding, or what cannot be read.
     """
     root = Path(root)
-    originals = {path.stem: path for path in _pictures(root / ORIGINAL_FOLDER)}
+    originals: dict[str, Path] = {}
+    for path in _pictures(root / ORIGINAL_FOLDER):
+        other = originals.setdefault(path.stem, path)
+        if other != path:
+            raise ValueError(f"{other} and {path} are two originals of one case, {path.stem!r}. Keep one.")
     if not originals:
         raise ValueError(f"`images_dir` must hold pictures in {ORIGINAL_FOLDER}/, but {os.fspath(root)!r} has none.")
     pairs = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name != ORIGINAL_FOLDER):
         for direction in DIRECTIONS:
             for path in _pictures(folder / direction):
+                if path.parent.parent != folder / direction:
+                    raise ValueError(f"{path} must lie in a folder named by its finding: {folder / direction}/LABEL/.")
                 if path.stem not in originals:
                     raise ValueError(f"{path} has no original: put it into {root / ORIGINAL_FOLDER}.")
                 case = Case(path.stem, path.parent.name, direction)
@@ -137,9 +143,14 @@ def methods_of(pairs: Sequence[ImagePair]) -> list[str]:
     return list(dict.fromkeys(pair.method for pair in pairs))
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+def _pictures(folder: Path) -> list[Path]:
+    """The pictures below a folder, without what systems leave behind; none if it is not there."""
+    if not folder.is_dir():
+        return []
+    listing = list_files(folder)
+    for name, reason in listing.skipped:
+        raise ValueError(f"{folder / name} cannot be used: {reason}. Mend it, or move it away.")
+    return list(listing.pictures().values())
 
 
 def _checked(pairs: list[ImagePair], source: Path) -> list[ImagePair]:

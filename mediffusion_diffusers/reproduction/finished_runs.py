@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import read_json
+from ..options import Range, check_number
+from ..publishing.evaluations import Evaluation
 
 
 OURS, WITHOUT_DIFFUSION = "Mediffusion", "U-Net without diffusion"
-KINDS = ("classification", "counterfactuals", "generation")
+# By kind, what the tables take of a results file beside its provenance, at its top.
+_TABLED = {
+    "classification": {"macro_auroc", "macro_auroc_interval"},
+    "counterfactuals": set[str](),
+    "generation": {"guided", "unguided", "real", "per_label", "num_images_per_label", "memorisation", "notes"},
+}
+KINDS = tuple(_TABLED)
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ def find_runs(sources: Sequence[str], kind: str) -> list[FinishedRun]:
     A results file also lies beside the model, where its name says data and split: the same results count once.
 
     Args:
-        sources: folders; `NAME=FOLDER` gives the method a name.
+        sources: folders; `NAME=FOLDER` gives the method a name, unless that is a folder as it stands.
         kind: of `KINDS`, what the files' names begin with.
 
     Raises:
@@ -52,21 +60,33 @@ def find_runs(sources: Sequence[str], kind: str) -> list[FinishedRun]:
     """
     found: dict[tuple[Any, ...], FinishedRun] = {}
     for source in sources:
-        name, _, folder = source.rpartition("=")
-        if not Path(folder).is_dir():
-            raise ValueError(f"`run` must name folders, or NAME=FOLDER, but {folder!r} is no folder.")
+        name, folder = _named_folder(source)
         for path in sorted(Path(folder).rglob(f"{kind}*.json")):
             results = read_json(path)
-            provenance = results.get("provenance") if isinstance(results, dict) else None
-            if not isinstance(provenance, dict) or "checkpoint" not in provenance:
+            try:
+                provenance = Evaluation(kind, results).provenance
+                if missing := sorted(_TABLED[kind] - results.keys()):
+                    raise ValueError(f"there is no {', '.join(missing)}.")
+                if (share := provenance.get("labelled_share_percent")) is not None:
+                    check_number("labelled_share_percent", share, Range(above=0, at_most=100))
+            except ValueError as error:
                 raise ValueError(
-                    f"{str(path)!r} must hold results with their provenance, but holds none. Evaluate again, or move "
-                    "it out of the folders in `run`."
-                )
+                    f"{str(path)!r} must hold results with their provenance, but does not: {error} Evaluate again, or "
+                    "move it out of the folders in `run`."
+                ) from error
             run = FinishedRun(name or _method_of(provenance), results)
             keys = ("checkpoint", "data", "split", "study_seed", "oracle", "settings")
             found.setdefault((name, *(str(provenance.get(key)) for key in keys)), run)
     return list(found.values())
+
+
+def _named_folder(source: str) -> tuple[str, str]:
+    """Name and folder of `NAME=FOLDER`, either of which may hold an equals sign; no name for what is a folder."""
+    for place in (-1, *(place for place, letter in enumerate(source) if letter == "=")):
+        name, folder = source[: max(place, 0)], source[place + 1 :]
+        if folder and Path(folder).is_dir():
+            return name, folder
+    raise ValueError(f"`run` must name folders, or NAME=FOLDER, but {source!r} names none that is there.")
 
 
 def nearest_share(runs: Sequence[FinishedRun], share: float | None) -> list[FinishedRun]:

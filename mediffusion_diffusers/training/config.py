@@ -205,6 +205,12 @@ class TrainingConfig:
         """All options but the token, for `training_config.json`, trackers and the card."""
         return {name: value for name, value in sorted(self.to_dict().items()) if name != "hub_token"}
 
+    def unreached_starts(self) -> dict[str, int]:
+        """The options that name the step from which something takes part, where the run ends before it."""
+        names = [name for name in self.to_dict() if name.endswith(("_start", "_start_step"))]
+        starts = {name: self.to_dict()[name] for name in names}
+        return {name: step for name, step in starts.items() if type(step) is int and step >= self.run.max_train_steps}
+
     def check(self) -> None:
         """Check every option, and those that belong together, before any work.
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mediffusion_diffusers.audit.audit import select_labels
-from mediffusion_diffusers.audit.lessons import make_lessons
+from mediffusion_diffusers.audit.audit import planted_box, select_labels
+from mediffusion_diffusers.audit.lessons import make_lessons, questions_table
 from mediffusion_diffusers.audit.teachers import OracleTeacher, RegionTeacher, TableTeacher, TruthTeacher
 from mediffusion_diffusers.commands.prepare_counterfactuals import CounterfactualsOptions
 from mediffusion_diffusers.commands.prepare_dataset import COMMANDS
@@ -120,3 +120,17 @@ def test_an_oracle_that_is_not_there_cannot_teach(runner):
     runner.oracle = None
     with pytest.raises(ValueError, match="needs an `oracle_path`"):
         make_lessons(runner, OracleTeacher(), ["Effusion"], ["remove"], 1)
+
+
+def test_questions_are_read_back_whatever_the_names(tmp_path):
+    questions = [('a,"b"-without-Mass, left', "Mass, left", 1.0), ("c", "Edema", 0.0), ("d", "Edema", float("nan"))]
+    (tmp_path / "counterfactuals.csv").write_text(questions_table(questions))
+    names = [name for name, _, _ in questions]
+    answers = TableTeacher(tmp_path / "counterfactuals.csv").answer(None, None, names)
+    np.testing.assert_array_equal(answers, [1, 0, np.nan])
+
+
+def test_only_a_box_is_a_planted_marker():
+    box = {"x": 0.1, "y": 0.1, "width": 0.1, "height": 0.1}
+    assert planted_box({"marker": box}) == box
+    assert all(planted_box({"marker": other}) is None for other in ("left", 3, {"x": 1}, None)) and not planted_box({})

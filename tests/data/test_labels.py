@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from mediffusion_diffusers.data.cells import identifier, mark, number
+from mediffusion_diffusers.data.cells import identifier, is_number, mark, number, typed_column
 from mediffusion_diffusers.data.labels import class_names, read_column, read_columns
 
 
@@ -154,3 +154,15 @@ def test_no_message_about_a_cell_quotes_it(read):
     with pytest.raises(ValueError, match=r"^line 3: ") as raised:
         read("DOE^JANE", "line 3")
     assert "DOE" not in str(raised.value)
+
+
+HUGE = 10**400  # an integer of JSON, beyond every float
+
+
+@pytest.mark.parametrize("value", [HUGE, -HUGE, "9" * 5000])
+def test_numbers_beyond_all_floats_are_no_numbers(value):
+    assert not is_number(value)
+    with pytest.raises(ValueError, match=r"table\.csv, line 2, column 'Mass': a label must be 1"):
+        read_columns(["Mass"], [[value]], ["table.csv, line 2"])
+    assert read_column("label", ["9" * 5000, "8"], ["a", "b"]).problem_type == "single_label_classification"
+    assert typed_column(["9" * 5000, "8"]) == ["9" * 5000, "8"]

@@ -21,6 +21,7 @@ from mediffusion_diffusers.data import (
     summarize_prepared,
     write_prepared,
 )
+from mediffusion_diffusers.data.metadata import metadata_text, read_metadata
 
 
 MULTI, SINGLE = "multi_label_classification", "single_label_classification"
@@ -255,8 +256,60 @@ def test_single_label_must_be_a_class(label):
         ({"label_names": []}, "`label_names`"),
         ({"label_names": ["a", "a"]}, "`label_names`"),
         ({"image_size": 0}, "`image_size`"),
+        ({"image_size": "16"}, "`image_size` must be a whole number at least 1, but got '16'"),
+        ({"notes": "one"}, "`notes` must be a list of texts"),
+        ({"notes": [3]}, "`notes` must be a list of texts"),
+        ({"num_rows": [3]}, "`num_rows` must hold names and values"),
+        ({"num_rows": {"train": "3"}}, r"`num_rows\['train'\]` must be a whole number"),
     ],
 )
 def test_info_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_info(**arguments)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "[" * 100_000, '{"name": 3}', "\udcff", '{"converter_version": [1]}'])
+def test_an_info_that_is_damaged_is_named(tmp_path, text):
+    (tmp_path / "dataset_info.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(ValueError, match=f"Cannot read {tmp_path}/dataset_info.json: "):
+        load_info(tmp_path)
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("labels", [[1, 0], [1]], "must have 2 entries, but those of row 2 are not"),
+        ("labels", [None, [1, 0], [1, 0, 1]], "must have 2 entries, but those of row 3 are not"),
+        ("labels", [[1, 0], [NAN, 7.5]], r"must be 1, 0 or NaN \(unknown\), but those of row 2 are not"),
+        ("labels", [[math.inf, 0]], "must be 1, 0 or NaN"),
+        ("label", [0, 1, 2], "must be a class index from 0 to 1 or -1 .*, but those of row 3 are not"),
+        ("label", [None, -2], "class index from 0 to 1 or -1 .*, but those of row 2 are not"),
+    ],
+)
+def test_labels_outside_the_contract_are_refused_by_row(column, values, message):
+    with pytest.raises(ValueError, match=message):
+        label_matrix(datasets.Dataset.from_dict({column: values}), make_info(MULTI if column == "labels" else SINGLE))
+
+
+def test_labels_that_are_missing_are_unknown():
+    multi = datasets.Dataset.from_dict({"labels": [[1.0, None], None, [NAN, 0.0]]})
+    np.testing.assert_array_equal(label_matrix(multi, make_info()), [[1, NAN], [NAN, NAN], [NAN, 0]])
+    single = datasets.Dataset.from_dict({"label": [1, None, -1, 0]})
+    expected = [[0, 1], [NAN, NAN], [NAN, NAN], [1, 0]]
+    np.testing.assert_array_equal(label_matrix(single, make_info(SINGLE)), expected)
+    np.testing.assert_array_equal(label_matrix(multi.select([2, 0]), make_info()), [[NAN, 0], [1, NAN]])
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "[" * 100_000, '"Jane Doe"', 3])
+def test_metadata_that_are_none_are_refused_without_what_they_say(text):
+    with pytest.raises(ValueError, match="must be a JSON object") as refused:
+        read_metadata(text)
+    assert "Jane" not in str(refused.value)
+
+
+def test_metadata_may_be_empty():
+    assert read_metadata(None) == read_metadata("") == {}
+    assert read_metadata(metadata_text({"age": 3, "sex": None, "dose": math.nan})) == {"age": 3}

@@ -10,6 +10,7 @@ from support.components import tiny_scheduler, tiny_unet, tiny_vae
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.data.phantom import PHANTOM_LABELS, prepare_phantoms
+from mediffusion_diffusers.evaluation import guidance_calibration
 from mediffusion_diffusers.evaluation.counterfactual_selection import Selection
 from mediffusion_diffusers.evaluation.counterfactual_study import CounterfactualStudyRunner
 from mediffusion_diffusers.evaluation.guidance_calibration import (
@@ -178,3 +179,9 @@ def test_defaults_are_stored_and_used(folders, tmp_path):
 def test_what_a_checkpoint_cannot_store_is_refused(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         write_guidance_defaults(tmp_path, settings)
+
+
+def test_nothing_to_calibrate_by_is_said(calibration_of, monkeypatch):
+    monkeypatch.setattr(guidance_calibration, "wanted_probabilities", lambda *_: np.full(2, np.nan))
+    with pytest.raises(ValueError, match=r"No image of split 'validation' looks as an edit \(remove\) should"):
+        calibration_of()

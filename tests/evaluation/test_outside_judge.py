@@ -163,3 +163,10 @@ def test_a_network_with_a_resnet_stem_keeps_its_maps(tmp_path):
     config = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1], id2label={0: "Mass"})
     external = ExternalClassifier(ResNetForImageClassification(config), (0.5,), (0.5,), 32)
     assert OutsideJudge(external, ["Mass"]).features(images()).shape == (3, 8)
+
+
+def test_names_for_labels_that_the_model_does_not_have_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="`oracle_labels` must name labels of the model, Mass, Effusion, but names 'mas'"
+    ):
+        load_judge(save_vit(tmp_path), LABELS, "made", names={"Effusion": "pleural effusion", "mas": "MASS"})

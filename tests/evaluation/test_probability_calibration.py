@@ -11,9 +11,10 @@ from mediffusion_diffusers import MediffusionClassifyPipeline
 from mediffusion_diffusers.atomic_files import read_json
 from mediffusion_diffusers.commands import calibrate_probabilities, evaluate_classification
 from mediffusion_diffusers.evaluation import probability_calibration as calibration
-from mediffusion_diffusers.evaluation.classification import sensitivity, threshold_at_sensitivity
+from mediffusion_diffusers.evaluation.classification import nan_to_none, sensitivity, threshold_at_sensitivity
 from mediffusion_diffusers.evaluation.classification_study import study_classification
 from mediffusion_diffusers.models.label_calibration import check_label_calibration
+from mediffusion_diffusers.reports.pictures.calibration import decision_curves, reliability_plot
 from mediffusion_diffusers.reports.tables import calibrated_table
 
 
@@ -144,3 +145,9 @@ def test_the_command_stores_it_and_the_evaluation_shows_both(tmp_path, capsys):
     assert plain["macro_auroc"] == results["macro_auroc"]
     with pytest.raises(ValueError, match="must not be calibrated on the test split"):
         calibrate_probabilities.main([*line, "--split=test"])
+
+
+def test_a_label_that_nobody_knows_has_an_empty_plot():
+    labels = np.array([[1, np.nan], [0, np.nan]])
+    curves = nan_to_none(calibration.curves_of(labels, np.array([[0.8, 0.5], [0.3, 0.5]]), ["known", "unknown"]))
+    assert decision_curves(curves).size == reliability_plot(curves).size

@@ -57,6 +57,22 @@ def test_a_changed_image_needs_its_original(folders):
         read_folders(folders / "ours")
 
 
+def test_what_folders_cannot_mean_is_named(folders):
+    changed = folders / "ours" / "remove" / "a.png"
+    random_pil(1)[0].save(changed)
+    with pytest.raises(ValueError, match=r"a\.png must lie in a folder named by its finding"):
+        read_folders(folders)
+    changed.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a.png cannot be used: the file is empty"):
+        read_folders(folders)
+    changed.unlink()
+    (folders / "original" / "._a.png").write_bytes(b"left behind by a system")
+    assert len(read_folders(folders)) == 2
+    random_pil(1)[0].save(folders / "original" / "a.bmp")
+    with pytest.raises(ValueError, match=r"a\.bmp and .*a\.png are two originals of one case, 'a'"):
+        read_folders(folders)
+
+
 def test_pictures_keep_pixels_and_lose_everything_else(tmp_path):
     picture = Image.new("RGB", (4, 4), (200, 10, 10))
     picture.info["comment"] = "JANE DOE"

@@ -162,3 +162,27 @@ def test_the_command_writes_json_markdown_and_a_picture(world, tmp_path, capsys)
     )
     again = json.loads(capsys.readouterr().out)
     assert again[0] == table and again[1]["own"]["methods"][OURS]["2"]["mean"] == 0.7
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"provenance": {"checkpoint": "a", "split": "test"}}, "must name data in their provenance"),
+        ({"provenance": 3}, "must name data, split, checkpoint"),
+        ({"macro_auroc_interval": ...}, "there is no macro_auroc_interval"),
+        ({"labelled_share_percent": "few"}, "`labelled_share_percent` must be a number .* but got 'few'"),
+    ],
+)
+def test_results_that_no_table_can_be_made_of_are_named(tmp_path, changes, message):
+    path = classification(tmp_path, 0.7) / "classification.json"
+    results = json.loads(path.read_text())
+    (results["provenance"] if "labelled_share_percent" in changes else results).update(changes)
+    path.write_text(json.dumps({key: value for key, value in results.items() if value is not ...}))
+    with pytest.raises(ValueError, match=f"classification.json' must hold results .*{message}"):
+        find_runs([str(tmp_path)], "classification")
+
+
+def test_a_folder_may_hold_an_equals_sign(tmp_path):
+    folder = classification(tmp_path / "lr=0.1", 0.7)
+    assert [run.method for run in find_runs([str(folder)], "classification")] == [OURS]
+    assert [run.method for run in find_runs([f"mine={folder}"], "classification")] == ["mine"]

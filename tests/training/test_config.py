@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +16,12 @@ from support.training import TINY_AUTOENCODER, TINY_JOINT, autoencoder_config, j
 from mediffusion_diffusers.counterfactual_options import stored_options
 from mediffusion_diffusers.data.schema import load_prepared
 from mediffusion_diffusers.data.splits import LabelledSplit
+from mediffusion_diffusers.models import SpaceToDepthAutoencoder
 from mediffusion_diffusers.options import range_of
 from mediffusion_diffusers.training.autoencoder.config import AutoencoderConfig
 from mediffusion_diffusers.training.autoencoder.dry_run import describe_autoencoder_run
-from mediffusion_diffusers.training.joint.config import JointConfig, LabelOptions
+from mediffusion_diffusers.training.joint.components import build_noise_scheduler, sampling_scheduler
+from mediffusion_diffusers.training.joint.config import DiffusionOptions, JointConfig, LabelOptions
 from mediffusion_diffusers.training.joint.dry_run import describe_joint_run
 from mediffusion_diffusers.training.oracle.config import OracleConfig
 from mediffusion_diffusers.training.presets import AUTOENCODER_PRESETS, JOINT_PRESETS
@@ -159,6 +162,10 @@ BAD_JOINT_ARGUMENTS = [
     (("--classifier_loss_weight", -1), "`classifier_loss_weight` must be a number at least 0, but got -1"),
     (("--classifier_noise_prob", 1.5), r"`classifier_noise_prob` must be a number in \[0, 1\], but got 1.5"),
     (("--classifier_max_timestep", 2000), r"`classifier_max_timestep` must be in \[1, 1000\], but got 2000"),
+    (
+        ("--num_train_timesteps", 500, "--sample_inference_steps", 501),
+        r"`sample_inference_steps` must be in \[1, 500\]",
+    ),
     (("--diffusion_loss_weight", 0, "--classifier_start_step", 5), "leaves steps without any loss"),
     (("--diffusion_loss_weight", 0, "--classifier_loss_weight", 0), "At least one of `diffusion_loss_weight`"),
     (("--counterfactual_strength", 1.5), r"`counterfactual_strength` must be a number in \(0, 1\], but got 1.5"),
@@ -196,6 +203,35 @@ def test_bad_joint_arguments_are_refused(arguments, message, phantoms, tmp_path)
 def test_what_does_not_fit_together_is_named(arguments, message, phantoms):
     with pytest.raises(ValueError, match=message):
         describe_joint_run(joint_config(*TINY_JOINT, "--dataset_dir", phantoms, *arguments))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"layers_per_block": 1}, "The U-Net has no shape: .* a `unet_config` that names its `block_out_channels`"),
+        ({"block_out_channels": [8], "act_fun": "silu"}, "The U-Net's shape, from `unet_config`.*'act_fun'"),
+    ],
+)
+def test_a_config_of_a_unet_that_cannot_be_built_is_refused(config, message, phantoms, tmp_path):
+    (tmp_path / "unet.json").write_text(json.dumps(config))
+    data = ("--dataset_dir", phantoms, "--resolution", 16, "--vae", "space_to_depth", "--dry_run")
+    with pytest.raises(ValueError, match=message):
+        describe_joint_run(joint_config(*data, "--unet_config", tmp_path / "unet.json"))
+
+
+def test_whatever_noise_schedule_is_trained_can_be_sampled_from():
+    for name in typing.get_args(typing.get_type_hints(DiffusionOptions)["beta_schedule"]):
+        trained = build_noise_scheduler(DiffusionOptions(beta_schedule=name))
+        sampled = sampling_scheduler(trained, SpaceToDepthAutoencoder())
+        assert torch.equal(sampled.alphas_cumprod, trained.alphas_cumprod)
+
+
+def test_what_a_run_ends_before_is_named():
+    config = joint_config("--preset", "pneumoniamnist-small", "--max_train_steps", 2000)
+    assert config.unreached_starts() == {"consolidation_start_step": 2000}
+    assert not JOINT_PRESETS["pneumoniamnist-small"].unreached_starts()
+    paper = AUTOENCODER_PRESETS["chestxray14-autoencoder"].with_options(max_train_steps=50_001)
+    assert paper.unreached_starts() == {"disc_start": 50_001}
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 import itertools
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mediffusion_diffusers.data.schema import load_prepared
 from mediffusion_diffusers.data.transforms import ImageTransform
+from mediffusion_diffusers.models import SpaceToDepthAutoencoder
 from mediffusion_diffusers.training.data.image_rows import ImageRows, stream_batches
+from mediffusion_diffusers.training.data.latent_statistics import check_latent_std, measure_latent_std
 from mediffusion_diffusers.training.data.streams import IndexStream, take_slice
 
 
@@ -110,3 +114,22 @@ def test_rows_without_pictures_are_left_out(phantoms):
         ImageRows(missing.select([0, 1]))
     with pytest.raises(ValueError, match="`cache_images` must be 'auto', 'always' or 'never'"):
         ImageRows(dataset, cache="maybe")
+
+
+@pytest.mark.parametrize("cache", ["always", "never"])
+def test_a_picture_that_is_damaged_is_named(phantoms, cache):
+    table = load_prepared(phantoms, "train").select(range(3)).with_format("arrow")[:]
+    pictures = table["image"].to_pylist()
+    pictures[1]["bytes"] = pictures[1]["bytes"][:60]
+    damaged = datasets.Dataset.from_dict({"image": pictures}).cast_column("image", datasets.Image())
+    with pytest.raises(ValueError, match="Cannot decode the picture of row 2 of the training images: "):
+        ImageRows(damaged, cache, "training images").picture(1)
+
+
+def test_images_that_show_nothing_are_refused(phantoms):
+    rows = ImageRows(load_prepared(phantoms, "train").select(range(3)))
+    assert check_latent_std(measure_latent_std(SpaceToDepthAutoencoder(), rows, TRANSFORM)) > 0.1
+    rows._pictures = {index: Image.new("L", (16, 16), 77) for index in range(3)}
+    for std in (measure_latent_std(SpaceToDepthAutoencoder(), rows, TRANSFORM), float("nan")):
+        with pytest.raises(ValueError, match="all the same number"):
+            check_latent_std(std)

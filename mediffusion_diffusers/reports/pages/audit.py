@@ -8,6 +8,7 @@ from typing import Any
 
 from ...atomic_files import write_json
 from ...audit.audit import Audit, AuditedLabel
+from ...file_names import file_stems
 from ..audit_tables import SUBGROUP_CAPTION, place_table, subgroup_table
 from ..pictures.audit import change_map, example_panel
 from ..pictures.drawing import save_picture
@@ -42,8 +43,9 @@ def write_audit(audit: Audit, output_dir: str | Path) -> Path:
     report.add_text(_HOW_TO_READ)
     report.add_section("Subgroups", SUBGROUP_CAPTION)
     report.add_table(*subgroup_table(results), strong_rows=[0])
-    for audited in audit.labels:
-        _add_finding(report, audited, results["findings"][audited.label], folder)
+    stems = file_stems([audited.label for audited in audit.labels])
+    for audited, stem in zip(audit.labels, stems, strict=True):
+        _add_finding(report, audited, results["findings"][audited.label], folder, stem)
     for note in audit.notes:
         report.add_text(f"Note: {note}")
     report.add_section("Provenance").add_provenance(shown_provenance(provenance))
@@ -52,7 +54,7 @@ def write_audit(audit: Audit, output_dir: str | Path) -> Path:
     return page
 
 
-def _add_finding(report: HtmlReport, audited: AuditedLabel, part: Mapping[str, Any], folder: Path) -> None:
+def _add_finding(report: HtmlReport, audited: AuditedLabel, part: Mapping[str, Any], folder: Path, stem: str) -> None:
     suspects = [place for place in part["places"] if place["is_suspect"]]
     said = f"{part['num_images']} counterfactuals without {audited.label}."
     if suspects:
@@ -66,7 +68,6 @@ def _add_finding(report: HtmlReport, audited: AuditedLabel, part: Mapping[str, A
                 KeyFigure("of their mirror images, which mean nothing", planted["share_mirrored_named"]),
             ]
         )
-    stem = "".join(letter if letter.isalnum() else "_" for letter in audited.label)
     picture = change_map(audited, [place["box"] for place in part["places"]])
     save_picture(picture, folder / f"map-{stem}.png")
     report.add_figure(picture, "Brighter: more of the changes' energy. Boxes: the places below.", "Map of changes")

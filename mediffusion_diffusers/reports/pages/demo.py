@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from ...atomic_files import read_json
 from ..pictures.counterfactual_study import load_figures
 from ..pictures.figures import learning_curves
 from ..tables import CLASSIFICATION_CAPTION, classification_introduction, classification_table
@@ -176,4 +177,4 @@ def _add_oracle(report: HtmlReport, metrics: Mapping[str, Any]) -> None:
 
 def _read(folder: str | Path, *names: str) -> dict[str, Any]:
     """A JSON file of the demo."""
-    return json.loads(Path(folder, *names).read_text(encoding="utf-8"))
+    return read_json(Path(folder, *names))

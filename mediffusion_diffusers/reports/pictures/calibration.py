@@ -49,7 +49,7 @@ def decision_curves(curves: Curves) -> Image.Image:
 
     def draw(axes: Any, name: str) -> None:
         found = curves[name]["net_benefit"]
-        top = max(0.01, *(value for value in found["model"] if value is not None))
+        top = max([0.01, *(value for value in found["model"] if value is not None)])
         axes.plot(found["threshold"], found["model"], color=PALETTE[0], label="model")
         axes.plot(found["threshold"], found["treat_all"], color=PALETTE[1], linewidth=1, label="every image")
         axes.axhline(0, color=INK, linewidth=0.8, label="no image")

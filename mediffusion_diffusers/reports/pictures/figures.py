@@ -123,38 +123,6 @@ def _panel_columns(row: PanelRow) -> dict[str, np.ndarray]:
     return columns
 
 
-def image_grid(images: Sequence[np.ndarray], titles: Sequence[str] | None = None, num_columns: int = 8) -> Image.Image:
-    """A grid of pictures.
-
-    Args:
-        images: each `(channels, height, width)` or `(height, width)`, in [0, 1].
-        titles: one short line per picture.
-        num_columns: pictures per row.
-
-    Raises:
-        ValueError: for no picture, or another number of titles.
-    """
-    if len(images) == 0:
-        raise ValueError("`images` must hold at least one picture.")
-    if titles is not None and len(titles) != len(images):
-        raise ValueError(f"`titles` must be as many as `images`, {len(images)}, but got {len(titles)}.")
-    num_columns = min(num_columns, len(images))
-    num_rows = -(-len(images) // num_columns)
-    side, gap, text = 1.15, 0.06, 0.22 if titles else 0.0
-    width, height = num_columns * (side + gap) + gap, num_rows * (side + gap + text) + gap
-    with new_figure(width, height) as figure:
-        for index, image in enumerate(images):
-            row, column = divmod(index, num_columns)
-            left = gap + column * (side + gap)
-            top = gap + row * (side + gap + text)
-            axes = figure.add_axes((left / width, 1 - (top + text + side) / height, side / width, side / height))
-            show_picture(axes, image)
-            if titles:
-                x, y = (left + side / 2) / width, 1 - (top + text * 0.55) / height
-                figure.text(x, y, titles[index], ha="center", va="center", fontsize=7.5, color=MUTED)
-        return to_image(figure)
-
-
 def learning_curves(metrics_jsonl: str | Path) -> Image.Image:
     """Losses and validation AUROC over the steps of a training run.
 
@@ -248,7 +216,9 @@ def _row_text(figure: Any, row: PanelRow, x: float, y: float, inch: float) -> No
 
 def _curve(records: Sequence[Mapping[str, Any]], kind: str, key: str) -> list[tuple[float, float]]:
     return [
-        (record["step"], record[key]) for record in records if record["kind"] == kind and record.get(key) is not None
+        (record["step"], record[key])
+        for record in records
+        if record.get("kind") == kind and record.get(key) is not None
     ]
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ...data.transforms import ImageTransform
+from ...item_boundary import reading
 from ..run.randomness import keyed_rng
 from .streams import IndexStream, StreamItem, take_slice
 
@@ -40,6 +41,7 @@ class ImageRows:
     def __init__(self, dataset: datasets.Dataset, cache: str = "auto", description: str = "images"):
         if cache not in ("auto", "always", "never"):
             raise ValueError(f"`cache_images` must be 'auto', 'always' or 'never', but got {cache!r}.")
+        self.description = description
         self.dataset = dataset.select_columns(["image"])
         column = self.dataset.with_format("arrow")[:]["image"]
         present = np.asarray(column.is_valid())
@@ -72,9 +74,10 @@ class ImageRows:
         return torch.stack([transform(self.picture(int(index))) for index in indices])
 
     def _decode(self, index: int) -> Image.Image:
-        picture = self.dataset[index]["image"]
-        picture.load()
-        return picture
+        with reading(f"decode the picture of row {index + 1} of the {self.description}"):
+            picture = self.dataset[index]["image"]
+            picture.load()
+            return picture
 
     def _estimated_bytes(self) -> float:
         places = np.linspace(0, len(self.indices) - 1, min(_NUM_SIZE_PROBES, len(self.indices))).astype(int)

@@ -11,6 +11,9 @@ from ...latents import encode_pixels
 from .image_rows import ImageRows
 
 
+_LEAST_STD = 1e-6  # rounding leaves less of none at all
+
+
 @torch.no_grad()
 def measure_latent_std(
     vae: Any, rows: ImageRows, transform: ImageTransform, num_images: int = 1024, batch_size: int = 32
@@ -37,3 +40,17 @@ def measure_latent_std(
         total += latents.sum().item()
         squares += latents.square().sum().item()
     return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
+
+
+def check_latent_std(std: float) -> float:
+    """The standard deviation of the latents, unless there is nothing in them to learn from.
+
+    Raises:
+        ValueError: if it is 0, but for rounding, or no number.
+    """
+    if not std > _LEAST_STD:
+        raise ValueError(
+            f"The latents of the training images are all the same number (standard deviation {std:.1e}): the images "
+            "show nothing, or the autoencoder loses it all. Look at some of them, and prepare the dataset anew."
+        )
+    return std

@@ -117,20 +117,24 @@ def build_unet(
             )
         config = read_config(Path(options.unet_config), "JointUNet2DModel")
         config = {name: value for name, value in config.items() if not name.startswith("_")}
-    elif options.block_out_channels is None:
-        raise ValueError("The U-Net has no shape: give `unet_path`, `unet_config` or `block_out_channels`.")
+    widths = shape.get("block_out_channels", config.get("block_out_channels"))
+    if widths is None:
+        raise ValueError(
+            "The U-Net has no shape: give `unet_path`, `block_out_channels`, or a `unet_config` that names its "
+            "`block_out_channels`."
+        )
     if "down_block_types" in shape and "up_block_types" not in shape:
         shape["up_block_types"] = mirrored_blocks(shape["down_block_types"])
     config.update(shape)
     config.update(sample_size=sample_size, in_channels=latent_channels, out_channels=latent_channels)
-    if len(config["block_out_channels"]) != len(config.get("down_block_types", config["block_out_channels"])):
+    if len(widths) != len(config.get("down_block_types", widths)):
         raise ValueError(
-            f"`down_block_types` must have one entry per entry of `block_out_channels` "
-            f"({len(config['block_out_channels'])}), but has {len(config['down_block_types'])}."
+            f"`down_block_types` must have one entry per entry of `block_out_channels` ({len(widths)}), but has "
+            f"{len(config['down_block_types'])}."
         )
     try:
         return JointUNet2DModel(**{**config, **head})
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # diffusers raises either for what it cannot build
         raise ValueError(
             f"The U-Net's shape, from `unet_config`, `block_out_channels`, `down_block_types`, `norm_num_groups` and "
             f"the like, does not fit together: {error}"

@@ -147,8 +147,8 @@ class DiffusionOptions:
     num_train_timesteps: _Count = option(1000, "Steps of the noise schedule.")
     beta_start: Annotated[float, Range(above=0, below=1)] = option(0.0015, "Variance of the first step's noise.")
     beta_end: Annotated[float, Range(above=0, below=1)] = option(0.0195, "Variance of the last step's noise.")
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"] = option(
-        "scaled_linear", "Course between them, by diffusers' names."
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = option(
+        "scaled_linear", "Course between them, by diffusers' names: those that DDIM knows, which samples afterwards."
     )
     rescale_betas_zero_snr: bool = option(
         False, "Let the last timestep be noise alone (Lin et al., 2023); the saved scheduler then spaces from the end."
@@ -261,6 +261,11 @@ class JointConfig(TrainingConfig):
             raise ValueError(
                 f"`classifier_max_timestep` must be in [1, {diffusion.num_train_timesteps}], but got "
                 f"{labels.classifier_max_timestep}."
+            )
+        if diffusion.sample_inference_steps > diffusion.num_train_timesteps:
+            raise ValueError(
+                f"`sample_inference_steps` must be in [1, {diffusion.num_train_timesteps}], the steps of the noise "
+                f"schedule, but got {diffusion.sample_inference_steps}."
             )
         if diffusion.rescale_betas_zero_snr and diffusion.prediction_type == "epsilon":
             raise ValueError(

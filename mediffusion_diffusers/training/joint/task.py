@@ -18,7 +18,7 @@ from ...models import JointUNet2DModel
 from ...models.classifier_head import hold_statistics
 from ..data.label_balance import resolve_pos_weight, warn_about_missing_labels
 from ..data.latent_cache import LatentCache
-from ..data.latent_statistics import measure_latent_std
+from ..data.latent_statistics import check_latent_std, measure_latent_std
 from ..data.training_data import TrainingData, check_publishable, load_training_data
 from ..loop import Task, Trained, TrainingLoop
 from ..run.ema import EMAWeights, validation_weights
@@ -284,12 +284,14 @@ class JointTask(Task):
         """Scale a latent that is made here to 1, cache what is to be cached, check the scale of an autoencoder's."""
         rows, is_made_here = self.data.rows, self.config.model.vae is not None
         if is_made_here:
-            std = measure_latent_std(self.vae, rows, self.plain_transform)
+            std = check_latent_std(measure_latent_std(self.vae, rows, self.plain_transform))
             self.vae.register_to_config(scaling_factor=self.vae.config.scaling_factor / std)
         train_cache, self.validation_cache = open_latent_caches(self.config, self.data, self.vae)
         if is_made_here:
             return train_cache
-        std = measure_latent_std(self.vae, rows, self.plain_transform) if train_cache is None else train_cache.std()
+        std = check_latent_std(
+            measure_latent_std(self.vae, rows, self.plain_transform) if train_cache is None else train_cache.std()
+        )
         if not 0.5 < std < 2:
             logger.warning(
                 f"The scaled latents have standard deviation {std:.3f}, but the noise schedule expects about 1. Set "

@@ -48,8 +48,9 @@ class ValidationResult:
 
     def sentence(self) -> str:
         """AUROC on clean and noised latents, for the user."""
+        macro_auroc = math.nan if self.macro_auroc is None else self.macro_auroc
         noisy = [f"{value:.3f} at t = {t}" for t, value in self.noisy_macro_auroc.items() if value is not None]
-        return ", ".join([f"validation macro AUROC {self.macro_auroc or math.nan:.3f}", *noisy])
+        return ", ".join([f"validation macro AUROC {macro_auroc:.3f}", *noisy])
 
     def record(self, step: int) -> dict[str, Any]:
         """The line for metrics.jsonl."""

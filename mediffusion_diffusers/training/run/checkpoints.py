@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from ...atomic_files import new_folder
+from ...atomic_files import new_folder, remove
 from ...digests import sha256_of
 
 
@@ -121,11 +120,11 @@ def _flush(path: Path) -> None:
 
 def discard_checkpoint(path: Path) -> None:
     """Delete a checkpoint; killed halfway, it leaves no folder that looks like one."""
-    if path.exists():
+    if os.path.lexists(path):
         hidden = path.with_name(f".{path.name}.old.partial")
-        shutil.rmtree(hidden, ignore_errors=True)
+        remove(hidden)
         os.replace(path, hidden)
-        shutil.rmtree(hidden) if hidden.is_dir() else hidden.unlink()
+        remove(hidden)
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:

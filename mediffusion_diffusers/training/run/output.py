@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from ...atomic_files import SUFFIX
+from diffusers.utils import logging
+
+from ...atomic_files import SUFFIX, read_json, remove
 from ..config import HubOptions, RunOptions
 from .checkpoints import find_checkpoint, list_checkpoints
 from .hub_checkpoints import hub_source
 
 
+logger = logging.get_logger(__name__)
+
 CONFIG_FILE = "training_config.json"
 METRICS_FILE = "metrics.jsonl"
 # Written last; one of them says that there is a finished model.
 _MODEL_FILES = ("model_index.json", "config.json")
+# Arguments that may differ between the first run and the one that resumes it without a word.
+_FREE_ARGUMENTS = frozenset(
+    (
+        *("resume_from_checkpoint", "overwrite_output_dir", "dry_run", "output_dir", "report_to", "hub_model_id"),
+        *("push_to_hub", "hub_strategy", "hub_private_repo", "tracker_project_name", "checkpoints_total_limit"),
+        *("cache_images", "dataloader_num_workers", "validation_batch_size", "latent_cache_dir"),
+    )
+)
 
 
 def holds_run(output_dir: Path) -> bool:
@@ -61,13 +74,32 @@ def prepare_output_folder(folder: Path, overwrite: bool) -> None:
     """
     if holds_run(folder) and overwrite:
         for path in list_checkpoints(folder):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for name in (METRICS_FILE, CONFIG_FILE, "README.md", *_MODEL_FILES):
-            (folder / name).unlink(missing_ok=True)
-        for name in ("samples", "logs"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+            remove(path)
+        for name in (METRICS_FILE, CONFIG_FILE, "README.md", *_MODEL_FILES, "samples", "logs"):
+            remove(folder / name)
     for partial in folder.glob(f".*{SUFFIX}"):
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        remove(partial)
+
+
+def warn_about_changes(folder: Path, arguments: Mapping[str, Any]) -> None:
+    """Name the options in which a resumed run differs from its beginning, as far as its record can be read.
+
+    Args:
+        folder: of the run.
+        arguments: all options by name, as they are now.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        return
+    try:
+        before = dict(read_json(path)["arguments"])
+    except (ValueError, TypeError, KeyError):
+        logger.warning(f"{path} is damaged, so that nobody can tell which options have changed. It is written anew.")
+        return
+    now = json.loads(json.dumps(arguments))
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    for name in sorted(set(changed) - _FREE_ARGUMENTS):
+        logger.warning(f"Resuming with `{name}` = {now[name]}, but the run began with {before[name]}.")
 
 
 @contextmanager
@@ -89,7 +121,7 @@ def new_model(output_dir: Path) -> Iterator[Path]:
         for entry in sorted(Path(aside).iterdir(), key=lambda entry: entry.name in _MODEL_FILES):
             target = output_dir / entry.name
             if target.is_dir():
-                shutil.rmtree(target)
+                remove(target)
             os.replace(entry, target)
 
 

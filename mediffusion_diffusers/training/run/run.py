@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -27,20 +26,12 @@ from .checkpoints import Checkpoint, resume_checkpoint, save_checkpoint
 from .finite import require_finite, require_finite_tensors
 from .hub_checkpoints import HubUploads, download_for_resuming, hub_source, refuse_public_repository
 from .interruption import explained_full_disk
-from .output import CONFIG_FILE, METRICS_FILE, check_output_folder, prepare_output_folder
+from .output import CONFIG_FILE, METRICS_FILE, check_output_folder, prepare_output_folder, warn_about_changes
 from .step_losses import StepLosses
 
 
 logger = logging.get_logger(__name__)
 
-# Arguments that may differ between the first run and the one that resumes it without a word.
-_FREE_ARGUMENTS = frozenset(
-    (
-        *("resume_from_checkpoint", "overwrite_output_dir", "dry_run", "output_dir", "report_to", "hub_model_id"),
-        *("push_to_hub", "hub_strategy", "hub_private_repo", "tracker_project_name", "checkpoints_total_limit"),
-        *("cache_images", "dataloader_num_workers", "validation_batch_size", "latent_cache_dir"),
-    )
-)
 # How long a run that was told to stop waits for its last upload; a batch system kills after half a minute or so.
 _UPLOAD_GRACE_SECONDS = 15.0
 
@@ -142,10 +133,10 @@ class TrainingRun:
         self.uploads: HubUploads | None = None
         if self.is_main and hub.push_to_hub and hub.hub_strategy == "every_save":
             self.uploads = HubUploads(hub.repo_id, hub.hub_token, hub.hub_private_repo)
-        window = None if self.checkpoint is None else self.checkpoint.state["loss_window"]
-        self.losses = StepLosses(self._sum_over_processes, window)
-        if self.checkpoint is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(self.checkpoint.state["grad_scaler"])
+        state = {} if self.checkpoint is None else self.checkpoint.state
+        self.losses = StepLosses(self._sum_over_processes, state.get("loss_window"))
+        if self.accelerator.scaler is not None and "grad_scaler" in state:  # not of a run in another precision
+            self.accelerator.scaler.load_state_dict(state["grad_scaler"])
 
     def begin(self, facts: dict[str, Any]) -> None:
         """Write `training_config.json`, open `metrics.jsonl` and start the tracker.
@@ -155,6 +146,11 @@ class TrainingRun:
         """
         self.accelerator.wait_for_everyone()
         if self.is_main:
+            for name, step in self.config.unreached_starts().items():
+                end = self.options.max_train_steps
+                logger.warning(
+                    f"`{name}` is {step}, but the run ends after {end} steps: what begins there is left out."
+                )
             self._write_config(facts)
             self.metrics = MetricsLog(self.output_dir / METRICS_FILE, self.first_step)
         if self.options.report_to is not None:
@@ -385,16 +381,11 @@ class TrainingRun:
         return gather_object([found])[0]
 
     def _write_config(self, facts: dict[str, Any]) -> None:
-        path = self.output_dir / CONFIG_FILE
         arguments = self.config.public()
-        if self.first_step > 0 and path.is_file():
-            before = json.loads(path.read_text())["arguments"]
-            now = json.loads(json.dumps(arguments))
-            changed = [name for name in now if name in before and before[name] != now[name]]
-            for name in sorted(set(changed) - _FREE_ARGUMENTS):
-                logger.warning(f"Resuming with `{name}` = {now[name]}, but the run began with {before[name]}.")
+        if self.first_step > 0:
+            warn_about_changes(self.output_dir, arguments)
         packages = ("torch", "diffusers", "accelerate", "datasets")
         versions = {name: importlib.metadata.version(name) for name in packages}
         versions["mediffusion_diffusers"] = __version__
         config = {"arguments": arguments, **facts, "num_processes": self.num_processes, "versions": versions}
-        write_json(path, config)
+        write_json(self.output_dir / CONFIG_FILE, config)

@@ -75,16 +75,6 @@ def test_one_weak_difference_does_not_look_strong():
     assert drawing.difference_limit([np.zeros((4, 4)), np.full((4, 4), -0.4)]) == pytest.approx(0.4)
 
 
-def test_image_grid(rng):
-    images = list(rng.random((5, 1, 8, 8)))
-    assert figures.image_grid(images, num_columns=3).width < figures.image_grid(images, num_columns=5).width
-    assert figures.image_grid(images, list("abcde")).height > figures.image_grid(images).height
-    with pytest.raises(ValueError, match="`titles`"):
-        figures.image_grid(images, ["a"])
-    with pytest.raises(ValueError, match="at least one"):
-        figures.image_grid([])
-
-
 def test_learning_curves_draw_what_the_file_holds(tmp_path):
     path = tmp_path / "metrics.jsonl"
     train = [{"kind": "train", "step": step, "diffusion_loss": 1 / step} for step in range(1, 60)]
