@@ -1,22 +1,33 @@
-"""The loop that all converters share: read pictures in parallel, keep the order, record what cannot be read."""
+"""The loop that all converters share: read pictures in parallel, keep the order, record what cannot be read, go on."""
 
 from __future__ import annotations
 
+import hashlib
+import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
 
+from ..atomic_files import read_json, write_json
 from ..item_boundary import reading
 from ..options import Range, check_number
+from ..version import __version__
 from .pictures import encode_picture
 from .schema import DatasetInfo, make_row
-from .writer import ConversionReport, write_prepared
+from .writer import ConversionReport, write_folder, write_shards
+
+
+PART_IMAGES = 500  # converted by one process at a time, and what a kill costs at most, per process
 
 
 _Item = TypeVar("_Item")
@@ -30,7 +41,8 @@ class SourceImage:
     Args:
         image_id: unique name of the image.
         picture: a path, the bytes of a file, a function that returns a picture, its bytes or its path, or None
-            where only the metadata is known.
+            where only the metadata is known. A function with a text `content`, the same for the same picture, lets a
+            run go on after a kill.
         fields: further arguments of `make_row`: `patient_id`, `labels` or `label`, `boxes`, `metadata`.
         file: what the report calls it; by default `image_id`.
     """
@@ -42,7 +54,7 @@ class SourceImage:
 
 
 def default_num_workers() -> int:
-    """Threads that decode and encode pictures unless told otherwise: one per core, at most 8."""
+    """Pictures that are decoded and encoded at a time unless told otherwise: one per core, at most 8."""
     return min(8, os.cpu_count() or 1)
 
 
@@ -115,14 +127,174 @@ def write_sources(
 ) -> DatasetInfo:
     """Convert the images of every split and write the prepared dataset.
 
+    The work is cut into parts of some hundred images, each a shard or more of its own. Several processes make them, as
+    those of a `DataLoader`; what a run that was killed has finished is not done again by the next one. The files do
+    not depend on how many processes there are, nor on kills.
+
     See `convert_images` and `write_prepared` for the arguments and errors.
+
+    Raises:
+        OSError: if the disk is full, or a process was killed, such as for its memory.
     """
     if num_workers is not None:
         check_number("num_workers", num_workers, Range(at_least=1), whole=True)
-    rows = {
-        split: convert_images(sources, info, report, strict, num_workers)
+    report.check(sum(len(sources) for sources in sources_by_split.values()))
+    parts = [
+        Part(split, first, sources[first : first + PART_IMAGES])
         for split, sources in sources_by_split.items()
-    }
-    counts = {split: len(sources) for split, sources in sources_by_split.items()}
-    report.check(sum(counts.values()))
-    return write_prepared(folder, rows, info, num_rows=counts, report=report, overwrite=overwrite)
+        for first in range(0, len(sources), PART_IMAGES)
+    ]
+
+    def write(place: Path) -> dict[str, list[Path]]:
+        _write_parts(PartWriter(parts, info, place, strict), num_workers or default_num_workers())
+        shards: dict[str, list[Path]] = {split: [] for split in sources_by_split}
+        for part in parts:
+            record = read_json(part.record(place))
+            report.skipped += record["skipped"]
+            shards[part.split] += [place / name for name in record["shards"]]
+        return shards
+
+    return write_folder(folder, write, info, report, overwrite, _plan(parts, info))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a split, one after the other.
+
+    Args:
+        split: the split.
+        first: place of the first one in the split.
+        sources: the images.
+    """
+
+    split: str
+    first: int
+    sources: Sequence[SourceImage]
+
+    @property
+    def name(self) -> str:
+        """Beginning of the names of its files."""
+        return f"{self.split}-{self.first:08d}"
+
+    def record(self, place: Path) -> Path:
+        """The file that says what became of it, and is written last."""
+        return place / f"{self.name}.json"
+
+    def is_written(self, place: Path) -> bool:
+        """Whether it and all its shards are there."""
+        try:
+            return all((place / name).is_file() for name in read_json(self.record(place))["shards"])
+        except (OSError, ValueError):
+            return False
+
+
+class PartWriter(Dataset[Exception | None]):
+    """Writes parts, in this process or in those of a `DataLoader`; an item is `None`, or why its part is not written.
+
+    Args:
+        parts: what to write.
+        info: the dataset.
+        place: where to write.
+        strict: whether a picture that cannot be read is such a reason.
+    """
+
+    def __init__(self, parts: Sequence[Part], info: DatasetInfo, place: Path, strict: bool):
+        self.parts, self.info, self.place, self.strict = parts, info, place, strict
+        self.num_threads = 1
+        self.before_image: Callable[[SourceImage], SourceImage] = _unchanged
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> Exception | None:
+        part, report = self.parts[index], ConversionReport()
+        try:
+            sources = map(self.before_image, part.sources)
+            rows = convert_images(sources, self.info, report, self.strict, self.num_threads)
+            shards = write_shards(self.place, part.name, rows, self.info)
+            record = {"shards": [shard.name for shard in shards], "skipped": report.skipped}
+            write_json(part.record(self.place), record)
+        except (OSError, ValueError) as error:  # raised by a `DataLoader`, it would get a traceback as its message
+            return error
+        return None
+
+
+def _write_parts(writer: PartWriter, num_workers: int) -> None:
+    """Write the parts that are not there yet, in several processes where there are several."""
+    num_images = sum(len(part.sources) for part in writer.parts)
+    writer.parts = [part for part in writer.parts if not part.is_written(writer.place)]
+    num_left = sum(len(part.sources) for part in writer.parts)
+    num_processes = min(num_workers, len(writer.parts))
+    writer.num_threads = -(-num_workers // max(num_processes, 1))
+    bar = tqdm(total=num_images, initial=num_images - num_left, desc=writer.info.name, unit=" images")
+    with bar:
+        if num_processes <= 1:
+
+            def before_image(source: SourceImage) -> SourceImage:
+                bar.update()
+                return source
+
+            writer.before_image = before_image
+        loader = DataLoader(
+            writer,
+            batch_size=None,
+            num_workers=num_processes if num_processes > 1 else 0,
+            collate_fn=_unchanged,
+            worker_init_fn=_end_with_parent,
+        )
+        try:
+            for part, error in zip(writer.parts, loader, strict=True):
+                if error is not None:
+                    raise error
+                bar.update(len(part.sources) if num_processes > 1 else 0)
+        except RuntimeError as error:
+            if str(error).startswith("DataLoader worker (pid"):
+                raise OSError(
+                    "A process that reads images was killed; did the memory suffice? The same command goes on from "
+                    "there; a smaller `num_workers` needs less."
+                ) from error
+            raise
+
+
+def _end_with_parent(worker_id: int) -> None:
+    """Let a worker end as soon as its parent was killed, and with it the lock of the output folder."""
+
+    def watch() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _plan(parts: Sequence[Part], info: DatasetInfo) -> str | None:
+    """A digest of all that the shards depend on; `None` where pictures cannot be told from those of another run."""
+    digest = hashlib.sha256(repr((PART_IMAGES, __version__, info)).encode())
+    for part in parts:
+        for source in part.sources:
+            if (content := _content(source.picture)) is None:
+                return None
+            row = (part.split, source.image_id, source.file, content, source.fields)
+            digest.update(repr(row).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _content(picture: Any) -> str | None:
+    """What tells a picture from others: a digest of bytes, that of a file, or its own `content`."""
+    if picture is None:
+        return ""
+    if isinstance(picture, bytes):
+        return hashlib.sha256(picture).hexdigest()
+    return file_content(picture) if isinstance(picture, Path) else getattr(picture, "content", None)
+
+
+def file_content(path: Path) -> str:
+    """Place, size and time of a file, by which a changed one is known without reading it."""
+    with suppress(OSError):
+        status = path.stat()
+        return f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns}"
+    return f"{path} is not there"

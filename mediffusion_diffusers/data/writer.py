@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..atomic_files import write_json
+from ..atomic_files import write_json, write_text
 from ..output_folder import LOCK_FILE, claimed_folder, missing_folders, remove_empty
 from .listing import Listing
+from .parquet_shards import open_shard
 from .schema import INFO_FILE, SPLITS, UNKNOWN_LABEL, DatasetInfo, features
 from .summary import demographics
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 
 REPORT_FILE = "conversion_report.json"
-_PREVIOUS = "previous"
+SHARD_SIZE = 500 * 2**20  # bytes of images per parquet file, about
+_PREVIOUS, _WRITTEN, _PARTS = "previous", "written", "parts"
 _ROWS_PER_GROUP = 1000
 _BYTES_PER_GROUP = 32 * 2**20
 
@@ -105,7 +107,7 @@ def write_prepared(
     num_rows: Mapping[str, int] | None = None,
     report: ConversionReport | None = None,
     overwrite: bool = False,
-    shard_size: int = 500 * 2**20,
+    shard_size: int = SHARD_SIZE,
     show_progress: bool = True,
 ) -> DatasetInfo:
     """Write a prepared dataset folder.
@@ -131,31 +133,100 @@ def write_prepared(
         ValueError: if `folder` is taken, a split is unknown, no row remains, an `image_id` is there twice, or a
             patient is in two splits.
     """
-    folder = _real(folder)
-    check_output_folder(folder, overwrite)
     unknown = [split for split in rows_by_split if split not in SPLITS]
     if unknown:
         raise ValueError(f"The splits of `rows_by_split` must be among {list(SPLITS)}, but got {unknown}.")
-    report = report if report is not None else ConversionReport()
+
+    def write(place: Path) -> dict[str, list[Path]]:
+        from tqdm.auto import tqdm
+
+        expected = dict(num_rows or {})
+        shards = {}
+        for split, rows in rows_by_split.items():
+            name, total = f"{info.name} {split}", expected.get(split)
+            with tqdm(rows, name, total, unit=" images", disable=not show_progress) as stream:
+                shards[split] = write_shards(place, split, stream, info, shard_size)
+        return shards
+
+    return write_folder(folder, write, info, report or ConversionReport(), overwrite)
+
+
+def write_folder(
+    folder: str | os.PathLike[str],
+    write: Callable[[Path], Mapping[str, Sequence[Path]]],
+    info: DatasetInfo,
+    report: ConversionReport,
+    overwrite: bool = False,
+    plan: str | None = None,
+) -> DatasetInfo:
+    """Write a prepared dataset folder of shards that `write` makes; see `write_prepared`.
+
+    Args:
+        folder: where to write.
+        write: makes the shards of every split in the folder that it is given, and returns them in order.
+        info: the dataset.
+        report: what the conversion left out; may still grow while `write` works.
+        overwrite: replace a prepared dataset that is already there.
+        plan: a digest of all that the shards depend on. A run that was killed, stopped or out of room leaves the
+            files of `write` to the next one with the same plan; without a plan each run begins anew.
+
+    Raises:
+        ValueError: as `write_prepared`.
+    """
+    folder = _real(folder)
+    check_output_folder(folder, overwrite)
     with _workplace(folder) as workplace:
-        written = workplace / "written"
-        written.mkdir()
-        saved, unlabelled = _write_splits(
-            written, rows_by_split, info, dict(num_rows or {}), shard_size, show_progress
+        parts = workplace / _PARTS
+        _begin(parts, plan)
+        goes_on = False
+        try:
+            saved = _save(workplace, write(parts), info, report)
+            if folder.exists():
+                os.replace(folder, workplace / _PREVIOUS)
+            os.replace(workplace / _WRITTEN, folder)
+        except (KeyboardInterrupt, SystemExit, OSError):
+            goes_on = plan is not None
+            raise
+        finally:
+            if not goes_on:
+                shutil.rmtree(parts, ignore_errors=True)
+    return saved
+
+
+def _begin(parts: Path, plan: str | None) -> None:
+    """Make the folder of the parts; what another plan has left in it is removed."""
+    path = parts / "plan.txt"
+    if plan is None or not path.is_file() or path.read_text(encoding="utf-8") != plan:
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir()
+        write_text(path, plan or "")
+
+
+def _save(
+    workplace: Path, shards: Mapping[str, Sequence[Path]], info: DatasetInfo, report: ConversionReport
+) -> DatasetInfo:
+    """Give the shards their names in a folder of their own, with `dataset_info.json` and the report."""
+    checks = _RowChecks()
+    saved = replace(info, num_rows={}, demographics={})
+    for split, paths in shards.items():
+        if num_rows := checks.read(split, paths, info):
+            saved.num_rows[split] = num_rows
+            saved.demographics[split] = demographics(checks.metadata, checks.patient_ids)
+    if not saved.num_rows:
+        first = f" The first reason: {report.skipped[0]['reason']}" if report.skipped else ""
+        raise ValueError(
+            f"No image of {info.name} could be converted ({len(report.missing):,} missing, "
+            f"{len(report.skipped):,} skipped), so there is nothing to write.{first}"
         )
-        if not saved.num_rows:
-            first = f" The first reason: {report.skipped[0]['reason']}" if report.skipped else ""
-            raise ValueError(
-                f"No image of {info.name} could be converted ({len(report.missing):,} missing, "
-                f"{len(report.skipped):,} skipped), so there is nothing to write.{first}"
-            )
-        report.close(sum(saved.num_rows.values()), unlabelled)
-        saved.notes = [*info.notes, *report.sentences()]
-        saved.save(written)
-        write_json(written / REPORT_FILE, asdict(report))
-        if folder.exists():
-            os.replace(folder, workplace / _PREVIOUS)
-        os.replace(written, folder)
+    report.close(sum(saved.num_rows.values()), checks.unlabelled)
+    saved.notes = [*info.notes, *report.sentences()]
+    written = workplace / _WRITTEN
+    (written / "data").mkdir(parents=True)
+    for split, paths in shards.items():
+        for index, path in enumerate(paths):
+            os.replace(path, written / "data" / f"{split}-{index:05d}-of-{len(paths):05d}.parquet")
+    saved.save(written)
+    write_json(written / REPORT_FILE, asdict(report))
     return saved
 
 
@@ -190,9 +261,9 @@ def _real(folder: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder`, held against other runs, empty, and gone at the end.
+    """A hidden folder beside `folder`, held against other runs, empty but for finished parts, and gone at the end.
 
-    What a killed run left in it is removed; a dataset that it had just put aside gets its name back.
+    What a killed run left in it is removed, except parts; a dataset that it had just put aside gets its name back.
     """
     place = folder.parent / f".{folder.name}.writing"
     made = missing_folders(place)
@@ -209,45 +280,17 @@ def _workplace(folder: Path) -> Iterator[Path]:
         finally:
             _clear(place)
             (place / LOCK_FILE).unlink(missing_ok=True)
-            remove_empty([place, *made])  # unless another run has just come
+            remove_empty([place, *made])  # unless parts are left, or another run has just come
 
 
 def _clear(place: Path) -> None:
     for path in place.iterdir():
+        if path.name in (LOCK_FILE, _PARTS):
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name != LOCK_FILE:
+        else:
             path.unlink(missing_ok=True)
-
-
-def _write_splits(
-    folder: Path,
-    rows_by_split: Mapping[str, Iterable[dict[str, Any]]],
-    info: DatasetInfo,
-    expected: dict[str, int],
-    shard_size: int,
-    show_progress: bool,
-) -> tuple[DatasetInfo, int]:
-    """Write all splits into `folder/data` and return the info with its counts, and the rows without a label."""
-    from tqdm.auto import tqdm
-
-    (folder / "data").mkdir()
-    checks = _RowChecks()
-    counts: dict[str, int] = {}
-    people: dict[str, Any] = {}
-    for split, rows in rows_by_split.items():
-        stream = tqdm(
-            checks.stream(split, rows),
-            desc=f"{info.name} {split}",
-            total=expected.get(split),
-            unit=" images",
-            disable=not show_progress,
-        )
-        count = _write_shards(folder / "data", split, stream, info, shard_size)
-        if count:
-            counts[split] = count
-            people[split] = demographics(checks.metadata, checks.patient_ids)
-    return replace(info, num_rows=counts, demographics=people), checks.unlabelled
 
 
 class _RowChecks:
@@ -260,23 +303,28 @@ class _RowChecks:
         self.metadata: list[str] = []
         self.patient_ids: list[str] = []
 
-    def stream(self, split: str, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Pass the rows of one split on, keeping their metadata and patients."""
+    def read(self, split: str, paths: Iterable[Path], info: DatasetInfo) -> int:
+        """Read all but the pictures of a split, keeping its metadata and patients; returns its number of rows."""
         self.metadata, self.patient_ids = [], []
-        for row in rows:
-            if row["image_id"] in self.image_ids:
-                raise ValueError(f"Every `image_id` must be unique, but {row['image_id']!r} is there twice.")
-            self.image_ids.add(row["image_id"])
-            other = self.split_of_patient.setdefault(row["patient_id"], split)
-            if other != split:
-                raise ValueError(
-                    f"No patient may be in two splits, but {row['patient_id']!r} is in {other!r} and {split!r}. "
-                    "Split the data by patient."
-                )
-            self.unlabelled += _is_unlabelled(row)
-            self.metadata.append(row["metadata"])
-            self.patient_ids.append(row["patient_id"])
-            yield row
+        columns = ["image_id", "patient_id", "metadata", "labels" if info.is_multi_label else "label"]
+        for path in paths:
+            for row in open_shard(path).read(columns=columns).to_pylist():
+                self._add(split, row)
+        return len(self.metadata)
+
+    def _add(self, split: str, row: dict[str, Any]) -> None:
+        if row["image_id"] in self.image_ids:
+            raise ValueError(f"Every `image_id` must be unique, but {row['image_id']!r} is there twice.")
+        self.image_ids.add(row["image_id"])
+        other = self.split_of_patient.setdefault(row["patient_id"], split)
+        if other != split:
+            raise ValueError(
+                f"No patient may be in two splits, but {row['patient_id']!r} is in {other!r} and {split!r}. "
+                "Split the data by patient."
+            )
+        self.unlabelled += _is_unlabelled(row)
+        self.metadata.append(row["metadata"])
+        self.patient_ids.append(row["patient_id"])
 
 
 def _is_unlabelled(row: Mapping[str, Any]) -> bool:
@@ -285,29 +333,36 @@ def _is_unlabelled(row: Mapping[str, Any]) -> bool:
     return all(math.isnan(label) for label in row["labels"])
 
 
-def _write_shards(folder: Path, split: str, rows: Iterable[dict[str, Any]], info: DatasetInfo, shard_size: int) -> int:
-    """Write one split as parquet files of about `shard_size` bytes and return its number of rows."""
+def write_shards(
+    folder: Path, name: str, rows: Iterable[dict[str, Any]], info: DatasetInfo, shard_size: int = SHARD_SIZE
+) -> list[Path]:
+    """Write rows as parquet files, each of about `shard_size` bytes of images, and return them.
+
+    Args:
+        folder: where to write.
+        name: beginning of the files' names.
+        rows: from `make_row`; no more than 32 MB of images, or the largest one, are held in memory.
+        info: the dataset.
+        shard_size: bytes of images per file, about.
+    """
     import pyarrow.parquet as pq
 
     schema = features(info.problem_type, info.num_labels).arrow_schema
     shards: list[Path] = []
-    count, shard_bytes = 0, 0
+    shard_bytes = 0
     writer: pq.ParquetWriter | None = None
     for table, num_bytes in _tables(rows, schema):
         if writer is None:
-            shards.append(folder / f"{split}-{len(shards)}.writing")
+            shards.append(folder / f"{name}-{len(shards):05d}.parquet")
             writer = pq.ParquetWriter(shards[-1], schema)
         writer.write_table(table)
-        count += table.num_rows
         shard_bytes += num_bytes
         if shard_bytes >= shard_size:
             writer.close()
             writer, shard_bytes = None, 0
     if writer is not None:
         writer.close()
-    for index, shard in enumerate(shards):
-        shard.rename(folder / f"{split}-{index:05d}-of-{len(shards):05d}.parquet")
-    return count
+    return shards
 
 
 def _tables(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Iterator[tuple[pa.Table, int]]:

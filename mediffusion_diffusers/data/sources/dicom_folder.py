@@ -10,15 +10,15 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ...atomic_files import write_text
 from ...item_boundary import reading
-from ..conversion import SourceImage, write_sources
+from ..conversion import SourceImage, file_content, write_sources
 from ..dicom import (
     GreyScale,
     describing_metadata,
@@ -184,7 +184,23 @@ def _draw_splits(
 def _source_image(file: _File, image_id: str, patient_id: str, labels: Mapping[str, Any]) -> SourceImage:
     metadata = {**file.metadata, **labels.get("metadata", {})}
     row = {**labels, "patient_id": patient_id, "metadata": metadata}
-    return SourceImage(image_id, partial(read_dicom, file.path, file.shown), row, file=file.shown)
+    return SourceImage(image_id, _Picture(file.path, file.shown), row, file=file.shown)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """The picture in a DICOM file, read when it is asked for."""
+
+    path: Path
+    shown: str
+
+    @property
+    def content(self) -> str:
+        """What tells the picture from others."""
+        return file_content(self.path)
+
+    def __call__(self) -> Image.Image:
+        return read_dicom(self.path, self.shown)
 
 
 def _read_headers(source: Path, salt: str, report: ConversionReport, strict: bool) -> list[_File]:

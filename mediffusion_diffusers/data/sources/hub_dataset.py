@@ -117,6 +117,11 @@ class _Picture:
     index: int
     column: str
 
+    @property
+    def content(self) -> str:
+        """What tells the picture from others."""
+        return f"{self.part._fingerprint} {self.index} {self.column}"
+
     def __call__(self) -> bytes | str:
         picture = self.part[self.index][self.column] or {}
         content = picture.get("bytes") or picture.get("path")
