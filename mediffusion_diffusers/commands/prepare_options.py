@@ -58,7 +58,7 @@ class ReadingOptions(_Checked):
     image_size: _Side = option(None, "Reduce images to this shorter side in pixels; never enlarge.")
     strict: bool = option(False, "Stop at the first image that cannot be read.")
     num_workers: Annotated[int | None, Range(at_least=1)] = option(
-        None, "Threads that read images; one per core (at most 8) by default."
+        None, "Images read at a time, by processes where there are many images; one per core (at most 8) by default."
     )
 
 

@@ -71,7 +71,7 @@ def convert_chestxray14(
         seed: seed of the validation split.
         metadata_only: do not read images.
         strict: raise at the first image that cannot be read, instead of recording it.
-        num_workers: threads that read images.
+        num_workers: images that are read at a time, by processes where there are many of them.
         overwrite: replace a prepared dataset at `output_dir`.
 
     Raises:

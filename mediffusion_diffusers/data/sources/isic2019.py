@@ -54,7 +54,7 @@ def convert_isic2019(
         test_share: percent of the lesions, in [0, 100).
         seed: seed of both draws.
         strict: raise at the first image that cannot be read, instead of recording it.
-        num_workers: threads that read images.
+        num_workers: images that are read at a time, by processes where there are many of them.
         overwrite: replace a prepared dataset at `output_dir`.
 
     Raises:

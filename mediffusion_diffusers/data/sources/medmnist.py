@@ -76,7 +76,7 @@ def convert_medmnist(
             name gives the labels the numbers as names.
         output_dir: prepared dataset to write.
         image_size: reduce images to this side, in pixels.
-        num_workers: threads that encode images.
+        num_workers: images that are read at a time, by processes where there are many of them.
         overwrite: replace a prepared dataset at `output_dir`.
 
     Raises:

@@ -126,7 +126,7 @@ def convert_table(
         licence: under which terms the images may be used.
         attribution: whom to credit.
         strict: raise at the first image that cannot be read, instead of recording it.
-        num_workers: threads that read images.
+        num_workers: images that are read at a time, by processes where there are many of them.
         overwrite: replace a prepared dataset at `output_dir`.
 
     Raises:
