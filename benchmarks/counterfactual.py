@@ -47,6 +47,7 @@ from guided_steps import (
 )
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.atomic_files import read_json, write_json
 from mediffusion_diffusers.latents import decode_latents, encode_pixels
 from mediffusion_diffusers.models.presets import PAPER_NOISE_SCHEDULE
 from mediffusion_diffusers.pipelines.counterfactual.quality import QUALITIES
@@ -232,10 +233,10 @@ def main() -> None:
             },
             **rounded(run()),
         }
-        report = json.loads(args.output.read_text()) if args.output.is_file() else {}
+        report = read_json(args.output) if args.output.is_file() else {}
         report[key] = result
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(args.output, report)
         print(json.dumps({key: result}, indent=1))
 
 

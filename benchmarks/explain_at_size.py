@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import random
 import shlex
 import sys
@@ -21,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from mediffusion_diffusers.atomic_files import write_json
 from mediffusion_diffusers.data.input_shards import InputShard
 from mediffusion_diffusers.explanation.chunk import Chunk, cut
 from mediffusion_diffusers.explanation.ray_engine import Dealer
@@ -30,7 +30,7 @@ from mediffusion_diffusers.explanation.ray_engine import Dealer
 class Machines:
     """Workers and their misfortunes.
 
-    Attributes:
+    Args:
         speeds: chunks per unit of time, one per worker.
         spread: standard deviation of a chunk's time over its mean.
         lost_share: probability that a worker is lost in a chunk.
@@ -49,7 +49,7 @@ class Machines:
 class Course:
     """What a simulated run came to.
 
-    Attributes:
+    Args:
         seconds: until every chunk was finished.
         dealt: chunks by worker, in their order.
         num_lost: workers that were lost.
@@ -157,7 +157,7 @@ def main() -> None:
         "cases": {name: {**result, "machines": _told(cases[name])} for name, result in results.items()},
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(args.output, report)
 
 
 def _told(machines: Machines) -> dict[str, float]:

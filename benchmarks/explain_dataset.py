@@ -33,6 +33,7 @@ from accelerate import Accelerator
 from diffusers import __version__ as diffusers_version
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.atomic_files import write_json
 from mediffusion_diffusers.data.schema import parquet_files
 from mediffusion_diffusers.explanation import chunk
 from mediffusion_diffusers.explanation.counterfactuals import CounterfactualExplainer
@@ -183,7 +184,7 @@ def main() -> None:
         "rounds": {str(count): values for count, values in rounds.items()},
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(args.output, report)
     print(json.dumps({name: value for name, value in report.items() if name != "rounds"}, indent=1))
 
 

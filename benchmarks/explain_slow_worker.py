@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mediffusion_diffusers import examples
+from mediffusion_diffusers.atomic_files import write_json
 from mediffusion_diffusers.data.phantom import prepare_phantoms
 from mediffusion_diffusers.device_options import DeviceOptions
 from mediffusion_diffusers.explanation import dataset_runner
@@ -45,7 +46,7 @@ TWO_PROCESSES = (
 class PausingSource(PipelineSource):
     """A pipeline whose explanations are pauses; who loads it first is the slow one.
 
-    Attributes:
+    Args:
         notes: folder in which every worker notes its batches.
         pause: seconds per image of the faster worker.
     """
@@ -149,7 +150,7 @@ def main() -> None:
     settings = {name: getattr(args, name) for name in ("num_images", "pause", "chunk_rows")}
     report = {"command": shlex.join(["python", *sys.argv]), **settings, "times_slower": SLOWER, "engines": results}
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(args.output, report)
 
 
 if __name__ == "__main__":

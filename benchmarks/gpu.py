@@ -36,7 +36,7 @@ import torch
 from diffusers import DDIMScheduler
 from edit_cost import rounded
 from guided_steps import SHAPES, GuidanceSteps, build_unet, build_vae
-from train_step import DEMO_HEAD, diffusion_batch, joint_side, labelled_batch, plain_side
+from train_step import diffusion_batch, joint_side, labelled_batch, plain_side
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline, SpaceToDepthAutoencoder
 from mediffusion_diffusers.atomic_files import write_json
@@ -148,9 +148,8 @@ def _step_ratios(bench: Bench, figures: dict[str, Any]) -> dict[str, float]:
 
 def measure_training(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """Steps per second of the joint step and of a plain diffusion step, with AdamW and moving average."""
-    config = {name: value for name, value in SHAPES[bench.shape].items() if name not in ("num_labels", *DEMO_HEAD)}
-    config = {name: value for name, value in config.items() if "classifier" not in name}
     joint = SHAPES[bench.shape]
+    config = {name: value for name, value in joint.items() if name != "num_labels" and "classifier" not in name}
     latent_shape = (config["in_channels"], config["sample_size"], config["sample_size"])
     size, labelled_size = (2, 2) if bench.tiny else (64, 32)
     scheduler = diffusers.DDPMScheduler(**PAPER_NOISE_SCHEDULE)

@@ -30,6 +30,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
 from tqdm.auto import tqdm
 
 from mediffusion_diffusers import JointUNet2DModel
+from mediffusion_diffusers.atomic_files import read_json, write_json
 from mediffusion_diffusers.data.phantom import prepare_phantoms
 from mediffusion_diffusers.data.schema import load_prepared, parquet_files
 from mediffusion_diffusers.data.transforms import ImageTransform
@@ -224,7 +225,7 @@ def main() -> None:
     args = parser.parse_args()
     key = f"{args.shape}, batch {args.train_batch_size}"
     result = step_ratios(args.shape, args.train_batch_size, args.labelled_batch_sizes, args.num_rounds)
-    report = json.loads(args.output.read_text()) if args.output.is_file() else {}
+    report = read_json(args.output) if args.output.is_file() else {}
     report["machine"] = {
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
@@ -234,7 +235,7 @@ def main() -> None:
     if args.shape == "demo":
         report["latent_cache"] = cache_gain(args.num_rounds)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(args.output, report)
     print(json.dumps(report, indent=1))
 
 

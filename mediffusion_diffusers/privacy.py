@@ -17,7 +17,7 @@ def is_local_path(value: Any) -> bool:
 
 def holds_token(text: str, token: str | None = None) -> bool:
     """Whether a text holds an access token of the Hub, or the given one."""
-    return _TOKEN.search(text) is not None or (token is not None and token in text)
+    return _TOKEN.search(text) is not None or (bool(token) and str(token) in text)
 
 
 def without_tokens(text: str, token: str | None = None) -> str:

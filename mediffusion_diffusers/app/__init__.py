@@ -6,7 +6,7 @@ extra `app` (`pip install "mediffusion-diffusers[app]"`).
 """
 
 from .desk import Example
-from .serving import build, launch, serve
+from .serving import boxed_examples, build, launch, serve
 
 
-__all__ = ["Example", "build", "launch", "serve"]
+__all__ = ["Example", "boxed_examples", "build", "launch", "serve"]

@@ -40,19 +40,21 @@ class TruthTeacher:
 
     Args:
         runner: of a phantom dataset.
+
+    Raises:
+        ValueError: for another dataset, whose truth is not known.
     """
 
     runner: CounterfactualStudyRunner
 
-    def answer(self, made: Counterfactuals, chosen: Selection, image_ids: Sequence[str]) -> np.ndarray:
-        """See `Teacher`.
-
-        Raises:
-            ValueError: if the truth is not known.
-        """
-        truth = self.runner.truth(chosen)
-        if truth is None:
+    def __post_init__(self) -> None:
+        if not self.runner.references.know_truth:
             raise ValueError("`teacher` truth needs phantoms: only there the true counterfactual is known.")
+
+    def answer(self, made: Counterfactuals, chosen: Selection, image_ids: Sequence[str]) -> np.ndarray:
+        """See `Teacher`."""
+        truth = self.runner.truth(chosen)
+        assert truth is not None
         change = (made.images - made.originals).reshape(len(truth), -1).astype(np.float64)
         wanted = (truth - made.originals).reshape(len(truth), -1).astype(np.float64)
         way = (change * wanted).sum(1) / np.maximum((wanted**2).sum(1), 1e-12)
@@ -85,10 +87,19 @@ class RegionTeacher:
     Args:
         boxes: the places, in relative units.
         share: of the change's energy that must lie in them; other images get no answer.
+
+    Raises:
+        ValueError: for a box that is no place in a picture.
     """
 
     boxes: Sequence[Mapping[str, float]]
     share: float = 0.5
+
+    def __post_init__(self) -> None:
+        try:
+            pixels_in(self.boxes, (1, 1))
+        except ValueError as error:
+            raise ValueError(f"`region` is no place in a picture. {error}") from None
 
     def answer(self, made: Counterfactuals, chosen: Selection, image_ids: Sequence[str]) -> np.ndarray:
         """See `Teacher`."""
@@ -98,30 +109,33 @@ class RegionTeacher:
         return np.where(inside >= self.share, before, np.nan)
 
 
-@dataclass(frozen=True)
 class TableTeacher:
     """People have looked: a table says it.
 
     Args:
         path: CSV file with the columns `image_id` and `present` (1, 0, or empty for no answer).
+
+    Raises:
+        ValueError: for a table that cannot be used.
     """
 
-    path: Path
+    def __init__(self, path: Path):
+        self.path = path
+        columns, rows = read_rows(path, exact=True)
+        name, present = (find_column(columns, [column], path) for column in ("image_id", "present"))
+        self.answers: dict[str, float] = {}
+        for line, row in rows:
+            text = row[present].strip()
+            if text not in ("0", "1", ""):
+                raise ValueError(f"{path}, line {line}: `present` must be 1, 0 or empty, but got {text!r}.")
+            self.answers[row[name].strip()] = float(text) if text else np.nan
 
     def answer(self, made: Counterfactuals, chosen: Selection, image_ids: Sequence[str]) -> np.ndarray:
         """See `Teacher`.
 
         Raises:
-            ValueError: for a table that cannot be used, or that knows none of the images.
+            ValueError: if the table knows none of the images.
         """
-        columns, rows = read_rows(self.path, exact=True)
-        name, present = (find_column(columns, [column], self.path) for column in ("image_id", "present"))
-        answers: dict[str, float] = {}
-        for line, row in rows:
-            text = row[present].strip()
-            if text not in ("0", "1", ""):
-                raise ValueError(f"{self.path}, line {line}: `present` must be 1, 0 or empty, but got {text!r}.")
-            answers[row[name].strip()] = float(text) if text else np.nan
-        if not answers.keys() & set(image_ids):
+        if not self.answers.keys() & set(image_ids):
             raise ValueError(f"{self.path} names none of the counterfactuals, such as {image_ids[0]!r}.")
-        return np.array([answers.get(one, np.nan) for one in image_ids])
+        return np.array([self.answers.get(one, np.nan) for one in image_ids])

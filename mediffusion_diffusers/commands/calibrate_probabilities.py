@@ -20,7 +20,7 @@ from ..device_options import DeviceOptions
 from ..evaluation.defaults import CLASSIFICATION_BATCH_SIZE
 from ..option_parser import OptionParser
 from ..options import option
-from ..output_folder import claimed_folder
+from ..output_folder import claimed_folder, try_writing
 from .command import Command, ResultOptions, first_paragraph
 from .results import note, say_result, write_results
 from .study_options import BatchSize, StudyOptions
@@ -58,7 +58,7 @@ def run(options: Options, device_options: DeviceOptions, result_options: ResultO
         ValueError: for arguments or files that cannot be used.
         OSError: if a file cannot be read or written.
     """
-    from ..evaluation.calibration_study import study_calibration, write_label_calibration
+    from ..evaluation.calibration_study import UNET_CONFIG, study_calibration, write_label_calibration
     from ..reports.pictures.calibration import reliability_plot
     from ..reports.pictures.drawing import save_picture
 
@@ -67,6 +67,8 @@ def run(options: Options, device_options: DeviceOptions, result_options: ResultO
     folder = Path(options.pretrained_model_name_or_path)
     claim = nullcontext(folder) if options.dry_run else claimed_folder(folder, "pretrained_model_name_or_path")
     with claim:
+        if not options.dry_run:
+            try_writing(folder / UNET_CONFIG.parent, "pretrained_model_name_or_path")
         result = study_calibration(
             folder, options.dataset_dir, options.split, options.method, options.batch_size, device, dtype
         )
@@ -75,12 +77,13 @@ def run(options: Options, device_options: DeviceOptions, result_options: ResultO
             return
 
         def write(place: Path) -> None:
-            write_json(place / RESULTS_FILE, result)
+            if place == folder:
+                write_label_calibration(folder, result["label_calibration"])
             save_picture(reliability_plot(result["before"]["curves"], result["after"]["curves"]), place / PICTURE)
+            write_json(place / RESULTS_FILE, result)  # last: it says that all is done
 
         write_results(write, folder, result)
-        write_label_calibration(folder, result["label_calibration"])
-    note(f"Stored in {folder / 'unet' / 'config.json'}; used where `calibrated` is asked for.")
+    note(f"Stored in {folder / UNET_CONFIG}; used where `calibrated` is asked for.")
 
 
 def _say(result: dict[str, Any]) -> None:

@@ -62,10 +62,10 @@ def run(options: Options, device_options: DeviceOptions, result_options: ResultO
         (say_result if result_options.json else _say)(result)
 
         def write(place: Path) -> None:
-            write_json(place / RESULTS_FILE, result)
             calibrated = result.get("calibrated", {}).get("curves")
             save_picture(reliability_plot(result["curves"], calibrated), place / RELIABILITY_PICTURE)
             save_picture(decision_curves(result["curves"]), place / DECISION_PICTURE)
+            write_json(place / RESULTS_FILE, result)  # last: it says that all is done
 
         write_results(write, folder, result)
     note(record_results(options.pretrained_model_name_or_path, "classification", result))

@@ -19,7 +19,7 @@ from ..counterfactual_options import given_options
 from ..device_options import DeviceOptions
 from ..option_parser import OptionParser
 from ..options import Range, check_options, option, required
-from ..output_folder import claimed_folder, try_writing, writable_folder
+from ..output_folder import claimed_folder, writable_folder
 from .command import Command, ResultOptions, first_paragraph
 from .input_images import EXAMPLE, ModelOptions
 from .results import note, say_result, write_results
@@ -196,9 +196,9 @@ def collect(options: CollectOptions, result_options: ResultOptions) -> None:
     from ..reader_study.answers import collect_answers, write_answers
     from ..reader_study.design import StudyKey
 
-    collected = collect_answers(options.answers, StudyKey.load(options.key_file))
-    try_writing(options.output.parent, "output")
-    write_answers(collected.answers, options.output)
+    with writable_folder(options.output.parent, "output"):
+        collected = collect_answers(options.answers, StudyKey.load(options.key_file))
+        write_answers(collected.answers, options.output)
     readers = sorted({answer.reader for answer in collected.answers})
     for sentence in collected.notes:
         note(sentence)

@@ -47,13 +47,17 @@ def write_results(write: Callable[[Path], Written], folder: Path, figures: Mappi
 
     Raises:
         OSError: if they could not be written into `folder`, saying why and where they are now.
+        Exception: whatever else `write` raises, after a note that says where they are now.
     """
     try:
         return write(folder)
-    except Exception as error:
+    except OSError as error:
         raise OSError(
             f"The results could not be written into {str(folder)!r}: {str(error).rstrip('.')}. {_keep(write, figures)}"
         ) from error
+    except Exception:
+        note(f"The results could not all be written into {str(folder)!r}. {_keep(write, figures)}")
+        raise
 
 
 def _keep(write: Callable[[Path], Any], figures: Mapping[str, Any] | None) -> str:

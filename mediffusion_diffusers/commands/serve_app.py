@@ -45,15 +45,13 @@ def run(options: Options, model: ModelOptions, device_options: DeviceOptions) ->
         ImportError: if gradio is not installed.
         OSError: if the port is taken, or the Hub cannot be reached.
     """
-    from ..app import launch
+    from ..app import boxed_examples, launch
     from ..pipelines import MediffusionCounterfactualPipeline
 
-    pipe = None  # the example's, with its images to begin with
-    if model.pretrained_model_name_or_path not in (None, EXAMPLE):
-        device, dtype = device_options.choose()
-        pipe = model.load(MediffusionCounterfactualPipeline, dtype, device)
+    device, dtype = device_options.choose()
     launch(
-        pipe,
+        model.load(MediffusionCounterfactualPipeline, dtype, device),
+        boxed_examples() if model.pretrained_model_name_or_path in (None, EXAMPLE) else (),
         num_parallel=options.num_parallel,
         server_name=options.server_name,
         server_port=options.server_port,

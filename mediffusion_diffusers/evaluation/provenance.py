@@ -73,7 +73,7 @@ def describe_provenance(pipeline_folder: str | Path, info: DatasetInfo, split: s
     Raises:
         ValueError: if the folder holds no weights, or its record of the training is damaged.
     """
-    config = _training_config(Path(pipeline_folder) / TRAINING_CONFIG)
+    config = training_record(pipeline_folder)
     arguments, labelled = config.get("arguments") or {}, config.get("labelled_split") or {}
     return {
         "data": info.name,
@@ -116,11 +116,21 @@ def patients_of_oracle(oracle_folder: str | Path, dataset_name: str, patient_ids
     return sum(patient_digest(dataset_name, patient) in digests for patient in set(patient_ids))
 
 
-def _training_config(path: Path) -> dict[str, Any]:
+def training_record(pipeline_folder: str | Path) -> dict[str, Any]:
+    """What the training wrote down beside a pipeline: `arguments`, `labelled_split`, `dataset`; empty if nothing.
+
+    Args:
+        pipeline_folder: folder of the pipeline.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    path = Path(pipeline_folder) / TRAINING_CONFIG
     if not path.is_file():
         return {}
     config = read_json(path)
-    parts = [config] if not isinstance(config, dict) else [config.get("arguments"), config.get("labelled_split")]
+    names = ("arguments", "labelled_split", "dataset")
+    parts = [config] if not isinstance(config, dict) else [config.get(name) for name in names]
     if not all(part is None or isinstance(part, dict) for part in parts):
         raise ValueError(f"{str(path)!r} is damaged: it must hold objects of names and values.")
     return config or {}

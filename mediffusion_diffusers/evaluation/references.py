@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,11 @@ class References:
     def __init__(self, held_out: HeldOutSplit, pipeline: Any):
         self.held_out, self.pipeline = held_out, pipeline
 
+    @property
+    def know_truth(self) -> bool:
+        """Whether the split's images are phantoms, whose true counterfactuals are known; the first stands for all."""
+        return _is_phantom(self.held_out.dataset[0])
+
     def truth(self, chosen: Selection) -> np.ndarray | None:
         """True counterfactuals, shape `(num, 1, height, width)`, if the dataset is a phantom's."""
         pairs = self._phantoms(chosen)
@@ -77,7 +82,12 @@ class References:
     def _phantoms(self, chosen: Selection) -> list[tuple[dict[str, Any], str]]:
         """Rows and targets of the dataset; none if they are no phantoms of this version."""
         rows = [self.held_out.dataset[row] for row in chosen.rows.tolist()]
-        if not all(read_metadata(row["metadata"]).get("phantom_version") == PHANTOM_VERSION for row in rows):
+        if not all(map(_is_phantom, rows)):
             return []
         names = self.held_out.info.label_names
         return [(row, names[target]) for row, target in zip(rows, chosen.targets.tolist(), strict=True)]
+
+
+def _is_phantom(row: Mapping[str, Any]) -> bool:
+    """Whether a row of a prepared dataset is a phantom of this version."""
+    return read_metadata(row["metadata"]).get("phantom_version") == PHANTOM_VERSION

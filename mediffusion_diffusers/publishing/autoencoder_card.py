@@ -66,7 +66,7 @@ def render_autoencoder_card(
 
 def quality_before_and_after(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The last validation before the adversarial loss began, and the last one of all, by what a table calls them."""
-    validations = [record for record in metrics if record["kind"] == "validation"]
+    validations = [record for record in metrics if record.get("kind") == "validation"]
     chosen: dict[str, Mapping[str, Any]] = {}
     if validations and validations[-1].get("adversarial"):
         before = [record for record in validations if not record["adversarial"]]

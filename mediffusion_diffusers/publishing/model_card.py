@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..atomic_files import read_json, write_text
 from ..data.schema import DatasetInfo
 from ..data.splits import LabelledSplit
-from ..evaluation.provenance import TRAINING_CONFIG
+from ..evaluation.provenance import training_record
+from ..item_boundary import reason
 from ..metrics_log import read_metrics
 from ..notices import CARD_NOTICE
 from ..privacy import is_local_path
@@ -134,12 +136,10 @@ def refresh_model_card(pipeline_folder: str | Path) -> bool:
     path = folder / CARD_FILE
     if not path.is_file():
         return False
-    card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False)
+    card = _read_card(path)
     metadata = card.data
     assert isinstance(metadata, ModelCardData)
-    unet, vae, config = (
-        _read_json(folder / name) for name in ("unet/config.json", "vae/config.json", TRAINING_CONFIG)
-    )
+    unet, vae, config = _read_config(folder / "unet"), _read_config(folder / "vae"), training_record(folder)
     evaluations, validation = kept_evaluations(folder), _last_validation(read_metrics(folder / "metrics.jsonl"))
     formerly = next((one for one in metadata.eval_results or [] if one.dataset_split == "validation"), None)
     if not validation and formerly is not None:  # a card that left its run behind
@@ -216,9 +216,22 @@ def _check_mandatory(info: DatasetInfo, arguments: Mapping[str, Any]) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if there is no such file."""
-    return read_json(path) if path.is_file() else {}
+def _read_card(path: Path) -> ModelCard:
+    try:
+        return ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"The front matter of {path} cannot be read: {reason(error)}. Repair it.") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """A component's config."""
+    path = folder / "config.json"
+    config = read_json(path)
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(name) or {}, dict) for name in ("id2label", "guidance_defaults")
+    ):
+        raise ValueError(f"{path} is no config of a model. Restore it.")
+    return config
 
 
 def _last_validation(metrics: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

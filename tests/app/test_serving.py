@@ -12,8 +12,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 
 from mediffusion_diffusers import app
+from mediffusion_diffusers.commands import serve_app
 
 
 def test_without_gradio_the_error_says_what_to_install(pipe, monkeypatch):
@@ -87,3 +89,11 @@ def test_a_signal_ends_the_page_and_clears_its_folder(tmp_path, pipe, monkeypatc
     app.launch(pipe)
     assert "The page is at http://127.0.0.1" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_computes_where_and_how_it_is_told(monkeypatch):
+    served = []
+    monkeypatch.setattr("mediffusion_diffusers.app.launch", lambda *given, **_: served.append(given))
+    serve_app.main(["--model", "example", "--device", "cpu", "--dtype", "bfloat16"])
+    ((pipe, examples),) = served
+    assert pipe.dtype == torch.bfloat16 and len(examples) > 1

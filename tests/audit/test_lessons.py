@@ -70,6 +70,19 @@ def test_a_table_answers_what_people_wrote(made, tmp_path):
         answers(TableTeacher(tmp_path / "t.csv"), made, made[0].images)
 
 
+def test_teachers_without_what_they_need_say_so_before_the_work(runner, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"`region` is no place in a picture\. .*finite"):
+        RegionTeacher([{"x": float("nan"), "y": 0.0, "width": 0.25, "height": 0.25}])
+    with pytest.raises(ValueError, match=r"`region` is no place in a picture\. .*covers no pixel"):
+        RegionTeacher([{"x": 1.5, "y": 0.0, "width": 0.25, "height": 0.25}])
+    with pytest.raises(ValueError, match=r"missing\.csv is needed, but does not exist"):
+        TableTeacher(tmp_path / "missing.csv")
+    photographs = [{**runner.references.held_out.dataset[0], "metadata": ""}]
+    monkeypatch.setattr(runner.references.held_out, "dataset", photographs)
+    with pytest.raises(ValueError, match="`teacher` truth needs phantoms"):
+        TruthTeacher(runner)
+
+
 def test_the_dataset_is_the_old_one_and_the_lessons(world, tmp_path, capsys):
     edit = ("--start", "inversion", "--num_inference_steps", "2", "--num_images_per_label", "2", "--device", "cpu")
     words = ("--model", world / "pipeline", "--dataset_dir", world / "data", "--output_dir", tmp_path / "out", *edit)

@@ -175,6 +175,23 @@ def test_what_cannot_be_recorded_is_told(folder, evaluated, tmp_path):
     assert record_results(folder, "classification", results).startswith("Not recorded beside the model: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("training_config.json", "[]"),
+        ("training_config.json", '{"dataset": "phantom"}'),
+        ("unet/config.json", "[]"),
+        ("unet/config.json", '{"id2label": ["Mass"]}'),
+        ("README.md", "---\nlicense: [\n---\n\n## Results\n"),
+        ("README.md", "---\n1: 2\n---\n\n## Results\n"),
+    ],
+)
+def test_what_is_damaged_beside_the_card_is_told_by_its_name(folder, name, text):
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}.*(Repair|Restore|damaged)"):
+        refresh_model_card(folder)
+
+
 def test_a_calibration_stands_beside_what_it_chose(folder, evaluated):
     trial = GuidanceTrial("remove", 0.3, "auto", 30.0, 0.141, 0.138, 0.9375, 0.0126, 0.0, 16, {"Mass": 0.141})
     results = {"rule": "the smallest change", "chosen": [asdict(trial)], "trials": [asdict(trial)]}
