@@ -2,7 +2,7 @@
 """Learning from few labels: ours beside the same encoder, ResNets, Mean Teacher, FixMatch and a frozen probe.
 
 Pre-trains the U-Net once on all images, chooses every method's learning rate on the validation split (as many trials
-for each, on a draw that is not reported), then runs every method on one draw of the labelled images after the other.
+for each, on draws that are not reported), then runs every method on one draw of the labelled images after the other.
 What is finished is kept in `--work_dir`, so that the same command goes on where it was stopped; `--output` is written
 anew after every draw.
 
@@ -33,7 +33,7 @@ from mediffusion_diffusers.atomic_files import new_file, read_json, write_json
 from mediffusion_diffusers.reports.pictures.drawing import save_picture
 
 
-TUNING_DRAW = 1000
+TUNING_DRAWS = (1000, 1001, 1002)
 
 
 class Study:
@@ -75,22 +75,27 @@ class Study:
         return read_json(record)
 
     def tune(self) -> dict[str, Any]:
-        """The learning rate of each method with the best validation AUROC, and all trials."""
-        trials: dict[str, dict[str, float]] = {}
+        """The learning rate of each method with the best mean validation AUROC, and all trials."""
+        trials: dict[str, dict[str, list[float]]] = {}
         chosen: dict[str, float] = {}
         for name in self.methods:
             method = METHODS[name]
-            trials[name] = {}
-            for rate in method.rates if len(method.rates) > 1 else ():
-                folder, suffix = self.folder / "tuning" / f"{name}-{rate:g}", ""
-                if method.after is not None:  # goes on from what its predecessor's best rate gave
-                    folder, suffix = self.folder / "tuning" / f"{method.after}-{chosen[method.after]:g}", f"-{rate:g}"
-                setting = self._setting(TUNING_DRAW, folder, {**chosen, name: rate}, suffix)
-                found = self._run(name, setting, f"{name}{suffix}.json", is_test=False)
-                trials[name][f"{rate:g}"] = found["validation"]["macro_auroc"]
-                print(f"tuning {name} at {rate:g}: {trials[name][f'{rate:g}']:.4f}", flush=True)
-            chosen[name] = max(method.rates, key=lambda rate: trials[name].get(f"{rate:g}", 0.0))
+            found = {f"{rate:g}": self._trials(name, rate, chosen) for rate in method.rates if len(method.rates) > 1}
+            trials[name] = found
+            chosen[name] = max(method.rates, key=lambda rate: sum(found.get(f"{rate:g}", [])))
         return {"chosen": chosen, "trials": trials}
+
+    def _trials(self, name: str, rate: float, chosen: dict[str, float]) -> list[float]:
+        """Validation AUROC of each tuning draw at a learning rate, going on from the chosen one of its predecessor."""
+        after, found = METHODS[name].after, []
+        for draw in TUNING_DRAWS:
+            run = f"{name}-{rate:g}" if after is None else f"{after}-{chosen[after]:g}"
+            suffix = "" if after is None else f"-{rate:g}"
+            setting = self._setting(draw, self.folder / f"tuning-{draw}" / run, {**chosen, name: rate}, suffix)
+            record = self._run(name, setting, f"{name}{suffix}.json", is_test=False)
+            found.append(record["validation"]["macro_auroc"])
+        print(f"tuning {name} at {rate:g}: {', '.join(f'{auroc:.4f}' for auroc in found)}", flush=True)
+        return found
 
     def run_draw(self, draw: int, rates: dict[str, float]) -> None:
         """Every method on one draw."""

@@ -23,6 +23,7 @@ from .task import Outcome
 
 # Learning rates that are tried on the validation split, as many for each method that has one.
 _CLASS_RATES, _POOL_RATES = (1e-3, 3e-3), (5e-4, 1e-3)
+_FINE_TUNING_RATES = (1e-4, 3e-4)  # behind a head that knows something already
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "diffusion_first": Method(diffusion_first, "ours: diffusion, labels", is_pretrained=True),
+    "diffusion_first": Method(diffusion_first, "ours: diffusion, labels", _FINE_TUNING_RATES, is_pretrained=True),
     "consolidated": Method(
         consolidated, "ours: diffusion, labels, consolidation", _POOL_RATES, "diffusion_first", is_pretrained=True
     ),
@@ -55,7 +56,7 @@ METHODS: dict[str, Method] = {
     "same_encoder_distilled": Method(
         same_encoder_distilled, "same encoder, self-distilled on all images", _POOL_RATES, "same_encoder"
     ),
-    "joint": Method(joint, "ours: diffusion, both losses", is_pretrained=True),
+    "joint": Method(joint, "ours: diffusion, both losses", _FINE_TUNING_RATES, is_pretrained=True),
     "joint_consolidated": Method(
         joint_consolidated, "ours: diffusion, both losses, consolidation", _POOL_RATES, "joint", is_pretrained=True
     ),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from mediffusion_diffusers import JointUNet2DModel
 from mediffusion_diffusers.data.schema import label_matrix, load_prepared
@@ -14,13 +11,10 @@ from mediffusion_diffusers.data.transforms import ImageTransform
 from mediffusion_diffusers.latents import encode_pixels
 from mediffusion_diffusers.models import SpaceToDepthAutoencoder
 from mediffusion_diffusers.training.data.image_rows import ImageRows
+from mediffusion_diffusers.training.joint.linear_probe import linear_probe
 
 from .setting import Setting
 from .task import Outcome
-
-
-_L2 = 1e-2
-_MAX_ITERATIONS = 200
 
 
 def frozen_probe(setting: Setting) -> Outcome:
@@ -36,23 +30,10 @@ def frozen_probe(setting: Setting) -> Outcome:
 
     table = load_prepared(problem.dataset_dir, "train")
     rows = LabelledSplit.load(problem.labelled_split(setting.share, setting.draw)).indices(table)
-    targets = torch.from_numpy(np.nan_to_num(label_matrix(table, problem.info)[rows])).float()
+    targets = torch.from_numpy(label_matrix(table, problem.info)[rows]).float()
     pictures = ImageRows(table.select(rows))
     plain = ImageTransform(problem.recipe.data.image_size, problem.info.channels)
     known = features(pictures.batch(range(len(rows)), plain))
     mean, std = known.mean(dim=0), known.std(dim=0) + 1e-6
-    probe = nn.Linear(known.shape[1], targets.shape[1])
-    nn.init.zeros_(probe.weight)
-    nn.init.zeros_(probe.bias)
-    optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=_MAX_ITERATIONS, line_search_fn="strong_wolfe")
-    loss_of = F.binary_cross_entropy_with_logits if problem.info.is_multi_label else F.cross_entropy
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = loss_of(probe((known - mean) / std), targets) + _L2 * probe.weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    probe.requires_grad_(False)
+    probe = linear_probe((known - mean) / std, targets, problem.info.problem_type)
     return Outcome(lambda images: probe((features(images) - mean) / std))

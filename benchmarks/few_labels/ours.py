@@ -1,4 +1,7 @@
-"""Ours: a U-Net that first learns to denoise all images, then the few labels, then its own answers of all images."""
+"""Ours: a U-Net that first learns to denoise all images, then the few labels, then its own answers of all images.
+
+The labels begin as a linear probe of what denoising taught (LP-FT), and the whole network follows at a lower rate.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,14 @@ JOINT_WEIGHT = 0.3  # of the diffusion loss beside the class loss, relative to i
 
 
 def from_pretrained(config: JointConfig, setting: Setting) -> JointConfig:
-    """Start from the U-Net that can denoise."""
+    """Start from the U-Net that can denoise, and from a linear probe of its features."""
     shape = dict.fromkeys(_SHAPE)
-    return config.with_options(unet_path=str(setting.pretrained), unet_subfolder="unet", **shape)
+    path = str(setting.pretrained)
+    return config.with_options(unet_path=path, unet_subfolder="unet", linear_probe_first=True, **shape)
 
 
 def diffusion_first(setting: Setting) -> Outcome:
-    """Diffusion on all images, then the class loss alone."""
+    """Diffusion on all images, then the class loss alone, from a linear probe on."""
     return outcome_of(from_pretrained(setting.class_stage("diffusion_first"), setting), BenchmarkTask)
 
 

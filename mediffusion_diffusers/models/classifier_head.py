@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 
@@ -46,3 +47,14 @@ def hold_statistics(head: nn.Module, are_held: bool) -> None:
     for module in head.modules():
         if isinstance(module, nn.BatchNorm1d):
             module.train(not are_held)
+
+
+@torch.no_grad()
+def standardise_by(head: nn.Module, mean: torch.Tensor, std: torch.Tensor) -> bool:
+    """Give the head's normalisation these running statistics, each `(num_features,)`; False if it has none."""
+    layers = [module for module in head.modules() if isinstance(module, nn.BatchNorm1d)]
+    for layer in layers:
+        assert layer.running_mean is not None and layer.running_var is not None
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(std.square())
+    return bool(layers)

@@ -39,6 +39,15 @@ class LabelOptions:
     lr_restart_at_classifier_start: bool = option(
         False, "Begin warm-up and schedule, and the warm-up of the average, anew when the class loss begins."
     )
+    joint_learning_rate: Annotated[float | None, Range(above=0)] = option(
+        None,
+        "Largest learning rate from `classifier_start_step` on, where it begins anew. By default `learning_rate`.",
+    )
+    linear_probe_first: bool = option(
+        False,
+        "Where the class loss begins, make the head a linear probe of the labelled images on the features as they "
+        "are, so that fine-tuning need not bend them (LP-FT). Needs `classifier_hidden_size` 0.",
+    )
     classifier_noise_prob: Annotated[float, Range(at_least=0, at_most=1)] = option(
         0.0, "Share of labelled images that are noised."
     )
@@ -284,7 +293,7 @@ class JointConfig(TrainingConfig):
                 "`classifier_color_jitter` changes pixels, which `cache_latents` encodes once for all losses: choose "
                 "one, or `intensity_jitter` for the images of all losses."
             )
-        for name in ("classifier_lr_scheduler", "classifier_warmup_steps"):
+        for name in ("classifier_lr_scheduler", "classifier_warmup_steps", "joint_learning_rate"):
             if getattr(labels, name) is not None and not labels.lr_restart_at_classifier_start:
                 raise ValueError(f"`{name}` needs `lr_restart_at_classifier_start`.")
         if self.speed.compile is not None:

@@ -45,6 +45,9 @@ def joint_stages(config: JointConfig) -> Sequence[JointStage]:
     weight = config.diffusion.diffusion_loss_weight
     joint_weight = weight if joint_weight is None else joint_weight
 
+    def peak(learning_rate: float | None) -> float:
+        return 1.0 if learning_rate is None else learning_rate / options.learning_rate
+
     restarts = labels.lr_restart_at_classifier_start and 0 < joint_start < first_end
     whole = LRSchedule(0, first_end, options.lr_scheduler, options.lr_warmup_steps)
     first, second = whole, whole
@@ -53,12 +56,11 @@ def joint_stages(config: JointConfig) -> Sequence[JointStage]:
         course = labels.classifier_lr_scheduler or options.lr_scheduler
         warmup = labels.classifier_warmup_steps
         warmup = options.lr_warmup_steps if warmup is None else warmup
-        second = LRSchedule(joint_start, first_end, course, warmup)
+        second = LRSchedule(joint_start, first_end, course, warmup, peak(labels.joint_learning_rate))
 
     def consolidating(start: int, end: int) -> LRSchedule:
-        rate = own.consolidation_learning_rate
-        peak = 1.0 if rate is None else rate / options.learning_rate
-        return LRSchedule(start, end, "cosine", own.consolidation_warmup_steps, peak)
+        warmup, highest = own.consolidation_warmup_steps, peak(own.consolidation_learning_rate)
+        return LRSchedule(start, end, "cosine", warmup, highest)
 
     def stage(name: str, start: int, end: int, schedule: LRSchedule, diffusion_loss_weight: float) -> JointStage:
         is_late = name in ("consolidation", "decoder")

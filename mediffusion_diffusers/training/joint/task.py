@@ -33,6 +33,7 @@ from .config import JointConfig
 from .consolidation import SOFT_ANSWERS, SoftAnswers, answer
 from .dry_run import describe_joint_run
 from .final_model import save_joint_pipeline, write_joint_pipeline
+from .linear_probe import begin_with_linear_probe, check_head
 from .objectives import JointObjective, LabelledBatch
 from .pseudo_labels import confident_labels, num_pseudo_terms
 from .sample_grids import sample_images
@@ -90,6 +91,8 @@ class JointTask(Task):
         torch.manual_seed(keyed_seed(config.run.seed, "initial weights"))
         sample_size = config.data.image_size // vae_scale_factor(self.vae)
         self.unet = self.build_network(sample_size)
+        if config.labels.linear_probe_first:
+            check_head(self.unet)
         self.latent_shape = [self.vae.config.latent_channels, sample_size, sample_size]
         if config.run.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
@@ -181,6 +184,16 @@ class JointTask(Task):
             self.trained[0].optimizer.state.clear()
         if self.ema is not None and stage.restarts_average:
             self.ema.restart_warmup()
+        if stage.is_labelled and self.config.labels.linear_probe_first:
+            begin_with_linear_probe(
+                self.unet,
+                lambda rows: self.batch_maker.clean_latents(rows, 0),
+                np.sort(self.data.labelled_indices),
+                self.data.labels,
+                self.run.options.validation_batch_size,
+            )
+            if self.ema is not None:
+                self.ema.begin_anew()
         if stage.is_consolidating:
             assert self.ema is not None
             self.soft_answers = answer(
