@@ -49,6 +49,8 @@ class Setting:
                 "lr_scheduler": recipe.labels.classifier_lr_scheduler or recipe.optimizer.lr_scheduler,
                 "classifier_lr_scheduler": None,
                 "classifier_warmup_steps": None,
+                "joint_learning_rate": None,
+                "linear_probe_first": False,
                 "lr_restart_at_classifier_start": False,
                 "lr_warmup_steps": recipe.consolidation.consolidation_warmup_steps,
                 "ema_decay": recipe.consolidation.consolidation_ema_decay,
