@@ -38,11 +38,12 @@ def study(tmp_path, monkeypatch, fresh_accelerate):
     """Command line of the study of 24 phantoms, with steps and preset of its own size."""
     prepare_phantoms(tmp_path / "data", 24, 12, 12, image_size=16, show_progress=False)
     tiny = joint_config(*TINY_JOINT, "--classifier_noise_prob", 0, "--classifier_start_step", NUM_STEPS)
-    tiny = tiny.with_options(consolidation_batch_size=4, max_train_steps=2 * NUM_STEPS)
+    tiny = tiny.with_options(consolidation_batch_size=4, max_train_steps=2 * NUM_STEPS, classifier_hidden_size=0)
     monkeypatch.setitem(JOINT_PRESETS, "tiny", tiny)
     for name in set(METHODS) - {OTHER}:  # one method's learning rate is chosen
         monkeypatch.setitem(METHODS, name, replace(METHODS[name], rates=METHODS[name].rates[:1]))
     monkeypatch.setattr("few_labels.table.NUM_RESAMPLES", 5)
+    monkeypatch.setattr(label_efficiency, "TUNING_DRAWS", (1000, 1001))
     paths = ("--dataset_dir", tmp_path / "data", "--work_dir", tmp_path / "runs", "--output", tmp_path / "table.json")
     size = ("--preset", "tiny", "--share", 50, "--num_draws", 1, "--class_steps", NUM_STEPS, "--pool_steps", NUM_STEPS)
     size = (*size, "--methods", *RUN)
