@@ -34,7 +34,7 @@ class Machines:
         speeds: chunks per unit of time, one per worker.
         spread: standard deviation of a chunk's time over its mean.
         lost_share: probability that a worker is lost in a chunk.
-        absence: time until a lost worker's chunk is dealt again and a new worker is there.
+        absence: time until a lost worker is there again, and begins its chunk anew.
         seed: of the draws.
     """
 
@@ -62,54 +62,42 @@ class Course:
     deal_seconds: float = 0.0
 
 
-class StaticDealer:
-    """Every worker has its share from the beginning, and no other; what a lost one had in work it begins anew."""
-
-    def __init__(self, chunks: Sequence[Chunk], num_workers: int):
-        self._shares = {index: list(chunks[index::num_workers])[::-1] for index in range(num_workers)}
-        self._owners = {chunk: index for index, share in self._shares.items() for chunk in share}
-
-    def next(self, worker: int) -> Chunk | None:
-        """As `Dealer`."""
-        return self._shares[worker].pop() if self._shares[worker] else None
-
-    def finished(self, chunk: Chunk) -> None:
-        """As `Dealer`."""
-
-    def lost(self, chunk: Chunk) -> None:
-        """As `Dealer`."""
-        self._shares[self._owners[chunk]].append(chunk)
-
-
-def simulate(chunks: Sequence[Chunk], machines: Machines, dealer: Dealer | StaticDealer) -> Course:
-    """Let the workers make all chunks."""
+def simulate(chunks: Sequence[Chunk], machines: Machines, dealer: Dealer | None = None) -> Course:
+    """Let the workers make all chunks; without a dealer, each has its share from the beginning, and no other."""
     rng, course, finished = random.Random(machines.seed), Course(), set()
-    idle = list(range(len(machines.speeds)))
-    events: list[tuple[float, int, int, Chunk, bool]] = []
-    while len(finished) < len(chunks):
+    count = len(machines.speeds)
+    shares = {worker: list(chunks[worker::count])[::-1] for worker in range(count)}
+    events: list[tuple[float, int, Chunk, bool]] = []
+
+    def begin(worker: int, chunk: Chunk) -> None:
+        takes = max(rng.gauss(1.0, machines.spread), 0.1) / machines.speeds[worker]
+        is_lost = rng.random() < machines.lost_share
+        ends = course.seconds + (rng.random() * takes + machines.absence if is_lost else takes)
+        heapq.heappush(events, (ends, worker, chunk, is_lost))
+
+    def deal(worker: int) -> bool:
         began = time.perf_counter()
-        given = {}
-        for worker in idle:
-            if (chunk := dealer.next(worker)) is not None:
-                given[worker] = chunk
-            elif isinstance(dealer, Dealer):  # nothing is left for anybody
-                break
+        share = shares[worker]
+        chunk = dealer.next() if dealer is not None else share.pop() if share else None
         course.deal_seconds += time.perf_counter() - began
-        for worker, chunk in given.items():
+        if chunk is not None:
             course.dealt.setdefault(worker, []).append(chunk)
-            takes = max(rng.gauss(1.0, machines.spread), 0.1) / machines.speeds[worker]
-            is_lost = rng.random() < machines.lost_share
-            ends = course.seconds + (rng.random() * takes + machines.absence if is_lost else takes)
-            heapq.heappush(events, (ends, worker, len(course.dealt[worker]), chunk, is_lost))
-        idle = [worker for worker in idle if worker not in given]
-        course.seconds, worker, _, chunk, is_lost = heapq.heappop(events)
-        idle.append(worker)
+            begin(worker, chunk)
+        return chunk is not None
+
+    idle = [worker for worker in range(count) if not deal(worker)]
+    while len(finished) < len(chunks):
+        course.seconds, worker, chunk, is_lost = heapq.heappop(events)
         course.num_lost += is_lost
-        if is_lost:
-            dealer.lost(chunk)
-        else:
-            finished.add(chunk)
+        if is_lost and chunk not in finished:
+            begin(worker, chunk)
+            continue
+        finished.add(chunk)
+        if dealer is not None:
             dealer.finished(chunk)
+        idle.append(worker)
+        while idle and deal(idle[-1]):
+            idle.pop()
     return course
 
 
@@ -140,7 +128,7 @@ def main() -> None:
         ideal = len(chunks) / sum(machines.speeds)
         courses = {
             "dynamic": simulate(chunks, machines, Dealer(chunks)),
-            "static": simulate(chunks, machines, StaticDealer(chunks, args.num_workers)),
+            "static": simulate(chunks, machines),
         }
         results[name] = {
             "ideal": ideal,

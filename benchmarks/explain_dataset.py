@@ -36,10 +36,9 @@ from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.atomic_files import write_json
 from mediffusion_diffusers.data.schema import parquet_files
 from mediffusion_diffusers.explanation import chunk
-from mediffusion_diffusers.explanation.counterfactuals import CounterfactualExplainer
 from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
 from mediffusion_diffusers.explanation.plan import ExplanationJob
-from mediffusion_diffusers.explanation.request import ExplanationRequest
+from mediffusion_diffusers.requests.counterfactuals import CounterfactualExplainer, ExplanationRequest
 
 
 NUM_SHARDS = 4

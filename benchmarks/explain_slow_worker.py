@@ -29,10 +29,9 @@ from mediffusion_diffusers.data.phantom import prepare_phantoms
 from mediffusion_diffusers.device_options import DeviceOptions
 from mediffusion_diffusers.explanation import dataset_runner
 from mediffusion_diffusers.explanation.chunk import Picture, Rows
-from mediffusion_diffusers.explanation.counterfactuals import CounterfactualExplainer
 from mediffusion_diffusers.explanation.plan import ExplanationJob
-from mediffusion_diffusers.explanation.request import ExplanationRequest
-from mediffusion_diffusers.explanation.worker import PipelineSource
+from mediffusion_diffusers.pipelines.source import PipelineSource
+from mediffusion_diffusers.requests.counterfactuals import CounterfactualExplainer, ExplanationRequest
 
 
 SLOWER = 10

@@ -44,9 +44,9 @@ from mediffusion_diffusers.data.phantom import prepare_phantoms
 from mediffusion_diffusers.device import pick_device, switch_tf32
 from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
 from mediffusion_diffusers.explanation.plan import ExplanationJob
-from mediffusion_diffusers.explanation.request import ExplanationRequest
 from mediffusion_diffusers.metrics_log import read_metrics
 from mediffusion_diffusers.models.presets import PAPER_NOISE_SCHEDULE
+from mediffusion_diffusers.requests.counterfactuals import ExplanationRequest
 
 
 ROOT = Path(__file__).parents[1]
@@ -200,7 +200,7 @@ def measure_explaining(bench: Bench, args: argparse.Namespace) -> dict[str, Any]
             summary = explain_dataset(pipe, job)
             name = "images_per_second_with_controls" if controls else "images_per_second"
             figures[name] = summary.images_per_second
-            figures["num_failed"] = summary.num_failed
+            figures["num_failed"] = summary.counts["num_failed"]
     return figures
 
 

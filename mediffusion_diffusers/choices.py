@@ -9,7 +9,7 @@ OwnGuidanceMode = Literal["zt", "x0_detached", "x0"]
 # What is done to a finding.
 Direction = Literal["remove", "add"]
 
-# Which rows of a dataset are explained (see `explanation.request`).
+# Which rows of a dataset are explained (see `requests.counterfactuals`).
 RowRule = Literal["all", "labelled", "predicted"]
 
 # Who runs the work on a whole dataset (see `explanation`).

@@ -24,7 +24,7 @@ class Stored:
 class CounterfactualOptions:
     """How a counterfactual is made, as it is asked for.
 
-    The pipeline's signature and docstring, [`~mediffusion_diffusers.explanation.request.ExplanationRequest`], the
+    The pipeline's signature and docstring, [`~mediffusion_diffusers.requests.counterfactuals.ExplanationRequest`], the
     scripts' options and the model card's table all follow from the fields of this class. Where a type has several
     members, the first is what a command line takes.
     """

@@ -29,8 +29,9 @@ from .study_options import MODEL_ALIASES, BatchSize, Seed
 
 
 if TYPE_CHECKING:
-    from ..explanation.plan import ExplanationJob, Request
+    from ..explanation.plan import ExplanationJob
     from ..explanation.progress import Summary
+    from ..requests.request import Request
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Options:
     )
     batch_size: BatchSize = option(8, "Images per call of the pipeline, per process.")
     seed: Seed = option(0, "Seed of the noise, where some is used.")
+    report_to: str | None = option(None, "Tracker that is told how far the launch is: tensorboard, wandb, ...")
     num_shards: Annotated[int | None, Range(at_least=1)] = option(
         None, "Number of launches that share the work; by default SLURM_ARRAY_TASK_COUNT, else 1."
     )
@@ -127,13 +129,14 @@ def job_of(options: Options, edit: Any, environment: Mapping[str, str]) -> Expla
         task_index=task_index,
         overwrite=options.overwrite,
         model=None if is_local_path(model) else model,
+        report_to=options.report_to,
     )
 
 
 def _request_of(options: Options, edit: Any) -> Request:
     """What is asked of every image."""
-    from ..explanation.classification import ClassificationRequest
-    from ..explanation.request import ExplanationRequest
+    from ..requests.classification import ClassificationRequest
+    from ..requests.counterfactuals import ExplanationRequest
 
     if options.counterfactuals:
         request = ExplanationRequest(
@@ -180,13 +183,32 @@ def run(options: Options, edit: Any, device_options: DeviceOptions, result_optio
     if result_options.json:
         say_result({"output_dir": str(options.output_dir), **summary.to_dict()})
     else:
-        print(f"{summary.sentence()} Output: {options.output_dir}")
+        print(f"{sentence(summary)} Output: {options.output_dir}")
     return 0 if summary.is_useful else 1
+
+
+def sentence(summary: Summary) -> str:
+    """What a launch did, in one line for the terminal."""
+    whole, counts = summary.manifest, summary.counts
+    shards = f"{whole['num_finished_shards']:,} of {whole['num_shards']:,} shards are finished"
+    if whole["complete"] and whole["num_explained"] == 0:
+        return (
+            f"No image is explained: {whole['num_failed']:,} rows could not be (column `error` says why), "
+            f"{whole['num_passed_over']:,} were not asked about; {shards}."
+        )
+    if counts["num_rows"] == 0 and not summary.problems:
+        return f"Nothing was left to do: {shards}."
+    workers = f"{summary.num_workers} worker{'s' if summary.num_workers > 1 else ''}"
+    return (
+        f"Explained {counts['num_explained']:,} images ({counts['num_failed']:,} could not be, "
+        f"{counts['num_passed_over']:,} were not asked about), {summary.images_per_second:.3g} images/s by {workers}; "
+        f"{shards}."
+    )
 
 
 def _run_engine(options: Options, job: ExplanationJob, device_options: DeviceOptions) -> Summary | None:
     """Explain with the engine that is asked for; only the first process of a launch gets a summary."""
-    from ..explanation.worker import PipelineSource
+    from ..pipelines.source import PipelineSource
 
     source = PipelineSource(options.pretrained_model_name_or_path, options.revision, device_options)
     if options.engine == "ray":

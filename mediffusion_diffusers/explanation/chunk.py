@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
-import torch
 
-from ..data.input_rows import InputRow, RowReader, read_picture
+from ..data.input_rows import RowReader, read_picture
 from ..data.input_shards import InputShard
 from ..item_boundary import reason
+from ..requests.request import Explainer, Picture, Rows
 
 
 MAX_CHUNK_ROWS = 512
 BATCHES_AHEAD = 2  # decoded before the model wants them, and computed before they are encoded
 _ENCODING_THREADS = 2
-NOT_FINITE = "The model returned NaN or infinite values."
 
 Item = TypeVar("Item")
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -43,45 +40,6 @@ class Chunk:
     def file_name(self) -> str:
         """Of its output file, below the output folder."""
         return f"{self.shard.name.removesuffix('.parquet')}-rows-{self.start:08d}-{self.stop:08d}.parquet"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A row with its decoded picture, shape `(channels, height, width)` in [0, 1]."""
-
-    row: InputRow
-    image: torch.Tensor
-
-
-class Explainer(ABC):
-    """Says something about batches of pictures.
-
-    Args:
-        pipe: the pipeline that is asked.
-        request: what to ask.
-        model_hash: written to every row.
-    """
-
-    def __init__(self, pipe: Any, request: Any, model_hash: str = ""):
-        self.pipe, self.request = pipe, request
-        self._constants = {"label_names": list(pipe.label_names), "model_hash": model_hash}
-
-    def is_asked_about(self, row: InputRow, label_names: tuple[str, ...]) -> bool:
-        """Whether the row's labels do not rule it out."""
-        return True
-
-    def chosen(self, pictures: list[Picture]) -> list[Picture]:
-        """The pictures that the model does not rule out."""
-        return pictures
-
-    @abstractmethod
-    def explain(self, shard: str, pictures: list[Picture]) -> Callable[[], Rows]:
-        """Ask the model now; the call that is returned makes output rows of its answers, in any thread."""
-
-    def row(self, shard: str, row: InputRow, error: str | None = None, **values: Any) -> dict[str, Any]:
-        """An output row, by default without an answer."""
-        place = {"image_id": row.image_id, "shard": shard, "row": row.number}
-        return {**place, "error": error, **values, **self._constants}
 
 
 def cut(shard: InputShard, chunk_rows: int) -> list[Chunk]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -11,10 +10,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ..output_folder import writable_folder
-from ..stop_request import StoppedBySignal, StopRequest
+from ..stop_request import StopRequest
 from .chunk import Chunk
 from .plan import ExplanationJob, Plan, make_plan
-from .progress import StoreProgress, Summary, say_stopped, summarise
+from .progress import Launch, Summary
 from .worker import ChunkWorker, measure_seconds
 
 
@@ -43,33 +42,23 @@ def explain_dataset(pipe: Any, job: ExplanationJob, device: torch.device | None 
     stop = StopRequest()
     with stop.listening():
         plan = _made_by_the_first(accelerator, lambda: _make_plan(pipe, job))
-        began = time.monotonic()
         worker = ChunkWorker(pipe, plan)
-        progress = StoreProgress(plan, worker.store, job.show_progress and accelerator.is_main_process)
         place = (accelerator.process_index, accelerator.num_processes)
         problems: dict[Chunk, str] = {}
+        with Launch(plan, accelerator.num_processes, accelerator.is_main_process) as launch:
 
-        def before_batch(rows_in_work: int) -> None:
-            stop.check()
-            progress.show(rows_in_work)
+            def before_batch(rows_in_work: int) -> None:
+                stop.check()
+                launch.show(rows_in_work)
 
-        try:
-            for chunk in _dealt(plan.todo, place, progress, problems):
+            for chunk in _dealt(plan.todo, place, launch, problems):
                 if problem := worker.finish(chunk, before_batch):
                     problems[chunk] = problem
                 stop.check()
-        except StoppedBySignal as stopped:
-            if accelerator.is_main_process:
-                say_stopped(stopped, worker.store.write_manifest(plan.inputs, plan.description))
-            raise
-        finally:
-            progress.close()
         unreadable = list(problems.values())
         if accelerator.num_processes > 1:
             unreadable = gather_object(unreadable)
-    if not accelerator.is_main_process:
-        return None
-    return summarise(plan, worker.store, unreadable, accelerator.num_processes, began)
+    return launch.summary(unreadable) if accelerator.is_main_process else None
 
 
 def _make_plan(pipe: Any, job: ExplanationJob) -> Plan:
@@ -79,7 +68,7 @@ def _make_plan(pipe: Any, job: ExplanationJob) -> Plan:
 
 
 def _dealt(
-    todo: Sequence[Chunk], place: tuple[int, int], progress: StoreProgress, problems: dict[Chunk, str]
+    todo: Sequence[Chunk], place: tuple[int, int], launch: Launch, problems: dict[Chunk, str]
 ) -> Iterator[Chunk]:
     """The chunks of one process, in the order of the input; then, from the end, those that others have not finished.
 
@@ -88,7 +77,7 @@ def _dealt(
     """
     index, count = place
     yield from todo[len(todo) * index // count : len(todo) * (index + 1) // count]
-    while left := [chunk for chunk in progress.look() if chunk not in problems]:
+    while left := [chunk for chunk in launch.look() if chunk not in problems]:
         yield left[-1 - index % len(left)]
 
 

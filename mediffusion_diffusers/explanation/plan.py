@@ -9,20 +9,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate.tracking import GeneralTracker
+
 from ..data.difference_image import DIFFERENCE_PRECISION, ENCODING
 from ..data.input_rows import InputColumns
-from ..data.input_shards import InputDataset, InputShard, UnreadableShardError, find_dataset, inspect_shards
+from ..data.input_shards import InputShard, UnreadableShardError, find_dataset, inspect_shards
+from ..requests.request import Request
+from ..trackers import check_tracker
 from .chunk import MAX_CHUNK_ROWS, Chunk, cut
-from .classification import ClassificationRequest
-from .request import ExplanationRequest, run_identity
+from .identity import run_identity
 from .store import ChunkStore
 
 
 CHUNK_SECONDS = 60.0  # what a chunk should take, and what a kill costs at most
 SHORTEST_CHUNK_SECONDS = 5.0  # ... where the whole dataset has fewer than `FEW_CHUNKS` of such chunks
 FEW_CHUNKS = 16
-
-Request = ExplanationRequest | ClassificationRequest
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,10 @@ class ExplanationJob:
         overwrite: replace explanations of other runs in `output_dir`.
         model: name of the model's repository on the Hub, for the manifest.
         show_progress: show a bar.
+        report_to: a tracker of accelerate, by its name or made already, that is told how far the launch is.
 
     Raises:
-        ValueError: for numbers that cannot work.
+        ValueError: for numbers that cannot work, or a tracker that is not installed.
     """
 
     dataset: str
@@ -61,8 +63,10 @@ class ExplanationJob:
     overwrite: bool = False
     model: str | None = None
     show_progress: bool = True
+    report_to: str | GeneralTracker | None = None
 
     def __post_init__(self) -> None:
+        check_tracker(self.report_to, "`--json` prints the same at the end")
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, but got {self.batch_size}.")
         if self.chunk_rows is not None and not 1 <= self.chunk_rows <= MAX_CHUNK_ROWS:
@@ -127,9 +131,7 @@ def make_plan(pipe: Any, job: ExplanationJob, measure: Measure) -> Plan:
             f"`output_dir` must lie outside the dataset, or its files would be input too, but {str(output_dir)!r} is "
             f"in {str(dataset.root)!r}."
         )
-    if isinstance(job.request, ExplanationRequest) and job.request.rows == "labelled":
-        names = _label_names(job.request, dataset)
-        job = replace(job, columns=replace(job.columns, label_names=names))
+    job = replace(job, columns=replace(job.columns, label_names=job.request.label_names(dataset)))
     identity = run_identity(job.request, pipe, job.columns.to_dict())
     store = ChunkStore(output_dir, identity, job.request.schema())
     own = inspect_shards(dataset.shards[job.task_index :: job.num_tasks], job.show_progress)
@@ -171,19 +173,3 @@ def _best_chunk_rows(job: ExplanationJob, shards: list[InputShard], measure: Mea
     while 2 * chunk_rows <= rows:
         chunk_rows *= 2
     return chunk_rows
-
-
-def _label_names(request: ExplanationRequest, dataset: InputDataset) -> tuple[str, ...]:
-    """The labels of a prepared dataset, for `rows="labelled"`; others do not say what their labels are."""
-    if dataset.label_names is None:
-        raise ValueError(
-            "`rows='labelled'` needs a prepared dataset, whose dataset_info.json names the labels, but "
-            f"{dataset.name!r} is none. Convert it with `mediffusion prepare`, or choose by the model's decision with "
-            "`rows='predicted'`."
-        )
-    unknown = [name for name in (*request.away, *request.towards) if name not in dataset.label_names]
-    if unknown:
-        raise ValueError(
-            f"`rows='labelled'` needs labels of the dataset, {list(dataset.label_names)}, but it has no {unknown}."
-        )
-    return dataset.label_names

@@ -6,17 +6,20 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
+from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ..stop_request import StoppedBySignal
 from .chunk import Chunk
 from .plan import Plan
-from .store import ChunkStore, sum_of
+from .store import sum_of
 
 
 LOOKING_SHARE = 0.01  # of the time is spent on looking what workers have finished
+REPORT_SECONDS = 10.0  # between two reports to a tracker
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,9 @@ class Summary:
     problems: tuple[str, ...]
 
     @property
-    def num_explained(self) -> int:
-        """Images explained in this launch."""
-        return self.counts["num_explained"]
-
-    @property
-    def num_failed(self) -> int:
-        """Rows recorded with an error in this launch."""
-        return self.counts["num_failed"]
-
-    @property
     def images_per_second(self) -> float:
         """Explained images per second, of all workers together."""
-        return self.num_explained / self.seconds if self.num_explained else 0.0
+        return self.counts["num_explained"] / self.seconds if self.counts["num_explained"] else 0.0
 
     @property
     def is_useful(self) -> bool:
@@ -76,39 +69,30 @@ class Summary:
             "manifest": {name: value for name, value in self.manifest.items() if name != "shards"},
         }
 
-    def sentence(self) -> str:
-        """One line for the terminal."""
-        whole = self.manifest
-        shards = f"{whole['num_finished_shards']:,} of {whole['num_shards']:,} shards are finished"
-        if whole["complete"] and whole["num_explained"] == 0:
-            return (
-                f"No image is explained: {whole['num_failed']:,} rows could not be (column `error` says why), "
-                f"{whole['num_passed_over']:,} were not asked about; {shards}."
-            )
-        if self.counts["num_rows"] == 0 and not self.problems:
-            return f"Nothing was left to do: {shards}."
-        workers = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}"
-        return (
-            f"Explained {self.num_explained:,} images ({self.num_failed:,} could not be, "
-            f"{self.counts['num_passed_over']:,} were not asked about), {self.images_per_second:.3g} images/s by "
-            f"{workers}; {shards}."
-        )
 
+class Launch:
+    """One launch, from its plan to its summary: a bar and a tracker that count the rows of all workers.
 
-class StoreProgress:
-    """A bar over the rows of a launch, whoever finishes them: what is left is estimated over all workers.
+    As a context manager it ends them, and says what a signal has left.
 
     Args:
-        plan: of the launch.
-        store: where finished chunks appear.
-        show: whether to show the bar.
+        plan: what is to be done.
+        num_workers: how many work.
+        is_main: whether this process speaks for all of them.
     """
 
-    def __init__(self, plan: Plan, store: ChunkStore, show: bool):
-        self.waiting, self._store = list(plan.todo), store
-        before = plan.num_rows - sum(chunk.num_rows for chunk in plan.todo)
-        self._bar = tqdm(total=plan.num_rows, initial=before, desc="Images", unit=" images", disable=not show)
-        self._rows, self._failed, self._next_look = before, 0, 0.0
+    def __init__(self, plan: Plan, num_workers: int, is_main: bool = True):
+        self.plan, self.store, self.waiting = plan, plan.open_store(), list(plan.todo)
+        self._num_workers, self._is_main, self._began = num_workers, is_main, time.monotonic()
+        self._done = sum_of([])
+        self._before = plan.num_rows - sum(chunk.num_rows for chunk in plan.todo)
+        show = plan.job.show_progress and is_main
+        self._bar = tqdm(total=plan.num_rows, initial=self._before, desc="Images", unit=" images", disable=not show)
+        self._next_look = self._next_report = 0.0
+        self._tracker: Accelerator | None = None
+        if is_main and plan.job.report_to is not None:
+            self._tracker = Accelerator(log_with=plan.job.report_to, project_dir=plan.job.output_dir)
+            self._tracker.init_trackers("mediffusion", {key: str(value) for key, value in plan.identity.items()})
 
     def show(self, rows_in_work: int = 0) -> None:
         """Move the bar.
@@ -120,48 +104,74 @@ class StoreProgress:
         if now >= self._next_look:
             self.look()
             self._next_look = now + max((time.monotonic() - now) / LOOKING_SHARE, 0.5)
+        if now >= self._next_report:
+            self._report()
+            self._next_report = now + REPORT_SECONDS
         self._move(rows_in_work)
 
     def look(self) -> list[Chunk]:
         """Look into the store, and return the chunks that are not finished."""
-        records = [(chunk, self._store.record(chunk)) for chunk in self.waiting]
+        records = [(chunk, self.store.record(chunk)) for chunk in self.waiting]
         self.waiting = [chunk for chunk, record in records if record is None]
-        done = sum_of(record for _, record in records if record is not None)
-        self._rows, self._failed = self._rows + done["num_rows"], self._failed + done["num_failed"]
+        now = sum_of(record for _, record in records if record is not None)
+        for name in ("num_rows", "num_explained", "num_failed", "num_passed_over"):
+            self._done[name] += now[name]
         return self.waiting
 
-    def close(self) -> None:
-        """End the bar."""
+    def summary(self, problems: Sequence[str]) -> Summary:
+        """Write the manifest, and say what was done.
+
+        Args:
+            problems: input shards that workers could not read, with the reason.
+        """
+        records = [self.store.record(chunk) for chunk in self.plan.todo]
+        finished = [record for record in records if record is not None]
+        self.store.clear_away()
+        return Summary(
+            self.store.write_manifest(self.plan.inputs, self.plan.description),
+            sum_of(finished),
+            num_waiting_chunks=len(records) - len(finished),
+            seconds=time.monotonic() - self._began,
+            num_workers=self._num_workers,
+            damaged=self.plan.damaged,
+            problems=tuple(dict.fromkeys((*self.plan.problems, *problems))),
+        )
+
+    def __enter__(self) -> Launch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._move(0)
         self._bar.close()
+        if self._tracker is not None:
+            if kind is None:
+                self.look()
+                self._report()
+            self._tracker.end_training()
+        if isinstance(error, StoppedBySignal) and self._is_main:
+            manifest = self.store.write_manifest(self.plan.inputs, self.plan.description)
+            print(
+                f"Stopped by {signal.Signals(error.signal_number).name}: {manifest['num_finished_shards']:,} of "
+                f"{manifest['num_shards']:,} shards are finished. The same command goes on from there.",
+                flush=True,
+            )
 
     def _move(self, rows_in_work: int) -> None:
         if not self._bar.disable:
-            self._bar.set_postfix(waiting_chunks=len(self.waiting), failed=self._failed, refresh=False)
-            self._bar.update(max(self._rows + rows_in_work - self._bar.n, 0))
+            self._bar.set_postfix(waiting_chunks=len(self.waiting), failed=self._done["num_failed"], refresh=False)
+            self._bar.update(max(self._before + self._done["num_rows"] + rows_in_work - self._bar.n, 0))
 
-
-def summarise(plan: Plan, store: ChunkStore, problems: Sequence[str], num_workers: int, began: float) -> Summary:
-    """Write the manifest and say what was done since `began`, by `time.monotonic`."""
-    records = [store.record(chunk) for chunk in plan.todo]
-    finished = [record for record in records if record is not None]
-    store.clear_away()
-    return Summary(
-        store.write_manifest(plan.inputs, plan.description),
-        sum_of(finished),
-        num_waiting_chunks=len(records) - len(finished),
-        seconds=time.monotonic() - began,
-        num_workers=num_workers,
-        damaged=plan.damaged,
-        problems=tuple(dict.fromkeys((*plan.problems, *problems))),
-    )
-
-
-def say_stopped(stopped: StoppedBySignal, manifest: dict[str, Any]) -> None:
-    """Tell what a signal has left."""
-    name = signal.Signals(stopped.signal_number).name
-    print(
-        f"Stopped by {name}: {manifest['num_finished_shards']:,} of {manifest['num_shards']:,} shards are finished. "
-        "The same command goes on from there.",
-        flush=True,
-    )
+    def _report(self) -> None:
+        """Tell the tracker what is done by all workers, and when they will be done; its step is the input row."""
+        if self._tracker is None:
+            return
+        rows_per_second = self._done["num_rows"] / (time.monotonic() - self._began)
+        rows_left = sum(chunk.num_rows for chunk in self.waiting)
+        values = {name: value for name, value in self._done.items() if name != "failures"}
+        values |= {"num_waiting_chunks": len(self.waiting), "rows_per_second": rows_per_second}
+        if rows_per_second:
+            values["seconds_left"] = rows_left / rows_per_second
+        step = self._before + self._done["num_rows"]
+        self._tracker.log({f"explanation/{name}": value for name, value in values.items()}, step=step)

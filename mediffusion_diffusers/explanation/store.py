@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from ..atomic_files import create_json, write_json
 from ..staging import files_below, remove_abandoned, remove_empty_folders, staged_file
 from .chunk import Chunk
-from .request import identity_differences
+from .identity import identity_differences
 
 
 MANIFEST_FILE = "manifest.json"

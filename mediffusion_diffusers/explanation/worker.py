@@ -4,49 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from ..data.input_rows import RowReader
 from ..data.input_shards import UnreadableShardError
-from ..device_options import DeviceOptions
-from ..pipelines import MediffusionCounterfactualPipeline
-from .chunk import Chunk, Explainer, explain_chunk
-from .classification import ClassificationExplainer, ClassificationRequest
-from .counterfactuals import CounterfactualExplainer
-from .plan import ExplanationJob, Plan, Request
+from .chunk import Chunk, explain_chunk
+from .plan import ExplanationJob, Plan
 
 
 _FIRST_CALL_SECONDS = 10.0  # a first call that takes less is repeated: it may have been the warm-up that took long
-
-
-@dataclass(frozen=True)
-class PipelineSource:
-    """Where every process gets the pipeline from.
-
-    Args:
-        pretrained_model_name_or_path: a folder that all of them see, or a repository on the Hub.
-        revision: branch, tag or commit on the Hub.
-        device_options: device and precision.
-    """
-
-    pretrained_model_name_or_path: str
-    revision: str | None = None
-    device_options: DeviceOptions = DeviceOptions()
-
-    def load(self) -> tuple[MediffusionCounterfactualPipeline, torch.device]:
-        """The pipeline, on the CPU, and the device that is chosen.
-
-        Raises:
-            ValueError, OSError: as `from_pretrained` and `DeviceOptions.choose`.
-        """
-        device, dtype = self.device_options.choose()
-        pipe = MediffusionCounterfactualPipeline.from_pretrained(
-            self.pretrained_model_name_or_path, revision=self.revision, dtype=dtype
-        )
-        return pipe, device
 
 
 class ChunkIsFinished(Exception):
@@ -63,7 +29,7 @@ class ChunkWorker:
 
     def __init__(self, pipe: Any, plan: Plan):
         self.store = plan.open_store()
-        self._explainer = explainer_of(pipe, plan.job.request, plan.identity["model_hash"])
+        self._explainer = plan.job.request.explainer(pipe, plan.identity["model_hash"])
         self._reader, self._batch_size = RowReader(plan.job.columns), plan.job.batch_size
 
     def finish(self, chunk: Chunk, before_batch: Callable[[int], None] | None = None) -> str | None:
@@ -94,15 +60,9 @@ class ChunkWorker:
         return None
 
 
-def explainer_of(pipe: Any, request: Request, model_hash: str = "") -> Explainer:
-    """What asks a pipeline for what a request wants."""
-    kind = ClassificationExplainer if isinstance(request, ClassificationRequest) else CounterfactualExplainer
-    return kind(pipe, request, model_hash)
-
-
 def measure_seconds(pipe: Any, job: ExplanationJob, chunk: Chunk) -> float:
     """Seconds per row of a small chunk with this pipeline, where it is now."""
-    explainer, schema = explainer_of(pipe, job.request), job.request.schema()
+    explainer, schema = job.request.explainer(pipe), job.request.schema()
     seconds = float("inf")
     for _ in range(2):
         began = time.perf_counter()

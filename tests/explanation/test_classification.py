@@ -8,10 +8,10 @@ from support.explanation import output_table
 from mediffusion_diffusers import MediffusionClassifyPipeline, MediffusionModel
 from mediffusion_diffusers.data.input_rows import RowReader, read_picture
 from mediffusion_diffusers.data.input_shards import find_dataset, inspect_shards
-from mediffusion_diffusers.explanation.classification import ClassificationRequest
 from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
 from mediffusion_diffusers.explanation.plan import ExplanationJob
-from mediffusion_diffusers.explanation.request import row_generator
+from mediffusion_diffusers.requests.classification import ClassificationRequest
+from mediffusion_diffusers.requests.request import row_generator
 
 
 def job(dataset, output_dir, batch_size=4, **request):
@@ -29,7 +29,7 @@ def pictures(pipe, phantoms):
 
 def test_scores_and_embeddings_are_those_of_the_pipeline_and_of_the_model(pipe, phantoms, pictures, tmp_path):
     summary = explain_dataset(pipe, job(phantoms, tmp_path))
-    assert summary.manifest["complete"] and summary.num_explained == 6
+    assert summary.manifest["complete"] and summary.counts["num_explained"] == 6
     table = output_table(tmp_path)
     expected = MediffusionClassifyPipeline(vae=pipe.vae, unet=pipe.unet, scheduler=pipe.scheduler)(pictures[0])
     np.testing.assert_allclose(table["probabilities"].to_pylist(), expected.probabilities, atol=1e-5)
@@ -59,7 +59,7 @@ def test_bad_rows_and_other_questions(pipe, broken_rows, phantoms, tmp_path):
     first, other = (
         ExplanationJob(str(broken_rows), tmp_path / "out", ClassificationRequest(seed=seed)) for seed in (0, 1)
     )
-    assert explain_dataset(pipe, first).num_failed == 5
+    assert explain_dataset(pipe, first).counts["num_failed"] == 5
     with pytest.raises(ValueError, match=r"another run: `seed` is 0 there and 1 now"):
         explain_dataset(pipe, other)
     with pytest.raises(ValueError, match=r"`timesteps` must be a whole number in \[0, 999\], but got 1000"):

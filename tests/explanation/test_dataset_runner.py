@@ -6,18 +6,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 from support.explanation import bad_pictures, job, manifest_of, output_bytes, output_table
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
+from mediffusion_diffusers.commands.explain_dataset import sentence
 from mediffusion_diffusers.data.difference_image import decode_difference
 from mediffusion_diffusers.data.input_shards import InputShard
-from mediffusion_diffusers.explanation import plan
+from mediffusion_diffusers.explanation import plan, progress
 from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
 
 
 def test_every_shard_has_its_explanations(pipe, phantoms, tmp_path):
     summary = explain_dataset(pipe, job(phantoms, tmp_path, controls=True))
-    assert summary.num_explained == 36 and summary.num_failed == 0 and summary.images_per_second > 0
+    assert (summary.counts["num_explained"], summary.counts["num_failed"]) == (36, 0)
+    assert summary.images_per_second > 0
     names = {f"train-0000{index}-of-00004": (3, 6, 8) if index < 3 else (3, 6) for index in range(4)}
     names["validation-00000-of-00001"] = (3, 6)
     chunks = [(name, *place) for name, stops in names.items() for place in zip((0, *stops), stops, strict=False)]
@@ -63,6 +66,41 @@ def test_every_shard_has_its_explanations(pipe, phantoms, tmp_path):
     assert not {"patient_id", "metadata", "labels", "boxes"} & set(explained.column_names)
 
 
+class Notes(GeneralTracker):
+    """A tracker that keeps what it is told."""
+
+    name, requires_logging_directory = "notes", False
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.told = {}, []
+
+    @property
+    def tracker(self):
+        return self.told
+
+    def store_init_configuration(self, values):
+        self.config = values
+
+    def log(self, values, step=None, **kwargs):
+        self.told.append((step, values))
+
+
+def test_a_tracker_is_told_how_far_all_workers_are(pipe, phantoms, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "REPORT_SECONDS", 0.0)
+    notes = Notes()
+    first, second = (job(phantoms, tmp_path, report_to=notes, num_tasks=2, task_index=index) for index in range(2))
+    explain_dataset(pipe, first)
+    assert notes.config["away"] == "['Cardiomegaly']"
+    (began, before), *_, (ended, after) = notes.told
+    assert (began, before["explanation/num_waiting_chunks"]) == (0, 8)
+    assert (ended, after["explanation/num_explained"], after["explanation/seconds_left"]) == (22, 22, 0)
+    explain_dataset(pipe, second)
+    assert notes.told[-1][0] == 14
+    with pytest.raises(ValueError, match="`report_to` must be an installed tracker, but 'no_such_tracker' is not"):
+        job(phantoms, tmp_path, report_to="no_such_tracker")
+
+
 def test_a_search_says_where_it_arrived(pipe, phantoms, tmp_path):
     explain_dataset(pipe, job(phantoms, tmp_path / "most", guidance_scale=20.0, split="validation"))
     target = float(np.median([row[0] for row in output_table(tmp_path / "most")["probabilities_after"].to_pylist()]))
@@ -78,7 +116,7 @@ def test_a_search_says_where_it_arrived(pipe, phantoms, tmp_path):
 
 def test_bad_rows_are_recorded_and_good_ones_unaffected(pipe, broken_rows, phantoms, tmp_path):
     summary = explain_dataset(pipe, job(broken_rows, tmp_path / "out", batch_size=4))
-    assert (summary.num_explained, summary.num_failed) == (3, 5) and summary.problems == ()
+    assert (summary.counts["num_explained"], summary.counts["num_failed"]) == (3, 5) and summary.problems == ()
     rows = output_table(tmp_path / "out").to_pylist()
     assert [row["row"] for row in rows] == list(range(8))
     for row, (_, reason) in zip(rows[1:], bad_pictures(), strict=False):
@@ -101,7 +139,7 @@ def test_labels_that_cannot_be_read_fail_their_row_alone(pipe, phantoms, tmp_pat
     table = table.set_column(table.schema.get_field_index("labels"), "labels", [labels]).replace_schema_metadata(None)
     pq.write_table(table, path)
     summary = explain_dataset(pipe, job(folder, tmp_path / "out", split="validation", rows="labelled"))
-    assert summary.num_failed == 1 and summary.problems == ()
+    assert summary.counts["num_failed"] == 1 and summary.problems == ()
     (failed,) = [row for row in output_table(tmp_path / "out").to_pylist() if row["error"] is not None]
     assert failed["row"] == 2 and "Cannot read the labels" in failed["error"]
 
@@ -117,7 +155,9 @@ def test_a_model_that_returns_nan_fails_the_row_alone(pipe, phantoms, tmp_path, 
     monkeypatch.setattr(MediffusionCounterfactualPipeline, "__call__", poisoned)
     summary = explain_dataset(pipe, job(phantoms, tmp_path, split="validation", batch_size=6, chunk_rows=6))
     rows = output_table(tmp_path).to_pylist()
-    assert [row["error"] is None for row in rows] == [True, False, True, True, True, True] and summary.num_failed == 1
+    assert [row["error"] is None for row in rows] == [True, False, True, True, True, True] and summary.counts[
+        "num_failed"
+    ] == 1
     assert rows[1]["error"] == "The model returned NaN or infinite values."
     assert summary.to_dict()["failures"] == manifest_of(tmp_path)["failures"] == {rows[1]["error"]: 1}
 
@@ -137,11 +177,11 @@ def test_only_rows_that_are_asked_about(pipe, phantoms, tmp_path):
     labelled = [row["image_id"] for row in inputs if row["labels"][0] == 1]
     summary = explain_dataset(pipe, job(phantoms, tmp_path / "labelled", split="train", rows="labelled"))
     assert output_table(tmp_path / "labelled")["image_id"].to_pylist() == labelled and 0 < len(labelled) < 30
-    assert summary.num_explained == len(labelled) and summary.counts["num_passed_over"] == 30 - len(labelled)
+    assert summary.counts["num_explained"] == len(labelled) and summary.counts["num_passed_over"] == 30 - len(labelled)
 
     pipe.unet.register_to_config(label_thresholds=[0.5] * 5)
     everything = explain_dataset(pipe, job(phantoms, tmp_path / "all", split="train"))
-    assert everything.num_explained == 30
+    assert everything.counts["num_explained"] == 30
     before = np.array(output_table(tmp_path / "all")["probabilities_before"].to_pylist())[:, 0]
     threshold = float(np.median(before))
     pipe.unet.register_to_config(label_thresholds=[threshold] * 5)
@@ -184,10 +224,10 @@ def test_a_dataset_of_which_nothing_is_explained_is_no_success(pipe, phantoms, t
     pq.write_table(table.from_pylist(rows, schema=table.schema), data / "none.parquet")
     for num_rows in (6, 0):  # and the second run finds them done
         summary = explain_dataset(pipe, job(data, tmp_path / "out"))
-        assert (summary.counts["num_rows"], summary.num_explained, summary.is_useful) == (num_rows, 0, False)
-        assert summary.sentence().startswith("No image is explained: 6 rows could not be (column `error` says why)")
+        assert (summary.counts["num_rows"], summary.counts["num_explained"], summary.is_useful) == (num_rows, 0, False)
+        assert sentence(summary).startswith("No image is explained: 6 rows could not be (column `error` says why)")
     good = explain_dataset(pipe, job(phantoms, tmp_path / "good"))
-    assert good.is_useful and good.sentence().startswith("Explained 36 images")
+    assert good.is_useful and sentence(good).startswith("Explained 36 images")
 
 
 def test_a_broken_input_shard_does_not_stop_the_others(pipe, phantoms, tmp_path):

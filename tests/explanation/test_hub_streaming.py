@@ -10,7 +10,7 @@ from support.explanation import output_table
 
 from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
 from mediffusion_diffusers.explanation.plan import ExplanationJob
-from mediffusion_diffusers.explanation.request import ExplanationRequest
+from mediffusion_diffusers.requests.counterfactuals import ExplanationRequest
 
 
 SCRIPT = Path(__file__).parents[2] / "training" / "explain_dataset.py"

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from support.explanation import job, manifest_of, output_bytes
 
-from mediffusion_diffusers.explanation import counterfactuals
+from mediffusion_diffusers.commands.explain_dataset import sentence
 from mediffusion_diffusers.explanation.dataset_runner import explain_dataset
+from mediffusion_diffusers.requests import counterfactuals
 from mediffusion_diffusers.stop_request import StoppedBySignal
 
 
@@ -21,7 +22,7 @@ def test_what_is_finished_is_not_done_again(pipe, phantoms, tmp_path, calls):
     calls.clear()
     summary = explain_dataset(pipe, job(phantoms, tmp_path, batch_size=5))
     assert calls == [] and summary.counts["num_rows"] == 0
-    assert "Nothing was left to do: 5 of 5" in summary.sentence()
+    assert "Nothing was left to do: 5 of 5" in sentence(summary)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
 
     whole = output_bytes(tmp_path)

@@ -62,7 +62,7 @@ def test_two_tasks_of_a_job_array_at_once_make_what_one_makes(pipeline_folder, p
         process = subprocess.Popen(line, env=environment, stdout=file, stderr=file)
     while process.poll() is None and "Images:" not in log.read_text():
         time.sleep(0.01)
-    assert run_here(line, environment=second).num_explained == 14
+    assert run_here(line, environment=second).counts["num_explained"] == 14
     assert process.wait(timeout=300) == 0 and "Explained 22 images" in log.read_text(), log.read_text()
     assert output_bytes(tmp_path / "tasks") == output_bytes(whole)
 

@@ -3,13 +3,9 @@ import math
 import pytest
 import torch
 
-from mediffusion_diffusers.explanation.request import (
-    ExplanationRequest,
-    identity_differences,
-    model_hash,
-    row_generator,
-    run_identity,
-)
+from mediffusion_diffusers.explanation.identity import identity_differences, model_hash, run_identity
+from mediffusion_diffusers.requests.counterfactuals import ExplanationRequest
+from mediffusion_diffusers.requests.request import row_generator
 
 
 def test_only_what_is_given_reaches_the_pipeline():

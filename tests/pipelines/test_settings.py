@@ -15,9 +15,9 @@ from support.components import random_images, tiny_pipeline, tiny_scheduler
 
 from mediffusion_diffusers import MediffusionCounterfactualPipeline
 from mediffusion_diffusers.counterfactual_options import given_options, stored_options
-from mediffusion_diffusers.explanation.request import ExplanationRequest
 from mediffusion_diffusers.option_parser import OptionParser
 from mediffusion_diffusers.pipelines.counterfactual import CounterfactualSettings
+from mediffusion_diffusers.requests.counterfactuals import ExplanationRequest
 
 
 OPTIONS = {entry.name: entry for entry in dataclasses.fields(CounterfactualSettings)}
@@ -121,7 +121,7 @@ NEW_OPTION = """\
 SAY = """
 import contextlib, dataclasses, inspect, io, runpy, sys
 from mediffusion_diffusers import MediffusionCounterfactualPipeline as Pipeline
-from mediffusion_diffusers.explanation.request import ExplanationRequest
+from mediffusion_diffusers.requests.counterfactuals import ExplanationRequest
 from mediffusion_diffusers.publishing.defaults_section import defaults_context
 call = Pipeline.__call__
 assert "dummy_option" in inspect.signature(call).parameters and "dummy_option: An option" in call.__doc__

@@ -11,7 +11,7 @@ from PIL import Image
 from mediffusion_diffusers.data.phantom import prepare_phantoms
 from mediffusion_diffusers.data.pictures import encode_png
 from mediffusion_diffusers.explanation.plan import ExplanationJob
-from mediffusion_diffusers.explanation.request import ExplanationRequest
+from mediffusion_diffusers.requests.counterfactuals import ExplanationRequest
 
 from .sources import random_picture
 

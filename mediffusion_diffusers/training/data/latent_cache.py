@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ...data.transforms import ImageTransform
-from ...digests import sha256_of
+from ...digests import add_weights, sha256_of
 from ...latents import encode_pixels, vae_scale_factor
 from ...staging import remove_abandoned, remove_empty_folders, staged_file
 from ..run.checkpoints import MANIFEST
@@ -132,9 +132,7 @@ def cache_key(vae: Any, plan: CachePlan, files: list[Path]) -> dict[str, Any]:
         Readable facts and digests.
     """
     weights = hashlib.sha256()
-    for name, tensor in sorted(vae.state_dict().items()):
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    add_weights(weights, vae)
     config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
     return {
         "format_version": FORMAT_VERSION,

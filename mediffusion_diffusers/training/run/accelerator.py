@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from diffusers.utils import logging
 
 from ...device import pick_device, switch_tf32
+from ...trackers import check_tracker
 from ..config import RunOptions
 
 
@@ -25,12 +25,7 @@ def start_accelerator(options: RunOptions) -> Accelerator:
         ValueError: if this machine does not have it, or one device is named for several processes, or if the tracker
             is not installed.
     """
-    available = [tracker.value for tracker in get_available_trackers()]
-    if options.report_to is not None and options.report_to not in available:
-        raise ValueError(
-            f"`report_to` must be an installed tracker, but {options.report_to!r} is not. Installed: "
-            f"{available or 'none'}; metrics.jsonl is always written."
-        )
+    check_tracker(options.report_to, "metrics.jsonl is always written")
     device = None if options.device is None else pick_device(options.device)
     if device is not None and device.index is not None and device.type != "cpu":
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -13,12 +13,11 @@ import torch
 from ..image_processor import normalize
 from ..options import Range, check_options
 from ..pipelines import MediffusionClassifyPipeline
-from .chunk import NOT_FINITE, Explainer, Picture, Rows
-from .request import output_schema, row_generator
+from .request import NOT_FINITE, Explainer, Picture, Request, Rows, output_schema, row_generator
 
 
 @dataclass(frozen=True)
-class ClassificationRequest:
+class ClassificationRequest(Request):
     """What is asked of every image when nothing is edited; timesteps and noises as in `MediffusionClassifyPipeline`.
 
     Args:
@@ -46,6 +45,10 @@ class ClassificationRequest:
             ValueError: as `MediffusionClassifyPipeline.check_inputs`.
         """
         classifier_of(pipe).check_inputs(self.timesteps, self.num_noise_samples, None, 1, "pt")
+
+    def explainer(self, pipe: Any, model_hash: str = "") -> ClassificationExplainer:
+        """Who classifies."""
+        return ClassificationExplainer(pipe, self, model_hash)
 
     def schema(self) -> pa.Schema:
         """The columns that are written.
