@@ -62,6 +62,8 @@ def run(options: Options, edit: Any, device_options: DeviceOptions, result_optio
         )
         audit = run_audit(runner, options.labels or None, options.num_images_per_label, options.num_resamples)
         results = audit.to_dict()
+        # Before the results, which say that all is done.
+        note(record_results(options.pretrained_model_name_or_path, "audit", results))
         page = write_results(lambda place: write_audit(audit, place), folder, results)
     if result_options.json:
         say_result(results)
@@ -75,7 +77,6 @@ def run(options: Options, edit: Any, device_options: DeviceOptions, result_optio
                 print(f"{name}: {100 * planted['share_named']:.0f} % of {planted['num_images']} planted markers named")
     for sentence in audit.notes:
         note(f"Note: {sentence}")
-    note(record_results(options.pretrained_model_name_or_path, "audit", results))
     note(f"Page: {page}")
 
 

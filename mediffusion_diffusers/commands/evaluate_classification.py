@@ -67,8 +67,8 @@ def run(options: Options, device_options: DeviceOptions, result_options: ResultO
             save_picture(decision_curves(result["curves"]), place / DECISION_PICTURE)
             write_json(place / RESULTS_FILE, result)  # last: it says that all is done
 
+        note(record_results(options.pretrained_model_name_or_path, "classification", result))
         write_results(write, folder, result)
-    note(record_results(options.pretrained_model_name_or_path, "classification", result))
 
 
 def _say(result: dict[str, Any]) -> None:

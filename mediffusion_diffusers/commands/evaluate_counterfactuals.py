@@ -101,8 +101,9 @@ def run(
             say_result(study.to_dict())
         else:
             _say(study)
+        # Before the results, which say that all is done.
+        note(record_results(options.pretrained_model_name_or_path, "counterfactuals", study.to_dict()))
         report = write_results(lambda place: write_study(study, place), folder, study.to_dict())
-    note(record_results(options.pretrained_model_name_or_path, "counterfactuals", study.to_dict()))
     note(f"Report: {report}")
 
 

@@ -76,10 +76,10 @@ def run(options: Options, device_options: DeviceOptions, result_options: ResultO
             save_picture(distance_chart(study.results), place / DISTANCES_PICTURE)
             if study.suspects is not None:
                 save_picture(nearest_images(study.suspects), place / COPIES_PICTURE)
-            write_json(place / RESULTS_FILE, study.results)
+            write_json(place / RESULTS_FILE, study.results)  # last: it says that all is done
 
+        note(record_results(options.pretrained_model_name_or_path, "generation", study.results))
         write_results(write, folder, study.results)
-    note(record_results(options.pretrained_model_name_or_path, "generation", study.results))
 
 
 def _say(result: dict[str, Any]) -> None:

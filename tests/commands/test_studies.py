@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -72,6 +73,19 @@ def line_of(world, tmp_path):
         return line
 
     return make
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The files that are written, in their order."""
+    paths = []
+
+    def replace(source, target, replace=os.replace):
+        replace(source, target)
+        paths.append(Path(target))
+
+    monkeypatch.setattr("mediffusion_diffusers.atomic_files.os.replace", replace)
+    return paths
 
 
 @pytest.fixture
@@ -200,9 +214,12 @@ def test_oracles_that_do_not_fit(line_of, refused, tmp_path):
         )
 
 
-def test_classification(line_of, tmp_path, capsys):
+def test_classification(line_of, tmp_path, capsys, written):
     evaluate_classification.main(line_of("evaluate_classification", num_resamples=20))
-    result = json.loads((tmp_path / "out/classification.json").read_text())
+    # What says that all is done comes last, after pictures and what the model's card is filled with.
+    names = ["classification-phantom-test.json", "reliability.png", "decision-curves.png", "classification.json"]
+    assert [path.name for path in written[-4:]] == names
+    result = json.loads(written[-1].read_text())
     assert result["num_images"] == result["num_patients"] == 40
     assert result["macro_auroc"] == result["macro_auroc_interval"]["estimate"]
     assert all(label["threshold"] is not None for label in result["per_label"].values())
@@ -257,11 +274,15 @@ def test_no_image_fits(world, line_of, refused, tmp_path):
     assert not list((tmp_path / "out").glob("*.json"))
 
 
-def test_a_study_states_its_units(line_of, world, tmp_path, capsys):
+def test_a_study_states_its_units_and_is_recorded_before_it_says_that_it_is_done(
+    line_of, world, tmp_path, capsys, written
+):
     evaluate_counterfactuals.main(
         line_of("evaluate_counterfactuals", oracle_path=world / "oracle", num_images_per_label=3)
     )
-    study = json.loads((tmp_path / "out/counterfactuals.json").read_text())
+    assert [path.parent.name for path in written].count("evaluation") == 1
+    assert written[-1] == tmp_path / "out/counterfactuals.json"
+    study = json.loads(written[-1].read_text())
     for direction in ("remove", "add"):
         images = study["provenance"]["image_ids"][direction]
         part = study[direction]
