@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, get_available_trackers
 
 
@@ -21,3 +26,31 @@ def check_tracker(report_to: str | GeneralTracker | None, otherwise: str) -> Non
             f"`report_to` must be an installed tracker, but {report_to!r} is not. Installed: {available or 'none'}; "
             f"{otherwise}."
         )
+
+
+class Reporter:
+    """Tells a tracker how far a run is; without one, does nothing.
+
+    Args:
+        report_to: see `check_tracker`.
+        output_dir: below which trackers that write files put them.
+        facts: what describes the run.
+    """
+
+    def __init__(
+        self, report_to: str | GeneralTracker | None, output_dir: str | os.PathLike[str], facts: Mapping[str, Any]
+    ):
+        self._accelerator: Accelerator | None = None
+        if report_to is not None:
+            self._accelerator = Accelerator(log_with=report_to, project_dir=output_dir)
+            self._accelerator.init_trackers("mediffusion", {name: str(value) for name, value in facts.items()})
+
+    def report(self, values: Mapping[str, float], step: int) -> None:
+        """Tell it some figures."""
+        if self._accelerator is not None:
+            self._accelerator.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """End the tracker."""
+        if self._accelerator is not None:
+            self._accelerator.end_training()

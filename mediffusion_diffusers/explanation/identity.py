@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
-from ..digests import add_weights
+from ..digests import pipeline_digest
 from ..version import __version__
 
 
@@ -24,19 +21,8 @@ def run_identity(request: Any, pipe: Any, columns: Mapping[str, Any]) -> dict[st
         pipe: the pipeline.
         columns: names of the input columns that are read.
     """
-    identity = {"model_hash": model_hash(pipe), "version": __version__, **asdict(request), **columns}
+    identity = {"model_hash": pipeline_digest(pipe), "version": __version__, **asdict(request), **columns}
     return json.loads(json.dumps(identity))
-
-
-def model_hash(pipe: Any) -> str:
-    """SHA-256 over the configs and weights of a pipeline's components, the first 16 digits."""
-    digest = hashlib.sha256()
-    for name, component in sorted(pipe.components.items()):
-        config = {key: value for key, value in getattr(component, "config", {}).items() if not key.startswith("_")}
-        digest.update(f"{name} {type(component).__name__} {json.dumps(config, sort_keys=True, default=str)}".encode())
-        if isinstance(component, torch.nn.Module):
-            add_weights(digest, component)
-    return digest.hexdigest()[:16]
 
 
 def identity_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ..stop_request import StoppedBySignal
+from ..trackers import Reporter
 from .chunk import Chunk
 from .plan import Plan
 from .store import sum_of
@@ -89,10 +89,7 @@ class Launch:
         show = plan.job.show_progress and is_main
         self._bar = tqdm(total=plan.num_rows, initial=self._before, desc="Images", unit=" images", disable=not show)
         self._next_look = self._next_report = 0.0
-        self._tracker: Accelerator | None = None
-        if is_main and plan.job.report_to is not None:
-            self._tracker = Accelerator(log_with=plan.job.report_to, project_dir=plan.job.output_dir)
-            self._tracker.init_trackers("mediffusion", {key: str(value) for key, value in plan.identity.items()})
+        self._reporter = Reporter(plan.job.report_to if is_main else None, plan.job.output_dir, plan.identity)
 
     def show(self, rows_in_work: int = 0) -> None:
         """Move the bar.
@@ -145,11 +142,10 @@ class Launch:
     ) -> None:
         self._move(0)
         self._bar.close()
-        if self._tracker is not None:
-            if kind is None:
-                self.look()
-                self._report()
-            self._tracker.end_training()
+        if kind is None:
+            self.look()
+            self._report()
+        self._reporter.close()
         if isinstance(error, StoppedBySignal) and self._is_main:
             manifest = self.store.write_manifest(self.plan.inputs, self.plan.description)
             print(
@@ -165,13 +161,11 @@ class Launch:
 
     def _report(self) -> None:
         """Tell the tracker what is done by all workers, and when they will be done; its step is the input row."""
-        if self._tracker is None:
-            return
         rows_per_second = self._done["num_rows"] / (time.monotonic() - self._began)
         rows_left = sum(chunk.num_rows for chunk in self.waiting)
         values = {name: value for name, value in self._done.items() if name != "failures"}
         values |= {"num_waiting_chunks": len(self.waiting), "rows_per_second": rows_per_second}
         if rows_per_second:
             values["seconds_left"] = rows_left / rows_per_second
-        step = self._before + self._done["num_rows"]
-        self._tracker.log({f"explanation/{name}": value for name, value in values.items()}, step=step)
+        figures = {f"explanation/{name}": value for name, value in values.items()}
+        self._reporter.report(figures, step=self._before + self._done["num_rows"])

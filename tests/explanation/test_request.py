@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from mediffusion_diffusers.explanation.identity import identity_differences, model_hash, run_identity
+from mediffusion_diffusers.digests import pipeline_digest
+from mediffusion_diffusers.explanation.identity import identity_differences, run_identity
 from mediffusion_diffusers.requests.counterfactuals import ExplanationRequest
 from mediffusion_diffusers.requests.request import row_generator
 
@@ -35,16 +36,16 @@ def test_noise_belongs_to_the_row():
 
 
 def test_the_hash_tells_weights_and_configs_apart(pipe, pipeline_folder):
-    first = model_hash(pipe)
-    assert first == model_hash(type(pipe).from_pretrained(pipeline_folder))
+    first = pipeline_digest(pipe)
+    assert first == pipeline_digest(type(pipe).from_pretrained(pipeline_folder))
     for memory_format in (torch.channels_last, torch.contiguous_format):
         pipe.unet.to(memory_format=memory_format)
-        assert model_hash(pipe) == first
+        assert pipeline_digest(pipe) == first
     pipe.scheduler.register_to_config(prediction_type="v_prediction")
-    second = model_hash(pipe)
+    second = pipeline_digest(pipe)
     with torch.no_grad():
         pipe.unet.conv_in.bias[0] += 1e-6
-    assert len({first, second, model_hash(pipe)}) == 3
+    assert len({first, second, pipeline_digest(pipe)}) == 3
 
 
 def test_differences_are_said_by_name(pipe):
