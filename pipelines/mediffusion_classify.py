@@ -735,12 +735,14 @@ def check_pipeline_folder(folder: str | os.PathLike[str]) -> None:
     """Check the configs and the names of the weights of a pipeline's parts, before one of them is loaded.
 
     Raises:
-        ValueError: as `check_model_folder`, and for a part of the pipeline that is no class of a known library.
+        ValueError: as `check_model_folder`, and for a pipeline, or a part of it, that is no class of a known library.
     """
     folder = Path(folder)
     if not (folder / "model_index.json").exists():
         return
     index = read_config(folder / "model_index.json")
+    if not index.get("_class_name"):
+        raise ValueError(f"{folder / 'model_index.json'} cannot be used: it names no pipeline (`_class_name`).")
     for name in sorted(PIPELINE_PARTS & index.keys()):
         _check_part(folder / "model_index.json", name, index[name])
     for name, entry in index.items():

@@ -28,7 +28,8 @@ class Evaluation:
             `generation.json` or `audit.json`.
 
     Raises:
-        ValueError: for another kind, or results whose provenance does not name data, split and checkpoint.
+        ValueError: for another kind, or results whose provenance does not name data, split and checkpoint, or that are
+            damaged.
     """
 
     kind: str
@@ -45,6 +46,9 @@ class Evaluation:
                 f"`results` must name {', '.join(missing)} in their provenance, but do not. Pass what the evaluation "
                 "scripts write."
             )
+        macro_auroc, notes = self.results.get("macro_auroc"), self.results.get("notes")
+        if not isinstance(macro_auroc, (int, float, type(None))) or not isinstance(notes, (list, tuple, type(None))):
+            raise ValueError("`macro_auroc` of `results` must be a number, and `notes` a list.")
 
     @property
     def provenance(self) -> Mapping[str, Any]:

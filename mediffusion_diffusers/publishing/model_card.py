@@ -11,12 +11,13 @@ import yaml
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..atomic_files import read_json, write_text
+from ..atomic_files import write_text
 from ..data.schema import DatasetInfo
 from ..data.splits import LabelledSplit
 from ..evaluation.provenance import training_record
 from ..item_boundary import reason
 from ..metrics_log import read_metrics
+from ..models.config_rules import read_config
 from ..notices import CARD_NOTICE
 from ..privacy import is_local_path
 from .defaults_section import defaults_context
@@ -139,7 +140,8 @@ def refresh_model_card(pipeline_folder: str | Path) -> bool:
     card = _read_card(path)
     metadata = card.data
     assert isinstance(metadata, ModelCardData)
-    unet, vae, config = _read_config(folder / "unet"), _read_config(folder / "vae"), training_record(folder)
+    unet = _read_config(folder / "unet", "id2label", (dict, type(None)))
+    vae, config = _read_config(folder / "vae", "scaling_factor", (int, float)), training_record(folder)
     evaluations, validation = kept_evaluations(folder), _last_validation(read_metrics(folder / "metrics.jsonl"))
     formerly = next((one for one in metadata.eval_results or [] if one.dataset_split == "validation"), None)
     if not validation and formerly is not None:  # a card that left its run behind
@@ -223,14 +225,12 @@ def _read_card(path: Path) -> ModelCard:
         raise ValueError(f"The front matter of {path} cannot be read: {reason(error)}. Repair it.") from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """A component's config."""
+def _read_config(folder: Path, name: str, kind: type | tuple[type, ...]) -> dict[str, Any]:
+    """A component's config, of which the card shows a field of some type."""
     path = folder / "config.json"
-    config = read_json(path)
-    if not isinstance(config, dict) or not all(
-        isinstance(config.get(name) or {}, dict) for name in ("id2label", "guidance_defaults")
-    ):
-        raise ValueError(f"{path} is no config of a model. Restore it.")
+    config = read_config(path)
+    if not isinstance(config.get(name), kind):
+        raise ValueError(f"{path} is damaged: `{name}` is {config.get(name)!r:.100}. Restore it.")
     return config
 
 

@@ -136,6 +136,7 @@ HOSTILE = [
     ("model_index.json", "unet", ["os", "system"]),
     ("model_index.json", "scheduler", ["x"]),
     ("model_index.json", "vae", None),
+    ("model_index.json", "_class_name", None),
 ]
 
 

@@ -182,13 +182,14 @@ def test_what_cannot_be_recorded_is_told(folder, evaluated, tmp_path):
         ("training_config.json", '{"dataset": "phantom"}'),
         ("unet/config.json", "[]"),
         ("unet/config.json", '{"id2label": ["Mass"]}'),
+        ("vae/config.json", '{"scaling_factor": "1"}'),
         ("README.md", "---\nlicense: [\n---\n\n## Results\n"),
         ("README.md", "---\n1: 2\n---\n\n## Results\n"),
     ],
 )
 def test_what_is_damaged_beside_the_card_is_told_by_its_name(folder, name, text):
     (folder / name).write_text(text)
-    with pytest.raises(ValueError, match=rf"{re.escape(name)}.*(Repair|Restore|damaged)"):
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}.*(Repair|Restore|damaged|no config)"):
         refresh_model_card(folder)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from diffusers import AutoencoderKL
 
 from ...data.schema import DatasetInfo
 from ...metrics_log import read_metrics
-from ..run.output import CONFIG_FILE, METRICS_FILE, new_model
+from ..run.output import METRICS_FILE, new_model
 from ..run.run import TrainingRun
 
 
@@ -20,6 +18,7 @@ def save_autoencoder(run: TrainingRun, vae: AutoencoderKL, info: DatasetInfo) ->
         vae: the autoencoder with the weights and the `scaling_factor` to save, in evaluation mode.
         info: what it was trained on.
     """
+    from ...evaluation.provenance import training_record
     from ...publishing.autoencoder_card import render_autoencoder_card
     from ...publishing.options import PublishOptions
     from ...publishing.upload import publish_autoencoder_folder
@@ -29,7 +28,7 @@ def save_autoencoder(run: TrainingRun, vae: AutoencoderKL, info: DatasetInfo) ->
     with new_model(run.output_dir) as aside:
         vae.save_pretrained(aside)
         try:
-            config = json.loads((run.output_dir / CONFIG_FILE).read_text())
+            config = training_record(run.output_dir)
             render_autoencoder_card(vae, info, config, metrics, hub.hub_model_id).save(aside / "README.md")
         except ValueError as error:
             run.say(f"No model card was written: {error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from ...models import JointUNet2DModel
 from ...privacy import without_tokens
 from ..classification import label_thresholds
 from ..data.training_data import TrainingData
-from ..run.output import CONFIG_FILE, METRICS_FILE, new_model
+from ..run.output import METRICS_FILE, new_model
 from ..run.run import TrainingRun
 from .components import sampling_scheduler
 from .validation import ValidationResult
@@ -72,6 +71,7 @@ def write_joint_pipeline(
     folder: Path,
 ) -> None:
     """Write a `MediffusionCounterfactualPipeline` with its card into a folder; see `save_joint_pipeline`."""
+    from ...evaluation.provenance import training_record
     from ...pipelines import MediffusionCounterfactualPipeline
     from ...publishing.model_card import render_model_card
 
@@ -84,7 +84,7 @@ def write_joint_pipeline(
         card = render_model_card(
             pipeline,
             data.info,
-            json.loads((run.output_dir / CONFIG_FILE).read_text()),
+            training_record(run.output_dir),
             read_metrics(run.output_dir / METRICS_FILE),
             labelled_split=data.split,
             repo_id=run.hub.hub_model_id,

@@ -131,7 +131,9 @@ def fetch_newest_usable(output_dir: Path, repo_id: str, token: str | None = None
         return
     except DamagedCheckpoint as error:
         logger.warning(f"{error.path} is not used: {error.reason}.")
-    for commit in HfApi(token=token).list_repo_commits(repo_id, revision=CHECKPOINT_BRANCH)[1:]:
+    with hub_access(repo_id, CHECKPOINT_BRANCH, token):
+        older = HfApi(token=token).list_repo_commits(repo_id, revision=CHECKPOINT_BRANCH)[1:]
+    for commit in older:
         try:
             fetch_checkpoint(output_dir, repo_id, commit.commit_id, token, newer_than)
             return
