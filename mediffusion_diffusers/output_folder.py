@@ -37,7 +37,7 @@ def try_writing(folder: str | os.PathLike[str], parameter: str = "output_dir") -
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writing-", suffix=".partial") as file:
+        with tempfile.TemporaryFile(dir=folder) as file:  # without a name: a kill leaves nothing
             file.write(bytes(4096))
             file.flush()
             os.fsync(file.fileno())
