@@ -13,7 +13,8 @@ from .model_card import CARD_FILE, refresh_model_card
 def record_results(pipeline_folder: str | Path, kind: str, results: Mapping[str, Any]) -> str:
     """Keep results in `evaluation/` beside the checkpoint that they were measured with, and fill its card with them.
 
-    The results themselves are safe elsewhere: what cannot be recorded is told, not raised.
+    The results themselves are written after it, and hours of work must not end here: what cannot be recorded is told,
+    not raised, whatever it is.
 
     Args:
         pipeline_folder: folder of the evaluated pipeline, or its repository on the Hub.
@@ -33,4 +34,6 @@ def record_results(pipeline_folder: str | Path, kind: str, results: Mapping[str,
             return f"Recorded beside the model, in {path} and {folder / CARD_FILE}."
     except (OSError, ValueError) as error:
         return f"Not recorded beside the model: {error}"
+    except Exception as error:
+        return f"Not recorded beside the model, by a fault of the software: {error!r}. Please report it."
     return f"Recorded beside the model, in {path}; it has no card of ours to fill."

@@ -193,6 +193,15 @@ def test_what_is_damaged_beside_the_card_is_told_by_its_name(folder, name, text)
         refresh_model_card(folder)
 
 
+def test_a_fault_of_ours_does_not_cost_the_results_that_are_written_next(folder, evaluated, monkeypatch):
+    def fail(folder):
+        raise TypeError("unsupported operand")
+
+    monkeypatch.setattr("mediffusion_diffusers.publishing.record.refresh_model_card", fail)
+    sentence = record_results(folder, "classification", evaluated["classification"])
+    assert "fault of the software: TypeError('unsupported operand')" in sentence
+
+
 def test_a_calibration_stands_beside_what_it_chose(folder, evaluated):
     trial = GuidanceTrial("remove", 0.3, "auto", 30.0, 0.141, 0.138, 0.9375, 0.0126, 0.0, 16, {"Mass": 0.141})
     results = {"rule": "the smallest change", "chosen": [asdict(trial)], "trials": [asdict(trial)]}
