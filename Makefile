@@ -87,7 +87,7 @@ phantom-checkpoint: install
 	$(BIN)/python docs/execute_notebooks.py
 
 test: quality
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 
 test-floors:
 	test -x .venv-floors/bin/python || $(PYTHON) -m venv .venv-floors

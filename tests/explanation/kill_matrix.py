@@ -23,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
+from support.fork_server import Started  # noqa: E402
 from support.processes import TWO_PROCESSES, kill_tree, running_with, start, wait_to_kill  # noqa: E402
 from support.warm_start import Forked, fork, fork_ranks  # noqa: E402
 
@@ -45,7 +46,7 @@ class Kill:
     while_writing: bool
 
 
-Starter = Callable[[list[str], Path], subprocess.Popen | Forked]
+Starter = Callable[[list[str], Path], subprocess.Popen | Forked | Started]
 
 ENGINES = {
     "one process": ((), ()),
@@ -130,7 +131,7 @@ class WarmStarter:
         return any(each.has_company() for each in self._started)
 
 
-def start_work(line: list[str], log: Path, start: Starter = start) -> subprocess.Popen | Forked:
+def start_work(line: list[str], log: Path, start: Starter = start) -> subprocess.Popen | Forked | Started:
     """Start a run and wait until its bar appears in the log, or it has ended: all that comes before is imports."""
     before = log.stat().st_size if log.exists() else 0
     process = start(line, log)

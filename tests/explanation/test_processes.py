@@ -1,8 +1,7 @@
 import json
-import os
 import signal
-import subprocess
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -43,41 +42,43 @@ def long_work(tmp_path_factory):
     return pipeline, data, folder / "reference", time.monotonic() - began
 
 
-def test_two_processes_make_what_one_makes(pipeline_folder, phantoms, whole, tmp_path):
+def test_two_processes_make_what_one_makes(pipeline_folder, phantoms, whole, tmp_path, fork_server):
     log = tmp_path / "two.log"
-    kill_matrix.run_to_the_end(kill_matrix.command(pipeline_folder, phantoms, tmp_path / "two", "two processes"), log)
+    line = kill_matrix.command(pipeline_folder, phantoms, tmp_path / "two")
+    kill_matrix.run_to_the_end(line, log, partial(fork_server.start, num_processes=2))
     assert "Explained 36 images (0 could not be, 0 were not asked about)" in log.read_text()
     assert "by 2 workers; 5 of 5 shards are finished" in log.read_text()
     assert "36/36" in log.read_text()  # the first process's bar counts the rows of both
     assert output_bytes(tmp_path / "two") == output_bytes(whole)
 
 
-def test_two_tasks_of_a_job_array_at_once_make_what_one_makes(pipeline_folder, phantoms, whole, tmp_path):
+def test_two_tasks_of_a_job_array_at_once_make_what_one_makes(pipeline_folder, phantoms, whole, tmp_path, fork_server):
     line = kill_matrix.command(pipeline_folder, phantoms, tmp_path / "tasks")
     places = [{"ID": index + 1, "COUNT": 2, "MIN": 1, "STEP": 1} for index in range(2)]
     first, second = ({f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in place.items()} for place in places)
     log = tmp_path / "first.log"
-    with log.open("w") as file:
-        environment = {**os.environ, **first, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(line, env=environment, stdout=file, stderr=file)
+    process = fork_server.start(line, log, first)
     while process.poll() is None and "Images:" not in log.read_text():
         time.sleep(0.01)
     assert run_here(line, environment=second).counts["num_explained"] == 14
-    assert process.wait(timeout=300) == 0 and "Explained 22 images" in log.read_text(), log.read_text()
+    assert process.wait() == 0 and "Explained 22 images" in log.read_text(), log.read_text()
     assert output_bytes(tmp_path / "tasks") == output_bytes(whole)
 
 
-def test_killed_in_the_middle_and_started_again(long_work, tmp_path):
+def test_killed_in_the_middle_and_started_again(long_work, tmp_path, fork_server):
     """The small version of kill_matrix.py: one kill; another number of processes goes on from there."""
     pipeline, data, reference, seconds = long_work
     inputs = (pipeline, data, reference)
-    result = kill_matrix.kill_chain(tmp_path, inputs, 1, "two processes", seconds / 8, 0, run_to_the_end=run_here)
+    runs = {"run_to_the_end": run_here, "start": partial(fork_server.start, num_processes=2)}
+    result = kill_matrix.kill_chain(tmp_path, inputs, 1, "one process", seconds / 8, 0, **runs)
     assert result["complete"] and result["bit_identical"] and result["num_duplicates"] == 0, result["runs"]
 
 
-def test_sigterm_to_the_launcher_stops_both_processes_with_a_message(long_work, tmp_path):
+def test_sigterm_to_the_launcher_stops_both_processes_with_a_message(long_work, tmp_path, fork_server):
+    """accelerate's launcher, which starts processes of its own."""
     log, out = tmp_path / "log", tmp_path / "out"
-    process = kill_matrix.start_work(kill_matrix.command(*long_work[:2], out, "two processes"), log)
+    line = kill_matrix.command(*long_work[:2], out, "two processes")
+    process = kill_matrix.start_work(line, log, fork_server.start)
     try:
         while not list(out.rglob("*.parquet")):
             assert process.poll() is None, log.read_text()[-3000:]

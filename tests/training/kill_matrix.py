@@ -10,6 +10,7 @@ waits until a checkpoint is being written. A count of 0 leaves a part out.
 import argparse
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,10 +21,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
+from support.fork_server import Started  # noqa: E402
 from support.processes import TWO_PROCESSES, kill_tree, running_with, start, wait_to_kill  # noqa: E402
 
 
 SCRIPT = ROOT / "training" / "train_joint.py"
+Starter = Callable[[list[str], Path], subprocess.Popen | Started]
 # Dropout, a classifier that starts within a logging window, an accumulated batch: all that could depend on the past.
 RECIPE = (
     *("--resolution", "16", "--vae", "space_to_depth", "--block_out_channels", "16", "32", "--layers_per_block", "1"),
@@ -65,7 +68,9 @@ def run_to_the_end(line: list[str], log: Path) -> None:
         raise RuntimeError(f"The run failed:\n{log.read_text()[-3000:]}")
 
 
-def kill_once(line: list[str], log: Path, output_dir: Path, rng: random.Random, span: float) -> Kill | None:
+def kill_once(
+    line: list[str], log: Path, output_dir: Path, rng: random.Random, span: float, start: Starter = start
+) -> Kill | None:
     """Start a run and kill it up to `span` seconds after it began to train; `None` if it ended before."""
     config = output_dir / "training_config.json"
     before = config.stat().st_mtime_ns if config.exists() else 0
@@ -111,8 +116,12 @@ def kill_chain(
     seed: int,
     extra: Sequence[str] = (),
     run_to_the_end: Callable[[list[str], Path], None] = run_to_the_end,
+    start: Starter = start,
 ) -> dict:
-    """Kill runs `num_kills` times, at most five times each, finish each one and compare it with one left alone."""
+    """Kill runs `num_kills` times, at most five times each, finish each one and compare it with one left alone.
+
+    `start` starts the command lines of the runs that are killed.
+    """
     rng = random.Random(seed)
     scratch.mkdir(parents=True, exist_ok=True)
     reference = scratch / "reference"
@@ -129,7 +138,7 @@ def kill_chain(
         line = command(data, scratch / name, num_processes, num_steps, extra)
         log, struck = scratch / f"{name}.log", 0
         while struck < min(5, num_kills - len(kills)):
-            kill = kill_once(line, log, scratch / name, rng, span)
+            kill = kill_once(line, log, scratch / name, rng, span, start)
             if kill is None:
                 break
             struck += 1

@@ -29,14 +29,15 @@ def run(phantoms, output_dir, *arguments):
     train_joint(joint_config(*line, "--output_dir", output_dir, *arguments))
 
 
-def test_killed_twice_a_run_ends_as_if_left_alone(phantoms, tmp_path):
+def test_killed_twice_a_run_ends_as_if_left_alone(phantoms, tmp_path, fork_server):
     """The small version of `make kill-matrix`; the runs that nobody kills are not processes of their own."""
 
     def run_here(line, log):
         torch.set_num_threads(1)
         train_joint(joint_config(*line[2:]))
 
-    result = kill_matrix.kill_chain(tmp_path, phantoms, 2, 1, num_steps=16, seed=0, run_to_the_end=run_here)
+    runs = {"run_to_the_end": run_here, "start": fork_server.start}
+    result = kill_matrix.kill_chain(tmp_path, phantoms, 2, 1, num_steps=16, seed=0, **runs)
     assert result["num_kills"] == 2 and result["bit_identical"], result["runs"]
 
 
@@ -182,16 +183,17 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(phanto
     run(phantoms, tmp_path / "run", "--resume_from_checkpoint", "latest")  # it has let go
 
 
-def test_a_killed_run_lets_its_folder_go(phantoms, tmp_path):
+def test_a_killed_run_lets_its_folder_go(phantoms, tmp_path, fork_server):
     line = (*TINY_JOINT, "--dataset_dir", phantoms, "--output_dir", tmp_path / "run", "--max_train_steps", 100_000)
-    command = [sys.executable, kill_matrix.SCRIPT, *map(str, line)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "run" / "metrics.jsonl").exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.05)
-        with pytest.raises(ValueError, match="is in use by another run"):
-            run(phantoms, tmp_path / "run")
-        process.kill()
+    line = (*line, "--checkpointing_steps", 100_000)  # or it might go beyond the last step of those that follow
+    process = fork_server.start([sys.executable, kill_matrix.SCRIPT, *line], tmp_path / "log")
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    with pytest.raises(ValueError, match="is in use by another run"):
+        run(phantoms, tmp_path / "run")
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     run(phantoms, tmp_path / "run", "--resume_from_checkpoint", "latest")
     assert (tmp_path / "run" / "model_index.json").is_file()
 

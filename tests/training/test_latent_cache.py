@@ -1,7 +1,7 @@
 import json
 import shutil
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -121,9 +121,11 @@ def test_damage_is_named_and_mended(phantoms, rows, tmp_path, small_shards, dama
 
 SLOW_RUN = """
 import sys
+import time
 from pathlib import Path
 
-sys.path[:0] = sys.argv[3:5]
+data, scratch, *folders = sys.argv[1:]
+scratch, sys.path[:0] = Path(scratch), folders
 import numpy as np
 from support.components import tiny_vae
 from mediffusion_diffusers.data.schema import load_prepared, parquet_files
@@ -134,27 +136,31 @@ from mediffusion_diffusers.training.data.image_rows import ImageRows
 save = latent_cache.save
 
 def save_slowly(tensors):
-    print("writing", flush=True)
-    sys.stdin.readline()
+    (scratch / "writing").touch()
+    while not (scratch / "go on").exists():
+        time.sleep(0.01)
     return save(tensors)
 
 latent_cache.save = save_slowly
-rows = ImageRows(load_prepared(sys.argv[1], "train"))
+rows = ImageRows(load_prepared(data, "train"))
 plan = latent_cache.CachePlan(rows, np.arange(24), ImageTransform(16, 1))
-cache = latent_cache.open_latent_cache(Path(sys.argv[2]), tiny_vae("kl"), plan, parquet_files(sys.argv[1], "train"))
+cache = latent_cache.open_latent_cache(scratch / "latents", tiny_vae("kl"), plan, parquet_files(data, "train"))
 print(cache.batch([23]).sum().item(), flush=True)
 """
 
 
-def test_two_runs_at_once_do_each_other_no_harm(phantoms, rows, tmp_path):
+def test_two_runs_at_once_do_each_other_no_harm(phantoms, rows, tmp_path, fork_server):
     """One comes and goes while the other is in the middle of writing its shard."""
     tests = Path(__file__).parents[1]
-    line = [sys.executable, "-c", SLOW_RUN, phantoms, tmp_path / "latents", tests, tests.parent]
-    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "writing\n"
-        cache = open_cache(tmp_path, phantoms, rows, num_variants=1)
-        total, _ = other.communicate("go on\n", timeout=120)
-    assert other.returncode == 0 and float(total) == cache.batch([23]).sum().item()
+    log = tmp_path / "log"
+    other = fork_server.start([sys.executable, "-c", SLOW_RUN, phantoms, tmp_path, tests, tests.parent], log)
+    while not (tmp_path / "writing").exists():
+        assert other.poll() is None, log.read_text()
+        time.sleep(0.01)
+    cache = open_cache(tmp_path, phantoms, rows, num_variants=1)
+    (tmp_path / "go on").touch()
+    assert other.wait() == 0, log.read_text()
+    assert float(log.read_text().split()[-1]) == cache.batch([23]).sum().item()
     folder = folder_of(tmp_path, cache)
     assert {path.name for path in folder.iterdir()} == {"latents-00000-of-00001.safetensors", "manifest.json"}
     assert open_cache(tmp_path, phantoms, rows, num_variants=1).key == cache.key

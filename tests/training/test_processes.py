@@ -1,12 +1,11 @@
 import json
-import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from support.processes import kill_tree
@@ -25,38 +24,32 @@ LAUNCH = (
 )
 
 
-def start(*arguments, machines=("--num_machines", "1", "--main_process_port", "0")):
-    """Launch train_joint.py by accelerate on real processes that talk over gloo."""
-    return subprocess.Popen(
-        [sys.executable, *LAUNCH, *map(str, machines), str(SCRIPT), *map(str, arguments)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def start_as_the_demo_does(*arguments):
-    """Start train_joint.py twice, without a launcher; each process is told its place."""
-    line = [sys.executable, str(SCRIPT), *map(str, arguments), "--device", "cpu"]
-    return [
-        subprocess.Popen(
-            line,
-            env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for environment in environments(2)
-    ]
-
-
-def finish(process):
+def finish(processes, logs):
+    """Wait for all of them; none may fail."""
     try:
-        output, _ = process.communicate(timeout=300)
+        for process, log in zip(processes, logs, strict=True):
+            assert process.wait() == 0, log.read_text()[-3000:]
     finally:
-        kill_tree(process)
-    assert process.returncode == 0, output[-3000:]
+        for process in processes:
+            kill_tree(process)
+
+
+@pytest.fixture
+def logs(tmp_path):
+    """What each of two processes prints."""
+    return [tmp_path / f"{rank}.log" for rank in range(2)]
+
+
+@pytest.fixture
+def start_two(fork_server, logs):
+    """Start train_joint.py twice as the demo does, without a launcher; each process is told its place."""
+
+    def start(*arguments):
+        line = [sys.executable, SCRIPT, *arguments, "--device", "cpu"]
+        places = zip(logs, environments(2), strict=True)
+        return [fork_server.start(line, log, environment) for log, environment in places]
+
+    return start
 
 
 def assert_same_run(folder, reference, num_steps):
@@ -74,56 +67,47 @@ def assert_same_run(folder, reference, num_steps):
                 assert abs(record[loss] - other[loss]) < 1e-4 * abs(record[loss])
 
 
-def test_two_processes_train_as_one(phantoms, tmp_path):
+def test_two_processes_train_as_one(phantoms, tmp_path, logs, start_two):
     """Three labelled images are shared by two processes of two parts each, so that one slice is empty."""
     line = (*TINY_JOINT, "--dataset_dir", phantoms, "--classifier_dropout", "0", "--max_train_steps", "3")
     line = (*line, "--classifier_start_step", "1", "--classifier_every", "2", "--logging_steps", "1")
     train_joint(joint_config(*line, "--output_dir", tmp_path / "one"))
-    processes = start_as_the_demo_does(*line, "--output_dir", tmp_path / "two", "--gradient_accumulation_steps", "2")
-    try:
-        for process in processes:
-            finish(process)
-    finally:
-        for process in processes:
-            kill_tree(process)
+    accumulated = ("--gradient_accumulation_steps", "2")
+    finish(start_two(*line, "--output_dir", tmp_path / "two", *accumulated), logs)
     assert_same_run(tmp_path / "two", tmp_path / "one", 3)
 
 
-def test_two_machines_train_as_one(phantoms, tmp_path):
+def test_two_machines_train_as_one(phantoms, tmp_path, logs, fork_server):
     """One process each, on loopback, with a labelled batch that only one of them gets; latents come from a cache."""
     line = (*TINY_JOINT, "--dataset_dir", phantoms, "--classifier_dropout", "0", "--max_train_steps", "2")
     line = (*line, "--labelled_batch_size", "1", "--logging_steps", "1", "--cache_latents")
     train_joint(joint_config(*line, "--output_dir", tmp_path / "one" / "run"))
+    out = tmp_path / "two" / "run"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     machines = []
-    for rank in range(2):
+    for rank, log in enumerate(logs):
         place = ("--num_machines", 2, "--machine_rank", rank, "--main_process_ip", "127.0.0.1")
-        place = (*place, "--main_process_port", port)
-        machines.append(start(*line, "--output_dir", tmp_path / "two" / "run", machines=place))
-    try:
-        for machine in machines:
-            finish(machine)
-    finally:
-        for machine in machines:
-            kill_tree(machine)
-    assert_same_run(tmp_path / "two" / "run", tmp_path / "one" / "run", 2)
+        place = (*place, "--main_process_port", port, SCRIPT)
+        machines.append(fork_server.start([sys.executable, *LAUNCH, *place, *line, "--output_dir", out], log))
+    finish(machines, logs)
+    assert_same_run(out, tmp_path / "one" / "run", 2)
 
 
-def test_a_signal_to_one_of_two_processes_stops_both_with_a_checkpoint(phantoms, tmp_path):
+def test_a_signal_to_one_of_two_processes_stops_both_with_a_checkpoint(phantoms, tmp_path, logs, start_two):
     folder = tmp_path / "run"
     line = (*TINY_JOINT, "--dataset_dir", phantoms, "--max_train_steps", "100000", "--checkpointing_steps", "100000")
-    processes = start_as_the_demo_does(*line, "--validation_steps", "100000", "--output_dir", folder)
+    processes = start_two(*line, "--validation_steps", "100000", "--output_dir", folder)
     try:
         while not read_metrics(folder / "metrics.jsonl"):
-            assert all(each.poll() is None for each in processes), processes[0].communicate()[0][-3000:]
-            time.sleep(0.1)
-        os.kill(processes[1].pid, signal.SIGTERM)
-        output, _ = (each.communicate(timeout=120)[0] for each in processes)
+            assert all(each.poll() is None for each in processes), logs[0].read_text()[-3000:]
+            time.sleep(0.05)
+        processes[1].send_signal(signal.SIGTERM)
+        assert all(each.wait() != 0 for each in processes)
     finally:
         for each in processes:
             kill_tree(each)
-    assert all(each.returncode != 0 for each in processes) and "Stopped by SIGTERM after step" in output
+    assert "Stopped by SIGTERM after step" in logs[0].read_text()
     path, passed_over = find_checkpoint(folder, "latest")
     assert path is not None and passed_over == []
