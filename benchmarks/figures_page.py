@@ -98,6 +98,10 @@ SECTIONS = {
     "train_step": Section(
         "What joint training costs", "CPU time of a step in units of a step of plain diffusion training."
     ),
+    "prepare_at_size": Section(
+        "Preparing a dataset of the size of ChestX-ray14",
+        "The official layout with drawn pictures; killed and started again, compared with a run that was left alone.",
+    ),
     "explain_dataset": Section("Explaining whole datasets", "The same images by one process and by two."),
     "explain_slow_worker": Section(
         "Explaining with a slow worker", "One of two workers ten times slower; wall time over the ideal, by engine."

@@ -122,10 +122,12 @@ def compare_processes(source: Path, scratch: Path, rounds: int, *options: str) -
         for name, num_workers in (("one", 1), ("two", 2)):
             runs[name].append(convert(source, scratch / name, num_workers, *options))
     of = {(name, key): statistics.median(run[key] for run in own) for name, own in runs.items() for key in own[0]}
+    # A worker that its parent did not wait for, as happens on a busy machine, is missing in the sum.
+    most = {name: max(run["cpu_seconds"] for run in own) for name, own in runs.items()}
     return {
         "runs": runs,
         "speed_ratio": round(of["one", "seconds"] / of["two", "seconds"], 3),
-        "cpu_ratio": round(of["two", "cpu_seconds"] / of["one", "cpu_seconds"], 3),
+        "cpu_ratio": round(most["two"] / most["one"], 3),
         "same_bytes": digest(scratch / "one") == digest(scratch / "two"),
     }
 
@@ -156,7 +158,7 @@ def kill_again_and_again(source: Path, target: Path, kills: int, num_parts: int,
         print(course[-1], flush=True)
     code = start(source, target, 2, target.with_suffix(".json")).wait()
     assert code == 0, f"Exit code {code}: {target.with_suffix('.log').read_text()[-2000:]}"
-    return {"num_parts": num_parts, "course": course}
+    return {"num_kills": kills, "num_parts": num_parts, "course": course}
 
 
 def main() -> None:
@@ -201,8 +203,8 @@ def main() -> None:
         killed = kill_again_and_again(sources["all"], scratch / "killed", args.kills, num_parts, seed=0)
         killed["same_bytes_as_without"] = digest(scratch / "killed") == digest(scratch / "whole")
         killed["left_behind"] = sorted(path.name for path in scratch.glob(".*"))
-        report["kills"] = killed
-        print(f"kills: {killed}", flush=True)
+        report["killed"] = killed
+        print(f"killed: {killed}", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(report, indent=1) + "\n")
 
