@@ -188,8 +188,8 @@ class Part:
             return False
 
 
-class PartWriter(Dataset[Exception | None]):
-    """Writes parts, in this process or in those of a `DataLoader`; an item is `None`, or why its part is not written.
+class PartWriter(Dataset[tuple[int, Exception | None]]):
+    """Writes parts, here or in the processes of a `DataLoader`; an item is a part's number, and why it is not written.
 
     Args:
         parts: what to write.
@@ -206,7 +206,7 @@ class PartWriter(Dataset[Exception | None]):
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, index: int) -> Exception | None:
+    def __getitem__(self, index: int) -> tuple[int, Exception | None]:
         part, report = self.parts[index], ConversionReport()
         try:
             sources = map(self.before_image, part.sources)
@@ -215,8 +215,8 @@ class PartWriter(Dataset[Exception | None]):
             record = {"shards": [shard.name for shard in shards], "skipped": report.skipped}
             write_json(part.record(self.place), record)
         except (OSError, ValueError) as error:  # raised by a `DataLoader`, it would get a traceback as its message
-            return error
-        return None
+            return index, error
+        return index, None
 
 
 def _write_parts(writer: PartWriter, num_workers: int) -> None:
@@ -241,12 +241,14 @@ def _write_parts(writer: PartWriter, num_workers: int) -> None:
             num_workers=num_processes if num_processes > 1 else 0,
             collate_fn=_unchanged,
             worker_init_fn=_end_with_parent,
+            in_order=False,  # the next part goes to whoever is free
+            prefetch_factor=1 if num_processes > 1 else None,
         )
         try:
-            for part, error in zip(writer.parts, loader, strict=True):
+            for index, error in loader:
                 if error is not None:
                     raise error
-                bar.update(len(part.sources) if num_processes > 1 else 0)
+                bar.update(len(writer.parts[index].sources) if num_processes > 1 else 0)
         except RuntimeError as error:
             if str(error).startswith("DataLoader worker (pid"):
                 raise OSError(
