@@ -177,22 +177,49 @@ def region_of_change(deviation: torch.Tensor, energy_share: float = 0.5) -> torc
     return _smallest_region(size.square(), energy_share).to(deviation)
 
 
-def region_of_evidence(evidence: torch.Tensor, share: float = 0.7) -> torch.Tensor:
+def region_of_evidence(
+    evidence: torch.Tensor, share: float = 0.7, in_one_place: torch.Tensor | None = None
+) -> torch.Tensor:
     """Where a change convinced a classifier: the smallest region with a share of the evidence, and a soft border.
 
     A change may well be larger than its reason: what is removed from one lung is faintly mended in the other as well,
     where the classifier sees nothing. What speaks against the target counts as nothing.
 
+    An average over noises hedges, moreover: a finding that might be added in either lung comes half in both. It must
+    be taken away wherever it is, but one place is enough to have it: the connected part with most of the evidence.
+
     Args:
         evidence: what each position adds to the log-odds of the target, shape `(rows, 1, height, width)`; see
             [`~mediffusion_diffusers.guidance.attribute_change`].
-        share: of the evidence above 0 (averaged over 3 x 3 positions), in (0, 1]; the soft border may hold more.
+        share: of the evidence above 0 (averaged over 3 x 3 positions), in (0, 1]; the soft border may hold more, one
+            place less.
+        in_one_place: rows of which only one connected part stays, bool, shape `(rows,)`.
 
     Returns:
         The region averaged over 3 x 3 positions, shape `(rows, 1, height, width)`, in [0, 1]; 0 everywhere where
         nothing speaks for the target.
     """
-    return _mean_3x3(_smallest_region(_mean_3x3(evidence.float()).clamp_min(0), share)).to(evidence)
+    density = _mean_3x3(evidence.float()).clamp_min(0)
+    region = _smallest_region(density, share)
+    if in_one_place is not None:
+        region = torch.where(in_one_place.view(-1, 1, 1, 1), _strongest_part(region, density), region)
+    return _mean_3x3(region).to(evidence)
+
+
+def _strongest_part(region: torch.Tensor, density: torch.Tensor) -> torch.Tensor:
+    """Of a region of ones the connected part, diagonals included, with the largest sum; same shape."""
+    numbers = torch.arange(1, region[0].numel() + 1, device=region.device, dtype=torch.float32).view_as(region[0])
+    parts = numbers * region  # 0 outside
+    for _ in range(region[0].numel()):  # the largest number in reach, at most once around each position
+        spread = F.max_pool2d(parts, 3, stride=1, padding=1) * region
+        if torch.equal(spread, parts):
+            break
+        parts = spread
+    places = parts.flatten(1).long()
+    sums = torch.zeros(len(places), places.shape[1] + 1, device=region.device)
+    sums = sums.scatter_add(1, places, (density * region).flatten(1))
+    strongest = sums[:, 1:].argmax(1) + 1
+    return region * (parts == strongest.view(-1, 1, 1, 1))
 
 
 def _smallest_region(density: torch.Tensor, share: float) -> torch.Tensor:

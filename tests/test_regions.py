@@ -102,6 +102,40 @@ def test_region_of_evidence_leaves_out_what_speaks_against_the_target():
     assert not region_of_evidence(-evidence.abs()).any()
 
 
+class TestOnePlace:
+    """Of the connected parts of the region, the one with most of the evidence, in the rows that ask for it."""
+
+    def place(self, *evidence):
+        evidence = torch.stack(evidence)
+        return region_of_evidence(evidence, share=1.0, in_one_place=torch.ones(len(evidence), dtype=torch.bool))
+
+    def test_the_stronger_of_two(self):
+        strong, weak = torch.zeros(1, 16, 16), torch.zeros(1, 16, 16)
+        strong[:, 2:8, 2:5], weak[:, 8:13, 11:15] = 1.0, 0.7
+        both = torch.stack([strong + weak] * 2)
+        found = region_of_evidence(both, share=1.0, in_one_place=torch.tensor([True, False]))
+        assert torch.equal(found[:1], self.place(strong))
+        assert torch.equal(found[1:], region_of_evidence(both[1:], share=1.0)) and found[1, :, 10, 12] == 1
+        assert torch.equal(self.place((strong + weak).flip(-1)), self.place(strong).flip(-1))
+
+    def test_a_winding_part_is_one(self):
+        """A long spiral outweighs a square in its middle that is stronger at each position."""
+        change = torch.zeros(1, 33, 33)
+        change[:, 2, 2:31] = change[:, 2:31, 30] = change[:, 30, 8:31] = change[:, 8:31, 8] = 1.0
+        change[:, 8, 8:25] = change[:, 8:25, 24] = 1.0
+        change[:, 15:18, 15:18] = 1.5
+        place = self.place(change)[0, 0]
+        assert place[2, 4:29].eq(1).all() and place[24, 24] > 0 and place[16, 16] == 0
+
+    def test_rows_stand_alone(self):
+        rows = torch.randn(5, 1, 12, 9, generator=torch.Generator().manual_seed(0)) ** 5
+        rows[3] = -1.0  # nothing speaks for the target
+        places = self.place(*rows)
+        for row, place in zip(rows, places, strict=True):
+            assert torch.equal(self.place(row)[0], place)
+        assert not places[3].any()
+
+
 def test_region_at_the_size_of_the_pictures():
     grid = np.zeros((1, 1, 2, 3), dtype=np.float32)
     grid[0, 0, 1, 2] = 1

@@ -33,17 +33,23 @@ def test_outside_is_the_null_edit_bit_for_bit(pipe, arguments):
     assert not torch.equal(output.images[..., inside], output.null_images[..., inside])
 
 
-def test_found_by_the_model(pipe, arguments):
-    output = pipe(random_pil(2), away="Mass", mask="auto", generator=generators(0, 1), **arguments)
+@pytest.mark.parametrize("direction", ["away", "towards"])
+def test_found_by_the_model(pipe, arguments, direction):
+    asked = {direction: "Mass"}
+    output = pipe(random_pil(2), **asked, mask="auto", generator=generators(0, 1), **arguments)
     inside = torch.from_numpy(output.region).bool().expand_as(output.images)
     assert 0.05 < inside.float().mean() < 0.95
     assert torch.equal(output.images[~inside], output.null_images[~inside])
-    everywhere = pipe(random_pil(2), away="Mass", generator=generators(0, 1), **arguments)
+    everywhere = pipe(random_pil(2), **asked, generator=generators(0, 1), **arguments)
     region = region_of_change(everywhere.null_difference)
     if arguments.get("start") == "noised_paths":
-        target = build_target(None, "Mass", 2, pipe.label_names, pipe.unet.config.problem_type)
+        target = build_target(
+            asked.get("towards"), asked.get("away"), 2, pipe.label_names, pipe.unet.config.problem_type
+        )
         change = (everywhere.null_images, everywhere.null_difference)
-        region = region_of_evidence(attribute_change(pipe.classify_latents, *change, target))
+        evidence = attribute_change(pipe.classify_latents, *change, target)
+        # A finding is taken away wherever it is, and added in one place.
+        region = region_of_evidence(evidence, in_one_place=torch.full((2,), direction == "towards"))
     assert torch.equal(torch.from_numpy(output.region), region)
     assert output.settings["mask"] == "auto" and everywhere.settings["mask"] == "everywhere"
 

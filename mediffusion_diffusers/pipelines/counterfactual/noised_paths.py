@@ -124,7 +124,8 @@ class FollowNoisedPaths(Editor):
         each, deviation = self._deviations(start, question, watch)
         region, clean = question.region, null_latents[question.image_index]
         if self.settings.finds_region:
-            region = region_of_evidence(attribute_change(self.classify, clean, deviation, question.target))
+            evidence = attribute_change(self.classify, clean, deviation, question.target)
+            region = region_of_evidence(evidence, in_one_place=adds_one_finding(question.target.direction))
             deviation = region * deviation
         latents = (clean.float() + deviation).to(clean.dtype)
         return replace(
@@ -260,6 +261,18 @@ def chunks(latents: torch.Tensor) -> list[slice]:
     num_noises, num_rows, _, height, width = latents.shape
     size = max(1, _MAX_POSITIONS // (num_rows * height * width))
     return [slice(first, min(first + size, num_noises)) for first in range(0, num_noises, size)]
+
+
+def adds_one_finding(direction: torch.Tensor) -> torch.Tensor:
+    """Whether all that is asked of a row is to add one finding.
+
+    Args:
+        direction: +1 towards, -1 away, 0 not targeted, shape `(rows, num_labels)`.
+
+    Returns:
+        Bool, shape `(rows,)`.
+    """
+    return ((direction > 0).sum(1) == 1) & ~(direction < 0).any(1)
 
 
 def agreement_of(deviations: torch.Tensor) -> torch.Tensor:
