@@ -106,8 +106,8 @@ class CounterfactualOptions:
         "Where the image may change: a mask, boxes, or one of them per counterfactual (see "
         '[`~mediffusion_diffusers.regions.prepare_region`]); `"auto"`: where an edit without a mask changes most (the '
         "smallest region with half of its energy; with noised paths where it convinces the classifier, the smallest "
-        "with 0.7 of the integrated gradients for the target, of which the strongest connected part if one finding is "
-        'added, and a soft border); or `"everywhere"`. '
+        "with 0.6 of the integrated gradients for the target, of which the strongest connected part if one finding is "
+        'added, and what lies around it); or `"everywhere"`. '
         'Outside, the latents stay those of the null edit, bit for bit; and with `detail="keep"` the image itself '
         "stays outside a given mask.",
     )

@@ -178,12 +178,15 @@ def region_of_change(deviation: torch.Tensor, energy_share: float = 0.5) -> torc
 
 
 def region_of_evidence(
-    evidence: torch.Tensor, share: float = 0.7, in_one_place: torch.Tensor | None = None
+    evidence: torch.Tensor, share: float = 0.6, in_one_place: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Where a change convinced a classifier: the smallest region with a share of the evidence, and a soft border.
+    """Where a change convinced a classifier: the smallest region with a share of the evidence, and what lies around it.
 
     A change may well be larger than its reason: what is removed from one lung is faintly mended in the other as well,
     where the classifier sees nothing. What speaks against the target counts as nothing.
+
+    What convinces lies densest in the middle of a finding, which reaches further: the region grows by one position,
+    and its border is soft.
 
     An average over noises hedges, moreover: a finding that might be added in either lung comes half in both. It must
     be taken away wherever it is, but one place is enough to have it: the connected part with most of the evidence.
@@ -191,19 +194,19 @@ def region_of_evidence(
     Args:
         evidence: what each position adds to the log-odds of the target, shape `(rows, 1, height, width)`; see
             [`~mediffusion_diffusers.guidance.attribute_change`].
-        share: of the evidence above 0 (averaged over 3 x 3 positions), in (0, 1]; the soft border may hold more, one
-            place less.
+        share: of the evidence above 0 (averaged over 3 x 3 positions), in (0, 1]; with what lies around the region may
+            hold more, and one place less.
         in_one_place: rows of which only one connected part stays, bool, shape `(rows,)`.
 
     Returns:
-        The region averaged over 3 x 3 positions, shape `(rows, 1, height, width)`, in [0, 1]; 0 everywhere where
+        The region, grown by one position and then averaged over 3 x 3, shape `(rows, 1, height, width)`, in [0, 1]; 0 everywhere where
         nothing speaks for the target.
     """
     density = _mean_3x3(evidence.float()).clamp_min(0)
     region = _smallest_region(density, share)
     if in_one_place is not None:
         region = torch.where(in_one_place.view(-1, 1, 1, 1), _strongest_part(region, density), region)
-    return _mean_3x3(region).to(evidence)
+    return _mean_3x3(F.max_pool2d(region, 3, stride=1, padding=1)).to(evidence)
 
 
 def _strongest_part(region: torch.Tensor, density: torch.Tensor) -> torch.Tensor:

@@ -95,10 +95,10 @@ def test_region_of_change_is_the_smallest_with_its_share_of_the_energy():
 
 def test_region_of_evidence_leaves_out_what_speaks_against_the_target():
     evidence = torch.zeros(1, 1, 16, 16)
-    evidence[..., 2:5, 2:5], evidence[..., 10:14, 10:14] = 1.0, -2.0
+    evidence[..., 4:7, 4:7], evidence[..., 12:15, 12:15] = 1.0, -2.0
     region = region_of_evidence(evidence, share=1.0)
-    assert region[0, 0, 2:5, 2:5].eq(1).all() and not region[..., 8:, 8:].any()
-    assert 0 < region[0, 0, 0, 3] < 1  # the border is soft
+    assert region[0, 0, 3:8, 3:8].eq(1).all() and not region[..., 10:, 10:].any()
+    assert 0 < region[0, 0, 1, 5] < 1  # the border is soft
     assert not region_of_evidence(-evidence.abs()).any()
 
 
