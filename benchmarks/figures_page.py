@@ -70,6 +70,11 @@ SECTIONS = {
         "Phantoms, whose true counterfactuals are known, judged by an outside classifier trained on other patients.",
         ("mean", "differences"),
     ),
+    "compare_procedures_consolidated": Section(
+        "The same models after consolidation",
+        "A thousand more steps on the models' own soft answers of all images; settings chosen anew by the same rule.",
+        ("mean", "differences"),
+    ),
     "counterfactual_speed": Section(
         "What a counterfactual costs",
         "Ratios have both sides from one run, CPU time of one thread.",
