@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,7 @@ def _against_the_gradient(results: Any) -> str:
 
 
 def _consolidated(results: Any) -> str:
-    return ", ".join(
-        f"{name.split(', ')[1]} {_means(results, name, _ERRORS)}" for name in ("ours, best", "ours, fast")
-    )
+    return ", ".join(f"{quality} {_means(results, f'ours, {quality}', _ERRORS)}" for quality in ("best", "fast"))
 
 
 def _cost(results: Any) -> str:
@@ -87,7 +85,7 @@ def _kills(results: Any) -> str:
 # What the README's table says, in its order: the line, the file, and how its figure is put.
 README_ROWS: Sequence[tuple[str, str, Callable[[Any], str]]] = (
     (
-        "Counterfactuals of phantoms: distance to the truth, 1 for not editing; removing / adding, to the nearest true way",
+        "Counterfactuals of phantoms: distance to the truth, 1 for not editing; removing / adding (nearest way)",
         "compare_procedures",
         partial(_side_by_side, _ERRORS),
     ),

@@ -2494,7 +2494,7 @@ def region_of_change(deviation: torch.Tensor, energy_share: float = 0.5) -> torc
 def region_of_evidence(
     evidence: torch.Tensor, share: float = 0.6, in_one_place: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Where a change convinced a classifier: the smallest region with a share of the evidence, and what lies around it.
+    """Where a change convinced a classifier: the smallest region with a share of the evidence, and its surroundings.
 
     A change may well be larger than its reason: what is removed from one lung is faintly mended in the other as well,
     where the classifier sees nothing. What speaks against the target counts as nothing.
@@ -2513,8 +2513,8 @@ def region_of_evidence(
         in_one_place: rows of which only one connected part stays, bool, shape `(rows,)`.
 
     Returns:
-        The region, grown by one position and then averaged over 3 x 3, shape `(rows, 1, height, width)`, in [0, 1]; 0 everywhere where
-        nothing speaks for the target.
+        The region, grown by one position and then averaged over 3 x 3, shape `(rows, 1, height, width)`, in [0, 1]; 0
+        everywhere where nothing speaks for the target.
     """
     density = _mean_3x3(evidence.float()).clamp_min(0)
     region = _smallest_region(density, share)

@@ -163,8 +163,8 @@ JOINT_PRESETS: dict[str, JointConfig] = {
         counterfactual_views="shifts_and_flips",
     ),
     "chestxray14-small": _FEW_LABELS.with_options(resolution=64),
-    # Chest phantoms of 32x32 pixels: diffusion first, then joint with a cosine of its own, then its own soft answers of
-    # all images, slowly, so that it knows noised images and forgets nothing; minutes on two cores.
+    # Chest phantoms of 32x32 pixels: diffusion first, then joint with a cosine of its own, then slowly the model's own
+    # soft answers of all images, so that it knows noised ones and forgets nothing; minutes on two cores.
     "phantom-demo": _SMALL_JOINT.with_options(
         resolution=32,
         vae="space_to_depth",
