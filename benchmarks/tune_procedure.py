@@ -3,8 +3,8 @@
 For each direction every variant is tried at `SCALES_PER_VARIANT` scales, which close in on the effect that is wanted:
 the mean probability after the edit is to be that of *real* images without the finding (with it, where it is added).
 Among the trials within `TOLERANCE` of it the one that ends closest to the true counterfactuals is taken, where a
-finding is added to the nearest of many; if there is none, the one that comes nearest to the wanted probability. So every procedure is as firm as every other, and each gets
-the variant that suits the measure it will be judged by.
+finding is added to the nearest of many; if there is none, the one that comes nearest to the wanted probability. So
+every procedure is as firm as every other, and each gets the variant that suits the measure it will be judged by.
 """
 
 from __future__ import annotations
