@@ -173,13 +173,27 @@ class Study:
         return facts
 
 
+def chosen_before(path: Path, methods: Sequence[str]) -> dict[str, Any]:
+    """The learning rates in the table of another share, without trials.
+
+    Raises:
+        ValueError: for a method that it does not have.
+    """
+    found = read_json(path)["learning_rates"]
+    missing = [name for name in methods if METHODS[name].title not in found]
+    if missing:
+        raise ValueError(f"`tuned_by` must have every method's learning rate, but {path} lacks {', '.join(missing)}.")
+    return {"chosen": {name: found[METHODS[name].title] for name in methods}, "trials": {}}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is left, and write the table."""
     args = parse(argv)
     problem = Problem(args.dataset_dir, args.preset, args.work_dir, args.num_views)
     steps = {"class_steps": args.class_steps, "pool_steps": args.pool_steps}
     study = Study(problem, args.share, args.methods, **steps)
-    pretraining, tuning = study.pretrain(), study.tune()
+    pretraining = study.pretrain()
+    tuning = study.tune() if args.tuned_by is None else chosen_before(args.tuned_by, args.methods)
     print("learning rates:", tuning, flush=True)
     for draw in range(args.num_draws):
         study.run_draw(draw, tuning["chosen"])
@@ -198,6 +212,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_draws", type=int, default=10, help="Draws of the labelled images.")
     parser.add_argument("--num_views", type=int, choices=(1, 2), default=1, help="2: mirrored at test time too.")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="Which, in this order.")
+    parser.add_argument("--tuned_by", type=Path, help="JSON of another share, whose learning rates are taken.")
     parser.add_argument("--class_steps", type=int, default=Setting.class_steps, help="Steps on labels alone.")
     parser.add_argument("--pool_steps", type=int, default=Setting.pool_steps, help="Steps on all images.")
     parser.add_argument("--work_dir", type=Path, required=True, help="What is finished is kept here.")

@@ -67,6 +67,9 @@ def test_the_whole_command_goes_on_where_it_ended(study, monkeypatch):
     monkeypatch.setattr(label_efficiency, "train", None)  # nothing is left to train
     label_efficiency.main(line)
     assert json.loads((folder / "table.json").read_text()) == table
+    label_efficiency.main([*line, "--tuned_by", str(folder / "table.json")])  # the same rates: nothing is left
+    again = json.loads((folder / "table.json").read_text())
+    assert again.pop("trials") == {} and again == {name: value for name, value in table.items() if name != "trials"}
 
 
 def results_of(values):
