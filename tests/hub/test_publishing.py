@@ -272,7 +272,8 @@ def test_what_is_no_name_of_a_repository_is_refused_in_a_dry_run_too(repo_id):
     [
         ("model_index.json", "null", "model_index.json"),
         ("model_index.json", "[]", "model_index.json"),
-        ("model_index.json", '{"unet": ["a"]}', "`unet` must be"),
+        ("model_index.json", '{"unet": ["a"]}', "names no pipeline"),
+        ("model_index.json", '{"_class_name": "DDPMPipeline", "unet": ["a"]}', "`unet` must be"),
         ("unet/config.json", "", "config.json"),
         ("unet/config.json", "[]", "config.json"),
     ],
