@@ -304,9 +304,9 @@ def _with_hints(option_classes: Sequence[type]) -> Iterator[tuple[type, Mapping[
 def _plain_type(hint: Any) -> Any:
     """The type without `Annotated` and `None`; of several, the first."""
     if hasattr(hint, "__metadata__"):
-        hint = typing.get_args(hint)[0]
+        return _plain_type(typing.get_args(hint)[0])
     if typing.get_origin(hint) in (Union, types.UnionType):
-        hint = next(member for member in typing.get_args(hint) if member is not type(None))
+        return _plain_type(next(member for member in typing.get_args(hint) if member is not type(None)))
     return hint
 
 

@@ -22,6 +22,7 @@ class Schedule:
     use_ema: bool = option(True, "Average the weights.")
     controls: bool = option(True, "Make the controls.")
     fade: bool | None = option(None, "Let it fade.")
+    seed: Annotated[int, Range(at_least=0)] | None = option(None, "Seed; by default another each time.")
 
 
 @pytest.mark.parametrize(
@@ -36,13 +37,14 @@ class Schedule:
         ({"steps": 2.0}, "`steps` must be a whole number at least 1, but got 2.0"),
         ({"steps": True}, "`steps` must be a whole number at least 1, but got True"),
         ({"scales": [1.0, math.nan]}, "`scales` must be a number at least 0, but got nan"),
+        ({"seed": -1}, "`seed` must be a whole number at least 0, but got -1"),
         ({"start": "middle"}, "`start` must be one of 'inversion', 'noise', but got 'middle'"),
         ({"start": ["noise"]}, r"`start` must be one of 'inversion', 'noise', but got \['noise'\]"),
     ],
 )
 def test_each_field_is_held_to_its_type(change, message):
     check_options(Schedule())
-    check_options(Schedule(share=1, scales=[0]))
+    check_options(Schedule(share=1, scales=[0], seed=3))
     with pytest.raises(ValueError, match=message):
         check_options(dataclasses.replace(Schedule(), **change))
 
