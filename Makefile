@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 DEMO_INSTALLED := .venv/.installed-demo
 # A venv that was interrupted while it was made is made again.
 MAKE_VENV := $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-FLOOR_TESTS := tests/models tests/pipelines tests/test_guidance.py tests/training/test_checkpoints.py \
+FLOOR_TESTS := tests/models tests/pipelines tests/test_options.py tests/test_guidance.py tests/training/test_checkpoints.py \
 	tests/hub/test_community_pipelines.py
 
 .DEFAULT_GOAL := help
