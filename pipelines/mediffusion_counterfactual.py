@@ -257,14 +257,24 @@ def range_of(options_class: type, name: str) -> Range | None:
 
 
 def range_in(hint: Any) -> Range | None:
-    """The range in a type, if it states one."""
-    return next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)), None)
+    """The range in a type, or in one of a union's, if it states one."""
+    stated = [extra for part in (hint, *_members(hint)) for extra in getattr(part, "__metadata__", ())]
+    return next((extra for extra in stated if isinstance(extra, Range)), None)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, with or without `Annotated` around it; of another type that alone."""
+    plain = _bare(hint)
+    return typing.get_args(plain) if typing.get_origin(plain) in (Union, types.UnionType) else (plain,)
+
+
+def _bare(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
 
 
 def _check(name: str, value: Any, hint: Any) -> None:
     allowed = range_in(hint)
-    plain = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
-    members = typing.get_args(plain) if typing.get_origin(plain) in (Union, types.UnionType) else (plain,)
+    members = tuple(map(_bare, _members(hint)))
     if value is None and type(None) in members:
         return
     choices = [choice for member in members for choice in _choices(member)]
