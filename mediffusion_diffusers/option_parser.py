@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Union
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from .options import range_in
+from .options import plain_types, range_in
 
 
 # Typer's own base of what is wrong with a command line, which it does not name.
@@ -188,7 +187,7 @@ class _Parameter:
         self.name, self.metadata, self.default = entry.name, entry.metadata, default
         self.flag = f"--{entry.name.replace('_', '-')}"
         self.flags = (self.flag, *self.metadata.get("aliases", ()))
-        self.type = _plain_type(hint)
+        self.type = next(member for member in plain_types(hint) if member is not type(None))
         self.is_list = typing.get_origin(self.type) is list
         self.is_switch = self.type is bool
         self.is_positional = bool(self.metadata.get("positional"))
@@ -299,15 +298,6 @@ def _with_hints(option_classes: Sequence[type]) -> Iterator[tuple[type, Mapping[
     """Each dataclass with the types of its fields."""
     for option_class in option_classes:
         yield option_class, typing.get_type_hints(option_class, include_extras=True)
-
-
-def _plain_type(hint: Any) -> Any:
-    """The type without `Annotated` and `None`; of several, the first."""
-    if hasattr(hint, "__metadata__"):
-        return _plain_type(typing.get_args(hint)[0])
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        return _plain_type(next(member for member in typing.get_args(hint) if member is not type(None)))
-    return hint
 
 
 def _default_of(entry: dataclasses.Field) -> Any:

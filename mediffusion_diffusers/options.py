@@ -127,8 +127,12 @@ def range_in(hint: Any) -> Range | None:
     return next((extra for extra in stated if isinstance(extra, Range)), None)
 
 
+def plain_types(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, `None` among them, or of another type that alone; all without `Annotated`."""
+    return tuple(map(_bare, _members(hint)))
+
+
 def _members(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, with or without `Annotated` around it; of another type that alone."""
     plain = _bare(hint)
     return typing.get_args(plain) if typing.get_origin(plain) in (Union, types.UnionType) else (plain,)
 
@@ -139,7 +143,7 @@ def _bare(hint: Any) -> Any:
 
 def _check(name: str, value: Any, hint: Any) -> None:
     allowed = range_in(hint)
-    members = tuple(map(_bare, _members(hint)))
+    members = plain_types(hint)
     if value is None and type(None) in members:
         return
     choices = [choice for member in members for choice in _choices(member)]

@@ -210,8 +210,12 @@ def region_of_evidence(
 
 
 def _strongest_part(region: torch.Tensor, density: torch.Tensor) -> torch.Tensor:
-    """Of a region of ones the connected part, diagonals included, with the largest sum; same shape."""
-    numbers = torch.arange(1, region[0].numel() + 1, device=region.device, dtype=torch.float32).view_as(region[0])
+    """Of a region of ones the connected part, diagonals included, with the largest sum; same shape.
+
+    On the CPU, since each round asks whether there is another; what is asked is as small as latents.
+    """
+    device, region, density = region.device, region.cpu(), density.cpu()
+    numbers = torch.arange(1, region[0].numel() + 1, dtype=torch.float32).view_as(region[0])
     parts = numbers * region  # 0 outside
     for _ in range(region[0].numel()):  # the largest number in reach, at most once around each position
         spread = F.max_pool2d(parts, 3, stride=1, padding=1) * region
@@ -219,10 +223,10 @@ def _strongest_part(region: torch.Tensor, density: torch.Tensor) -> torch.Tensor
             break
         parts = spread
     places = parts.flatten(1).long()
-    sums = torch.zeros(len(places), places.shape[1] + 1, device=region.device)
+    sums = torch.zeros(len(places), places.shape[1] + 1)
     sums = sums.scatter_add(1, places, (density * region).flatten(1))
     strongest = sums[:, 1:].argmax(1) + 1
-    return region * (parts == strongest.view(-1, 1, 1, 1))
+    return (region * (parts == strongest.view(-1, 1, 1, 1))).to(device)
 
 
 def _smallest_region(density: torch.Tensor, share: float) -> torch.Tensor:

@@ -262,8 +262,12 @@ def range_in(hint: Any) -> Range | None:
     return next((extra for extra in stated if isinstance(extra, Range)), None)
 
 
+def plain_types(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, `None` among them, or of another type that alone; all without `Annotated`."""
+    return tuple(map(_bare, _members(hint)))
+
+
 def _members(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, with or without `Annotated` around it; of another type that alone."""
     plain = _bare(hint)
     return typing.get_args(plain) if typing.get_origin(plain) in (Union, types.UnionType) else (plain,)
 
@@ -274,7 +278,7 @@ def _bare(hint: Any) -> Any:
 
 def _check(name: str, value: Any, hint: Any) -> None:
     allowed = range_in(hint)
-    members = tuple(map(_bare, _members(hint)))
+    members = plain_types(hint)
     if value is None and type(None) in members:
         return
     choices = [choice for member in members for choice in _choices(member)]
@@ -2534,8 +2538,12 @@ def region_of_evidence(
 
 
 def _strongest_part(region: torch.Tensor, density: torch.Tensor) -> torch.Tensor:
-    """Of a region of ones the connected part, diagonals included, with the largest sum; same shape."""
-    numbers = torch.arange(1, region[0].numel() + 1, device=region.device, dtype=torch.float32).view_as(region[0])
+    """Of a region of ones the connected part, diagonals included, with the largest sum; same shape.
+
+    On the CPU, since each round asks whether there is another; what is asked is as small as latents.
+    """
+    device, region, density = region.device, region.cpu(), density.cpu()
+    numbers = torch.arange(1, region[0].numel() + 1, dtype=torch.float32).view_as(region[0])
     parts = numbers * region  # 0 outside
     for _ in range(region[0].numel()):  # the largest number in reach, at most once around each position
         spread = F.max_pool2d(parts, 3, stride=1, padding=1) * region
@@ -2543,10 +2551,10 @@ def _strongest_part(region: torch.Tensor, density: torch.Tensor) -> torch.Tensor
             break
         parts = spread
     places = parts.flatten(1).long()
-    sums = torch.zeros(len(places), places.shape[1] + 1, device=region.device)
+    sums = torch.zeros(len(places), places.shape[1] + 1)
     sums = sums.scatter_add(1, places, (density * region).flatten(1))
     strongest = sums[:, 1:].argmax(1) + 1
-    return region * (parts == strongest.view(-1, 1, 1, 1))
+    return (region * (parts == strongest.view(-1, 1, 1, 1))).to(device)
 
 
 def _smallest_region(density: torch.Tensor, share: float) -> torch.Tensor:

@@ -226,36 +226,47 @@ def _write_parts(writer: PartWriter, num_workers: int) -> None:
     num_left = sum(len(part.sources) for part in writer.parts)
     num_processes = min(num_workers, len(writer.parts))
     writer.num_threads = -(-num_workers // max(num_processes, 1))
-    bar = tqdm(total=num_images, initial=num_images - num_left, desc=writer.info.name, unit=" images")
-    with bar:
-        if num_processes <= 1:
+    with tqdm(total=num_images, initial=num_images - num_left, desc=writer.info.name, unit=" images") as bar:
+        if num_processes > 1:
+            for index, error in _written_by(num_processes, writer):
+                _raise(error)
+                bar.update(len(writer.parts[index].sources))
+            return
 
-            def before_image(source: SourceImage) -> SourceImage:
-                bar.update()
-                return source
+        def before_image(source: SourceImage) -> SourceImage:
+            bar.update()
+            return source
 
-            writer.before_image = before_image
-        loader = DataLoader(
-            writer,
-            batch_size=None,
-            num_workers=num_processes if num_processes > 1 else 0,
-            collate_fn=_unchanged,
-            worker_init_fn=_end_with_parent,
-            in_order=False,  # the next part goes to whoever is free
-            prefetch_factor=1 if num_processes > 1 else None,
-        )
-        try:
-            for index, error in loader:
-                if error is not None:
-                    raise error
-                bar.update(len(writer.parts[index].sources) if num_processes > 1 else 0)
-        except RuntimeError as error:
-            if str(error).startswith("DataLoader worker (pid"):
-                raise OSError(
-                    "A process that reads images was killed; did the memory suffice? The same command goes on from "
-                    "there; a smaller `num_workers` needs less."
-                ) from error
-            raise
+        writer.before_image = before_image
+        for index in range(len(writer)):
+            _raise(writer[index][1])
+
+
+def _written_by(num_processes: int, writer: PartWriter) -> Iterator[tuple[int, Exception | None]]:
+    """What a writer gives in other processes, in the order in which it is ready."""
+    loader = DataLoader(
+        writer,
+        batch_size=None,
+        num_workers=num_processes,
+        collate_fn=_unchanged,
+        worker_init_fn=_end_with_parent,
+        in_order=False,  # the next part goes to whoever is free
+        prefetch_factor=1,
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if str(error).startswith("DataLoader worker (pid"):
+            raise OSError(
+                "A process that reads images was killed; did the memory suffice? The same command goes on from "
+                "there; a smaller `num_workers` needs less."
+            ) from error
+        raise
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
 
 
 def _end_with_parent(worker_id: int) -> None:

@@ -136,7 +136,8 @@ class Crew:
             StoppedBySignal: after a signal.
             ValueError, OSError: what an actor has raised.
         """
-        plan = self._ray.put(replace(launch.plan, todo=()))
+        # Of the plan, what a worker needs: a tracker that was made already stays here.
+        plan = self._ray.put(replace(launch.plan, todo=(), job=replace(launch.plan.job, report_to=None)))
         problems: dict[Chunk, str] = {}
         at_work: dict[Any, tuple[Any, Chunk]] = {}
         idle, dealer = list(self.actors), Dealer(())

@@ -18,7 +18,6 @@ from mediffusion_diffusers import MediffusionCounterfactualPipeline, data
 from mediffusion_diffusers.commands import doctor, mediffusion
 from mediffusion_diffusers.commands.command import Command
 from mediffusion_diffusers.data.phantom import prepare_phantoms
-from mediffusion_diffusers.reports import image_explanations
 from mediffusion_diffusers.version import __version__
 
 
@@ -179,13 +178,6 @@ def test_generate_draws_each_scale_and_all_side_by_side(run, here):
     again = run(*words, "--num_inference_steps", "2", "--output_dir", here / "again", "--json")[1]
     for first, second in zip(result["images"], json.loads(again)["images"], strict=True):
         np.testing.assert_array_equal(Image.open(first["image"]), Image.open(second["image"]))
-
-
-@pytest.fixture
-def without_animations(monkeypatch):
-    """Draw no frame of a GIF: they take longer than all else on a page."""
-    for name in ("transition_frames", "sweep_frames"):
-        monkeypatch.setattr(image_explanations, name, lambda _: [Image.new("RGB", (8, 8))] * 2)
 
 
 @pytest.mark.usefixtures("without_animations")

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,7 +24,6 @@ from mediffusion_diffusers.data.pictures import encode_png
 from mediffusion_diffusers.data.schema import DatasetInfo, parquet_files
 from mediffusion_diffusers.evaluation.counterfactual_study import CounterfactualStudyRunner
 from mediffusion_diffusers.options import range_of
-from mediffusion_diffusers.reports import image_explanations
 
 
 COMMANDS = {
@@ -73,26 +71,6 @@ def line_of(world, tmp_path):
         return line
 
     return make
-
-
-@pytest.fixture
-def written(monkeypatch):
-    """The files that are written, in their order."""
-    paths = []
-
-    def replace(source, target, replace=os.replace):
-        replace(source, target)
-        paths.append(Path(target))
-
-    monkeypatch.setattr("mediffusion_diffusers.atomic_files.os.replace", replace)
-    return paths
-
-
-@pytest.fixture
-def without_animations(monkeypatch):
-    """Draw no frame of a GIF: they take longer than all else on a page."""
-    for name in ("transition_frames", "sweep_frames"):
-        monkeypatch.setattr(image_explanations, name, lambda _: [Image.new("RGB", (8, 8))] * 2)
 
 
 @pytest.fixture

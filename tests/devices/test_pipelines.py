@@ -37,6 +37,7 @@ COUNTERFACTUAL = {
     "noise, eta": {"start": "noise", "eta": 1.0},
     "noised paths": {"start": "noised_paths", "num_noises": 3},
     "noised paths, fast": {"quality": "fast", "views": "shifts_and_flips"},
+    "noised paths, one place": {"quality": "fast", "away": None, "towards": "Effusion"},
     "detail of the decoder": {"detail": "decoded"},
     "level by snr": {"strength": None, "start_snr": 3.0},
     "towards": {"away": None, "towards": "Effusion"},

@@ -24,7 +24,7 @@ def test_the_head_answers_as_the_probe(norm_type):
     with torch.no_grad():
         features = unet.pool_features(unet.encode(latents, 0))
         logits = unet(latents, 0, return_sample=False).logits
-    standardised = (features - features.mean(0)) / features.std(0).clamp_min(1e-3)
+    standardised = (features - features.mean(0)) / features.std(0, correction=0).clamp_min(1e-3)
     probe = linear_probe(standardised, torch.from_numpy(labels), MULTI_LABEL)
     torch.testing.assert_close(logits, probe(standardised), atol=1e-2, rtol=1e-2)
     known = torch.from_numpy(labels[:, 0])
@@ -69,6 +69,11 @@ def test_the_class_stage_begins_from_it(phantoms, tmp_path):
     resumed = run(phantoms, tmp_path / "resumed", *still, "--resume_from_checkpoint", whole / "checkpoint-2")
     again = load_file(resumed / "checkpoint-3" / "ema.safetensors")
     assert all(torch.equal(again[name], ema[name]) for name in ema)
+
+
+def test_without_a_class_loss_there_is_nothing_to_begin(phantoms, tmp_path):
+    with pytest.raises(ValueError, match="`linear_probe_first` needs a classifier"):
+        run(phantoms, tmp_path / "run", "--classifier_loss_weight", 0)
 
 
 def test_a_head_with_a_hidden_layer_is_refused(phantoms, tmp_path):

@@ -286,6 +286,8 @@ class JointConfig(TrainingConfig):
             raise ValueError(
                 "At most one of `balanced_labelled_sampling` and `square_root_labelled_sampling` can be chosen."
             )
+        if labels.linear_probe_first and labels.classifier_loss_weight == 0:
+            raise ValueError("`linear_probe_first` needs a classifier: set `classifier_loss_weight`.")
         self._check_pseudo_labels()
         self._check_last_stages()
         if self.speed.cache_latents and labels.classifier_color_jitter > 0:

@@ -2,7 +2,7 @@
 
 A head that knows nothing pulls the features that diffusion learned out of shape before it is any use. A probe that was
 fitted while they stood still leaves fine-tuning little to do: LP-FT (Kumar et al., 2022, "Fine-Tuning can Distort
-Pretrained Features", arXiv:2202.10054, Sec. 3.3).
+Pretrained Features", arXiv:2202.10054).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast
 from torch import nn
 
 from ...models import JointUNet2DModel
@@ -31,7 +32,7 @@ def begin_with_linear_probe(
     labels: np.ndarray,
     batch_size: int,
 ) -> None:
-    """Make the head the linear probe of some labelled images, clean, at t = 0.
+    """Make the head the linear probe of some labelled images, clean, at t = 0; the first process's, in all of them.
 
     Args:
         unet: the joint model, whose head must be one linear layer; it is replaced, and so are the running statistics
@@ -46,13 +47,15 @@ def begin_with_linear_probe(
     parts = np.array_split(rows, -(-len(rows) // batch_size))
     features = torch.cat([unet.pool_features(unet.encode(latents(part), 0)).float() for part in parts])
     unet.train(was_training)
-    mean, std = features.mean(dim=0), features.std(dim=0).clamp_min(_SMALLEST_STD)
+    mean, std = features.mean(dim=0), features.std(dim=0, correction=0).clamp_min(_SMALLEST_STD)
     targets = torch.from_numpy(labels[rows]).to(features)
     probe = linear_probe((features - mean) / std, targets, unet.config.problem_type)
     if not standardise_by(unet.classifier, mean, std):  # then the layer has to
         probe.weight.div_(std)
         probe.bias.sub_(probe.weight @ mean)
     unet.classifier[-1].load_state_dict(probe.state_dict())
+    for tensor in unet.classifier.state_dict().values():  # rounding may differ between machines
+        broadcast(tensor)
 
 
 def check_head(unet: JointUNet2DModel) -> None:
